@@ -1,0 +1,189 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* A backend: a regular file, a block device or an NBD export.
+ *
+ * Source, destination and metadata are each one backend, and everything above
+ * reaches them through this one small table of functions.  backend-file.c and
+ * backend-nbd.c implement it; the unit tests have a third one that records
+ * the calls and injects faults.
+ *
+ * All offsets, counts and sizes are in bytes.  A range never goes past the
+ * backend's size.  A count is never 0, and has no upper limit: a backend
+ * splits what its peer would refuse.
+ *
+ * Threads: every function may be called from many threads at once, but for
+ * backend_close, which must be the last.  A call returns when its operation
+ * is done.  Nothing orders two calls that overlap in time; a call that has
+ * returned is seen by each one that begins after it.
+ *
+ * Errors: -1 with errno set to EIO, ENOSPC, ENOMEM, EPERM or ESHUTDOWN, and
+ * EOPNOTSUPP only where said below.  A transfer that failed may have been done
+ * in part.  The functions log nothing: the caller knows what the failure
+ * means.  (Opening is different, it logs what is wrong.)
+ *
+ * Durability: what pwrite, zero and trim did is durable when a flush that
+ * began after they returned has succeeded, or when they had BACKEND_FUA and
+ * succeeded.
+ */
+
+#ifndef CLONE_BACKEND_H
+#define CLONE_BACKEND_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "extents.h"
+#include "log.h"
+
+struct ev_loop;
+struct backend;
+struct channel;
+
+/* One piece of a transfer.  The pieces of one call do not overlap. */
+struct segment {
+  void *buf; /* not written to by a pwrite */
+  size_t count;
+  uint64_t offset;
+};
+
+#define BACKEND_FUA 1      /* durable before the call returns */
+#define BACKEND_MAY_TRIM 2 /* zero: may become a hole */
+#define BACKEND_FAST 4     /* zero: EOPNOTSUPP if slower than that */
+#define BACKEND_REQ_ONE 8  /* extents: one extent is enough */
+
+struct backend_ops {
+  /* Free everything, connections and locks included. */
+  void (*close) (struct backend *b);
+
+  /* Transfer all segments.  A backend with a round trip has them in flight
+   * together: use one call for pieces that lie apart.
+   */
+  int (*pread) (struct backend *b, const struct segment *seg, size_t n);
+  int (*pwrite) (struct backend *b, const struct segment *seg, size_t n,
+                 unsigned flags);
+
+  /* Make the range read as zeroes.  Without BACKEND_MAY_TRIM it keeps its
+   * space.  With BACKEND_FAST it fails with EOPNOTSUPP, having done nothing,
+   * where writing zeroes would be needed.
+   */
+  int (*zero) (struct backend *b, uint64_t count, uint64_t offset,
+               unsigned flags);
+
+  /* The range's content is not needed any more.  A backend that cannot trim
+   * returns 0 without doing anything.
+   */
+  int (*trim) (struct backend *b, uint64_t count, uint64_t offset,
+               unsigned flags);
+
+  int (*flush) (struct backend *b);
+
+  /* Append to list, which is empty, extents that begin at offset and cover at
+   * least one byte and no more than the range.  What the backend does not know
+   * is data (flags 0).
+   */
+  int (*extents) (struct backend *b, uint64_t count, uint64_t offset,
+                  unsigned flags, struct extents *list);
+
+  /* A channel of this backend's own kind, see channel.h.  NULL where the
+   * functions above never wait for a peer, so that a loop can call them.
+   */
+  struct channel *(*channel) (struct backend *b, struct ev_loop *loop);
+
+  /* How many connections are open to the peer, and whether it answers.  NULL
+   * where there is no peer (which counts as connected).
+   */
+  unsigned (*connections) (struct backend *b);
+};
+
+struct backend {
+  const struct backend_ops *ops;
+  const struct log *log;
+  char *name; /* as the user gave it, for messages */
+  uint64_t size;
+  /* Requests that are not multiples of this cost a read-modify-write. */
+  uint32_t minimum_block;
+  bool readonly;       /* pwrite, zero, trim and flush fail with EPERM */
+  bool can_fast_zero;  /* BACKEND_FAST succeeds at least sometimes */
+  bool is_file;        /* a regular file, so that it has neighbours */
+  bool knows_extents;  /* false: every extent is said to be data */
+};
+
+/* What to open, and how. */
+struct backend_params {
+  const char *role; /* "source", "destination", "metadata": for messages */
+  const char *name; /* a path, or an NBD URI */
+  bool readonly;
+  /* Take the lock that gives one process this backend (I11).  Files and block
+   * devices only: an NBD server keeps its own order.
+   */
+  bool lock;
+  /* NBD connections: in all, 1 where the server lacks multi-conn. */
+  unsigned connections;
+};
+
+/* Open what exists.  On failure say why in the log and return NULL; errno is
+ * ENOENT if and only if a path does not exist, which is not logged.
+ */
+extern struct backend *backend_open (const struct backend_params *params,
+                                     const struct log *log);
+
+/* Create a sparse regular file of this size and open it, locked and read-write.
+ * Fails, with a message, where the path exists.  The file and its name in the
+ * directory are durable on return.
+ */
+extern struct backend *backend_create (const struct backend_params *params,
+                                       uint64_t size, const struct log *log);
+
+/* Does this name have the form of a URI?  Anything else is a path. */
+extern bool backend_name_is_uri (const char *name);
+
+/* Are these the same file, block device or URI?  Different names of one NBD
+ * export are not recognised.
+ */
+extern bool backend_same (struct backend *a, struct backend *b);
+
+/* Does the range hold nothing but zeroes?  Extents tell where they can, the
+ * rest is read.  1 yes, 0 no, -1 error.
+ */
+extern int backend_is_zero (struct backend *b, uint64_t count,
+                            uint64_t offset);
+
+/* The table's functions.  A count of 0 is allowed here and does nothing. */
+extern void backend_close (struct backend *b); /* NULL is allowed */
+extern int backend_pread (struct backend *b, void *buf, size_t count,
+                          uint64_t offset);
+extern int backend_preadv (struct backend *b, const struct segment *seg,
+                           size_t n);
+extern int backend_pwrite (struct backend *b, const void *buf, size_t count,
+                           uint64_t offset, unsigned flags);
+extern int backend_pwritev (struct backend *b, const struct segment *seg,
+                            size_t n, unsigned flags);
+extern int backend_zero (struct backend *b, uint64_t count, uint64_t offset,
+                         unsigned flags);
+extern int backend_trim (struct backend *b, uint64_t count, uint64_t offset,
+                         unsigned flags);
+extern int backend_flush (struct backend *b);
+extern int backend_extents (struct backend *b, uint64_t count, uint64_t offset,
+                            unsigned flags, struct extents *list);
+extern unsigned backend_connections (struct backend *b);
+
+/* backend-file.c */
+extern struct backend *backend_file_open (const struct backend_params *params,
+                                          const struct log *log);
+extern struct backend *backend_file_create (const struct backend_params *params,
+                                            uint64_t size,
+                                            const struct log *log);
+extern bool backend_file_same (struct backend *a, struct backend *b);
+/* Remove the file's name: for a backend that backend_create made, when what
+ * was to become a clone failed.  The backend must still be closed.
+ */
+extern void backend_file_unlink (struct backend *b);
+
+/* backend-nbd.c */
+extern struct backend *backend_nbd_open (const struct backend_params *params,
+                                         const struct log *log);
+
+#endif /* CLONE_BACKEND_H */
