@@ -1,0 +1,378 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* How a dirty bit is never missed.
+ *
+ * region_map_set first sets the bit, then looks whether its sector is on the
+ * list of dirty ones.  A commit first takes the sector off the list, then
+ * copies its bits.  All four are sequentially consistent, so either the setter
+ * sees the sector off the list and lists it again, or the commit's copy, which
+ * comes later, has the bit.  (Both may happen, which costs a second write of
+ * the same bits.)
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+
+#include "cleanup.h"
+#include "region-map.h"
+#include "rounding.h"
+
+/* dirty_next[s] of a sector that is not on the list, and the list's end. */
+#define NOT_LISTED UINT32_MAX
+#define END_OF_LIST (UINT32_MAX - 1)
+
+struct region_map {
+  uint64_t size;    /* bytes */
+  unsigned shift;   /* log2 of the region size */
+  uint64_t regions;
+  uint32_t sectors;
+
+  /* One bit a region; WORDS_PER_SECTOR words for each sector, and bits that
+   * stand for no region are 0.
+   */
+  _Atomic uint64_t *valid;
+  _Atomic uint64_t *durable;
+  _Atomic uint64_t nr_valid;
+  _Atomic uint64_t nr_durable;
+
+  /* The sectors with dirty bits that no commit has taken: a list threaded
+   * through one array.  Written under the lock.
+   */
+  pthread_mutex_t dirty_lock;
+  _Atomic uint32_t *dirty_next;
+  uint32_t dirty_first;
+};
+
+struct region_map *
+region_map_new (uint64_t size, uint64_t region_size)
+{
+  struct region_map *map;
+  uint64_t regions;
+
+  if (size == 0 || !is_power_of_2 (region_size) ||
+      region_size < REGION_SIZE_MIN || region_size > REGION_SIZE_MAX) {
+    errno = EINVAL;
+    return NULL;
+  }
+  regions = div_round_up (size, region_size);
+  if (regions > REGIONS_MAX) {
+    errno = EINVAL;
+    return NULL;
+  }
+
+  map = calloc (1, sizeof *map);
+  if (map == NULL)
+    return NULL;
+  map->size = size;
+  map->shift = __builtin_ctzll (region_size);
+  map->regions = regions;
+  map->sectors = div_round_up (regions, REGIONS_PER_SECTOR);
+  map->dirty_first = END_OF_LIST;
+  pthread_mutex_init (&map->dirty_lock, NULL);
+
+  /* calloc: pages that nobody writes to take no memory. */
+  map->valid = calloc (map->sectors, WORDS_PER_SECTOR * sizeof *map->valid);
+  map->durable = calloc (map->sectors,
+                         WORDS_PER_SECTOR * sizeof *map->durable);
+  map->dirty_next = malloc (map->sectors * sizeof *map->dirty_next);
+  if (!map->valid || !map->durable || !map->dirty_next) {
+    region_map_free (map);
+    errno = ENOMEM;
+    return NULL;
+  }
+  for (uint32_t s = 0; s < map->sectors; ++s)
+    atomic_init (&map->dirty_next[s], NOT_LISTED);
+  return map;
+}
+
+void
+region_map_free (struct region_map *map)
+{
+  if (map == NULL)
+    return;
+  free (map->valid);
+  free (map->durable);
+  free (map->dirty_next);
+  pthread_mutex_destroy (&map->dirty_lock);
+  free (map);
+}
+
+uint64_t
+region_map_size (const struct region_map *map)
+{
+  return map->size;
+}
+
+uint64_t
+region_map_region_size (const struct region_map *map)
+{
+  return UINT64_C (1) << map->shift;
+}
+
+uint64_t
+region_map_regions (const struct region_map *map)
+{
+  return map->regions;
+}
+
+uint32_t
+region_map_sectors (const struct region_map *map)
+{
+  return map->sectors;
+}
+
+uint64_t
+region_map_bytes (const struct region_map *map, uint64_t first,
+                  uint64_t count)
+{
+  uint64_t start = first << map->shift;
+  uint64_t end = (first + count) << map->shift;
+
+  return MIN (end, map->size) - MIN (start, map->size);
+}
+
+/* The bits [first, first + count) that lie in word w. */
+static uint64_t
+mask_in_word (uint64_t w, uint64_t first, uint64_t count)
+{
+  uint64_t start = MAX (first, w * 64);
+  uint64_t end = MIN (first + count, (w + 1) * 64);
+  uint64_t n = end - start;
+
+  return (n == 64 ? UINT64_MAX : (UINT64_C (1) << n) - 1) << (start % 64);
+}
+
+bool
+region_map_is_valid (const struct region_map *map, uint64_t region)
+{
+  uint64_t word = atomic_load_explicit (&map->valid[region / 64],
+                                        memory_order_acquire);
+
+  return word >> (region % 64) & 1;
+}
+
+uint64_t
+region_map_run (const struct region_map *map, uint64_t first, uint64_t end,
+                bool *valid)
+{
+  uint64_t w = first / 64, word, r;
+
+  word = atomic_load_explicit (&map->valid[w], memory_order_acquire);
+  *valid = word >> (first % 64) & 1;
+
+  /* In each word look for the first bit of the other state. */
+  word = (*valid ? ~word : word) & ~UINT64_C (0) << (first % 64);
+  while (word == 0) {
+    if (++w * 64 >= end)
+      return end - first;
+    word = atomic_load_explicit (&map->valid[w], memory_order_acquire);
+    if (*valid)
+      word = ~word;
+  }
+  r = w * 64 + __builtin_ctzll (word);
+  return MIN (r, end) - first;
+}
+
+uint64_t
+region_map_run_bytes (const struct region_map *map, uint64_t offset,
+                      uint64_t end, bool *valid)
+{
+  uint64_t first = offset >> map->shift;
+  uint64_t last = (end - 1) >> map->shift;
+  uint64_t run = region_map_run (map, first, last + 1, valid);
+
+  return MIN ((first + run) << map->shift, end) - offset;
+}
+
+/* Put a sector on the list, unless it is there. */
+static void
+list_sector (struct region_map *map, uint32_t s)
+{
+  if (atomic_load (&map->dirty_next[s]) != NOT_LISTED)
+    return;
+
+  LOCK_FOR_SCOPE (&map->dirty_lock);
+  if (atomic_load (&map->dirty_next[s]) == NOT_LISTED) {
+    atomic_store (&map->dirty_next[s], map->dirty_first);
+    map->dirty_first = s;
+  }
+}
+
+void
+region_map_set (struct region_map *map, uint64_t first, uint64_t count)
+{
+  const uint64_t end_word = div_round_up (first + count, 64);
+  uint64_t w = first / 64;
+
+  while (w < end_word) {
+    uint32_t s = w / WORDS_PER_SECTOR;
+    uint64_t end = MIN (end_word, (uint64_t)(s + 1) * WORDS_PER_SECTOR);
+    uint64_t news = 0;
+
+    for (; w < end; ++w) {
+      uint64_t mask = mask_in_word (w, first, count);
+      uint64_t old = atomic_fetch_or (&map->valid[w], mask);
+
+      news += __builtin_popcountll (mask & ~old);
+    }
+    if (news > 0) {
+      list_sector (map, s);
+      atomic_fetch_add (&map->nr_valid, news);
+    }
+  }
+}
+
+bool
+region_map_is_durable (const struct region_map *map, uint64_t first,
+                       uint64_t count)
+{
+  const uint64_t end_word = div_round_up (first + count, 64);
+
+  for (uint64_t w = first / 64; w < end_word; ++w) {
+    uint64_t mask = mask_in_word (w, first, count);
+
+    if ((atomic_load_explicit (&map->durable[w], memory_order_acquire) &
+         mask) != mask)
+      return false;
+  }
+  return true;
+}
+
+uint64_t
+region_map_count_valid (const struct region_map *map)
+{
+  return atomic_load (&map->nr_valid);
+}
+
+uint64_t
+region_map_count_durable (const struct region_map *map)
+{
+  return atomic_load (&map->nr_durable);
+}
+
+uint64_t
+region_map_bytes_valid (const struct region_map *map)
+{
+  uint64_t bytes = region_map_count_valid (map) << map->shift;
+  uint64_t missing = (map->regions << map->shift) - map->size;
+
+  if (missing > 0 && region_map_is_valid (map, map->regions - 1))
+    bytes -= MIN (missing, bytes);
+  return bytes;
+}
+
+bool
+region_map_is_dirty (struct region_map *map)
+{
+  LOCK_FOR_SCOPE (&map->dirty_lock);
+
+  return map->dirty_first != END_OF_LIST;
+}
+
+static int
+compare_sectors (const void *a, const void *b)
+{
+  uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+
+  return (x > y) - (x < y);
+}
+
+size_t
+region_map_take_dirty (struct region_map *map, uint32_t *sectors, size_t max)
+{
+  size_t n = 0;
+
+  {
+    LOCK_FOR_SCOPE (&map->dirty_lock);
+
+    while (n < max && map->dirty_first != END_OF_LIST) {
+      uint32_t s = map->dirty_first;
+
+      map->dirty_first = atomic_load (&map->dirty_next[s]);
+      atomic_store (&map->dirty_next[s], NOT_LISTED);
+      sectors[n++] = s;
+    }
+  }
+  qsort (sectors, n, sizeof sectors[0], compare_sectors);
+  return n;
+}
+
+void
+region_map_put_dirty (struct region_map *map, uint32_t sector)
+{
+  list_sector (map, sector);
+}
+
+void
+region_map_snapshot (const struct region_map *map, uint32_t sector,
+                     uint64_t words[WORDS_PER_SECTOR])
+{
+  const _Atomic uint64_t *valid =
+    &map->valid[(uint64_t)sector * WORDS_PER_SECTOR];
+
+  for (unsigned i = 0; i < WORDS_PER_SECTOR; ++i)
+    words[i] = atomic_load (&valid[i]);
+}
+
+void
+region_map_set_durable (struct region_map *map, uint32_t sector,
+                        const uint64_t words[WORDS_PER_SECTOR])
+{
+  _Atomic uint64_t *durable =
+    &map->durable[(uint64_t)sector * WORDS_PER_SECTOR];
+  uint64_t news = 0;
+
+  for (unsigned i = 0; i < WORDS_PER_SECTOR; ++i) {
+    uint64_t old = atomic_fetch_or (&durable[i], words[i]);
+
+    news += __builtin_popcountll (words[i] & ~old);
+  }
+  atomic_fetch_add (&map->nr_durable, news);
+}
+
+/* Is there a bit that stands for no region? */
+static bool
+has_stray_bits (const struct region_map *map, uint32_t sector,
+                const uint64_t words[WORDS_PER_SECTOR])
+{
+  const uint64_t base = (uint64_t)sector * WORDS_PER_SECTOR;
+
+  for (unsigned i = 0; i < WORDS_PER_SECTOR; ++i) {
+    uint64_t start = (base + i) * 64;
+    uint64_t allowed =
+      start >= map->regions ? 0 :
+      mask_in_word (base + i, start, map->regions - start);
+
+    if (words[i] & ~allowed)
+      return true;
+  }
+  return false;
+}
+
+int
+region_map_load (struct region_map *map, uint32_t sector,
+                 const uint64_t words[WORDS_PER_SECTOR])
+{
+  _Atomic uint64_t *valid = &map->valid[(uint64_t)sector * WORDS_PER_SECTOR];
+  uint64_t n = 0;
+
+  if (has_stray_bits (map, sector, words)) {
+    errno = EINVAL;
+    return -1;
+  }
+  for (unsigned i = 0; i < WORDS_PER_SECTOR; ++i)
+    if (words[i]) {
+      atomic_store (&valid[i], words[i]);
+      n += __builtin_popcountll (words[i]);
+    }
+  if (n > 0) {
+    atomic_fetch_add (&map->nr_valid, n);
+    region_map_set_durable (map, sector, words);
+  }
+  return 0;
+}
