@@ -1,0 +1,296 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* The steps, and what a crash leaves after each, are in commit.h. */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "cleanup.h"
+#include "commit.h"
+
+/* Somebody who waits for the commit after the running one.  On its stack. */
+struct commit_waiter {
+  pthread_cond_t cond;
+  bool lead;  /* run that commit, for all who wait */
+  bool done;
+  int error;  /* when done: 0 or an errno */
+  struct commit_waiter *next;
+};
+
+int
+commit_init (struct commit *c, struct backend *dest, struct metadata *md,
+             struct region_map *map, const struct log *log)
+{
+  *c = (struct commit){
+    .dest = dest, .metadata = md, .map = map, .log = log, .mode = MODE_RW,
+    .complete = (md->sb.flags & METADATA_COMPLETE) != 0,
+  };
+  c->sectors = malloc (COMMIT_SECTORS * sizeof *c->sectors);
+  c->images = malloc (COMMIT_SECTORS * sizeof *c->images);
+  if (c->sectors == NULL || c->images == NULL) {
+    free (c->sectors);
+    free (c->images);
+    return -1;
+  }
+  pthread_mutex_init (&c->lock, NULL);
+  return 0;
+}
+
+void
+commit_destroy (struct commit *c)
+{
+  pthread_mutex_destroy (&c->lock);
+  free (c->sectors);
+  free (c->images);
+}
+
+/* Step 1.  The number of dirty sectors in the snapshot. */
+static size_t
+take_snapshot (struct commit *c)
+{
+  uint64_t words[WORDS_PER_SECTOR];
+  size_t n = region_map_take_dirty (c->map, c->sectors, COMMIT_SECTORS);
+
+  for (size_t i = 0; i < n; ++i) {
+    region_map_snapshot (c->map, c->sectors[i], words);
+    metadata_encode (c->metadata, c->sectors[i], words, c->images[i]);
+  }
+  return n;
+}
+
+/* Step 2. */
+static int
+flush_destination (struct commit *c)
+{
+  if (backend_flush (c->dest) == 0)
+    return 0;
+
+  /* With a full durable bitmap no bit depends on this flush. */
+  if (!c->lost && !c->complete) {
+    log_error (c->log, "destination %s: flush failed: %m; regions that became "
+               "valid since the last flush will not be kept over a restart, "
+               "and no other region can become valid: free or repair the "
+               "destination and start again", c->dest->name);
+    c->lost = true;
+    c->mode = MODE_RO;
+  }
+  return -1;
+}
+
+/* Steps 3 and 4. */
+static int
+write_bitmap (struct commit *c, size_t n)
+{
+  if (metadata_write (c->metadata, c->sectors, c->images, n) == -1)
+    return -1;
+  return metadata_flush (c->metadata);
+}
+
+/* Step 5. */
+static void
+mark_durable (struct commit *c, size_t n)
+{
+  uint64_t words[WORDS_PER_SECTOR];
+
+  for (size_t i = 0; i < n; ++i) {
+    /* The image was made here, a moment ago: it decodes. */
+    metadata_decode (c->metadata, c->sectors[i], c->images[i], words);
+    region_map_set_durable (c->map, c->sectors[i], words);
+  }
+}
+
+/* A write or flush of the metadata failed, with errno set. */
+static void
+metadata_has_failed (struct commit *c)
+{
+  if (!c->metadata_failed)
+    log_error (c->log, "metadata %s: cannot write: %m; no other region can "
+               "become valid until this works again", c->metadata->backend->name);
+  c->metadata_failed = true;
+  c->mode = MODE_RO;
+}
+
+static void
+metadata_has_succeeded (struct commit *c)
+{
+  if (!c->metadata_failed)
+    return;
+  log_info (c->log, "metadata %s: can be written again",
+            c->metadata->backend->name);
+  c->metadata_failed = false;
+  c->mode = MODE_RW;
+}
+
+/* One round of the five steps.  Returns how many sectors it wrote, or -1. */
+static ssize_t
+run_round (struct commit *c)
+{
+  size_t n = take_snapshot (c);
+
+  if (flush_destination (c) == -1)
+    return -1;
+  if (n == 0)
+    return 0;
+
+  if (write_bitmap (c, n) == -1) {
+    metadata_has_failed (c);
+    for (size_t i = 0; i < n; ++i)
+      region_map_put_dirty (c->map, c->sectors[i]);
+    return -1;
+  }
+  metadata_has_succeeded (c);
+  mark_durable (c, n);
+  c->commits++;
+  log_debug (c->log, LOG_COMMIT, "commit: %zu sectors, %" PRIu64 " of %" PRIu64
+             " regions are durable", n, region_map_count_durable (c->map),
+             region_map_regions (c->map));
+  return n;
+}
+
+/* Say on disk that the source is not needed any more (I10). */
+static int
+mark_complete (struct commit *c)
+{
+  if (c->complete ||
+      region_map_count_durable (c->map) != region_map_regions (c->map))
+    return 0;
+  if (metadata_set_flags (c->metadata,
+                          c->metadata->sb.flags | METADATA_COMPLETE) == -1) {
+    metadata_has_failed (c);
+    return -1;
+  }
+  metadata_has_succeeded (c);
+  c->complete = true;
+  return 0;
+}
+
+/* After a failed flush of the destination: nothing that is dirty may become
+ * durable.  What was durable before can still be flushed.
+ */
+static int
+flush_without_bits (struct commit *c)
+{
+  if (flush_destination (c) == -1)
+    return -1;
+  if (region_map_count_valid (c->map) != region_map_count_durable (c->map)) {
+    errno = EIO;
+    return -1;
+  }
+  return 0;
+}
+
+/* A whole commit.  Called by one thread at a time, without the lock. */
+static int
+run_commit (struct commit *c)
+{
+  ssize_t n;
+
+  if (c->lost)
+    return flush_without_bits (c);
+
+  do {
+    n = run_round (c);
+    if (n == -1)
+      return -1;
+  } while (n == COMMIT_SECTORS);
+
+  return mark_complete (c);
+}
+
+/* The commit is over: tell everybody it was run for, and let one of those who
+ * came meanwhile run the next.  Called with the lock.
+ */
+static void
+finish_commit (struct commit *c, struct commit_waiter *batch, int error)
+{
+  struct commit_waiter *next;
+
+  for (; batch; batch = next) {
+    next = batch->next; /* once done is seen, the waiter is gone */
+    batch->error = error;
+    batch->done = true;
+    pthread_cond_signal (&batch->cond);
+  }
+
+  if (c->waiters) {
+    c->waiters->lead = true;
+    pthread_cond_signal (&c->waiters->cond);
+  }
+  else
+    c->running = false;
+}
+
+int
+commit_flush (struct commit *c)
+{
+  struct commit_waiter self = { .cond = PTHREAD_COND_INITIALIZER };
+  struct commit_waiter *batch;
+  int error;
+  LOCK_FOR_SCOPE (&c->lock);
+
+  self.next = c->waiters;
+  c->waiters = &self;
+  if (c->running) {
+    while (!self.lead && !self.done)
+      pthread_cond_wait (&self.cond, &c->lock);
+    if (self.done)
+      goto out;
+  }
+
+  /* From here on those who ask wait for the next commit, because the snapshot
+   * of this one may be taken before they came.
+   */
+  c->running = true;
+  batch = c->waiters;
+  c->waiters = NULL;
+
+  pthread_mutex_unlock (&c->lock);
+  error = run_commit (c) == -1 ? EIO : 0;
+  pthread_mutex_lock (&c->lock);
+
+  finish_commit (c, batch, error);
+
+ out:
+  if (self.error) {
+    errno = self.error;
+    return -1;
+  }
+  return 0;
+}
+
+int
+commit_background (struct commit *c)
+{
+  if (!c->metadata_failed && !region_map_is_dirty (c->map))
+    return 0;
+  return commit_flush (c);
+}
+
+bool
+commit_may_set (struct commit *c)
+{
+  return c->mode == MODE_RW;
+}
+
+enum clone_mode
+commit_mode (struct commit *c)
+{
+  return c->mode;
+}
+
+bool
+commit_is_complete (struct commit *c)
+{
+  return c->complete;
+}
+
+uint64_t
+commit_count (struct commit *c)
+{
+  return c->commits;
+}

@@ -1,0 +1,118 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* The commit: how dirty regions become durable.
+ *
+ * One commit takes one epoch, the bits that are dirty when it begins, through
+ * these steps.  What a crash leaves behind is said after each.
+ *
+ *   1. Snapshot: take the dirty sectors off the map's list and copy their
+ *      bits.  The data of each of these bits are in the destination, perhaps
+ *      in a volatile cache only.
+ *        Crash: the bitmap is the last epoch's.  The new regions are invalid
+ *        again; nobody was told that they are durable.
+ *   2. Flush the destination.  Now the data of every bit of the snapshot are
+ *      durable; bits that are set meanwhile are not in the snapshot.
+ *        Crash: as before, and copying the regions again is harmless.
+ *   3. Write the snapshot's sectors to the metadata.
+ *        Crash: any subset of them is on disk.  Each bit there is true.
+ *   4. Flush the metadata.
+ *        Crash: all of them are.
+ *   5. Mark the snapshot's bits durable in the map, wake the waiters.
+ *
+ * An epoch with more than COMMIT_SECTORS dirty sectors goes through the steps
+ * in several rounds, so that the memory for snapshots is a constant.
+ *
+ * Group commit: at most one commit runs.  Whoever asks while one runs waits
+ * for the next, whose snapshot is taken after all of those who wait for it
+ * have asked; one of them runs it for all.  Without dirty sectors a commit
+ * is step 2 alone, and the metadata is not touched.
+ *
+ * FAILURES
+ *
+ *   - Step 2 fails: Linux may have dropped the dirty pages and would report
+ *     success next time.  So nothing that is dirty now may ever become durable:
+ *     no commit writes bits any more, until the disk is opened again.  The mode
+ *     becomes ro, for good.
+ *   - Step 3 or 4 fails: the data are durable, the bits are not.  Their
+ *     sectors become dirty again, for the next commit to write anew.  The mode
+ *     becomes ro until one succeeds.
+ *
+ * Whoever waits for the commit gets EIO.  The map is not touched by a failure:
+ * what is valid stays valid.
+ */
+
+#ifndef CLONE_COMMIT_H
+#define CLONE_COMMIT_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "backend.h"
+#include "metadata.h"
+#include "region-map.h"
+
+/* Sectors that one round writes: 4 MiB, 33 million regions. */
+#define COMMIT_SECTORS 8192
+
+enum clone_mode {
+  MODE_RW,   /* all is well */
+  MODE_RO,   /* no region can become valid: see commit_may_set */
+  MODE_FAIL, /* nothing can be served */
+};
+
+struct commit_waiter;
+
+struct commit {
+  struct backend *dest;      /* not owned */
+  struct metadata *metadata; /* not owned */
+  struct region_map *map;    /* not owned */
+  const struct log *log;
+
+  pthread_mutex_t lock;           /* protects what follows */
+  bool running;                   /* somebody is in the steps above */
+  struct commit_waiter *waiters;  /* those who wait for the next one */
+
+  _Atomic uint64_t commits;       /* rounds that wrote to the metadata */
+  _Atomic int mode;               /* enum clone_mode */
+  bool lost;                      /* a destination flush has failed; only the
+                                   * running commit looks at it */
+  _Atomic bool metadata_failed;   /* the last try to write failed */
+  _Atomic bool complete;          /* durable bitmap full, flag on disk */
+
+  uint32_t *sectors;              /* the running commit's snapshot */
+  uint8_t (*images)[METADATA_SECTOR];
+};
+
+/* -1 with errno ENOMEM. */
+extern int commit_init (struct commit *c, struct backend *dest,
+                        struct metadata *md, struct region_map *map,
+                        const struct log *log);
+extern void commit_destroy (struct commit *c);
+
+/* Make durable everything that was written to the destination, and every
+ * region that became valid, before the call (I6).  -1 with errno EIO.
+ */
+extern int commit_flush (struct commit *c);
+
+/* The same, but do nothing where no region is dirty and nothing is left to
+ * retry: for the periodic commit, which owes nobody a flush.
+ */
+extern int commit_background (struct commit *c);
+
+/* May a region become valid now?  False in any mode but rw: a client would be
+ * told that a write was done which no flush can ever make durable.
+ */
+extern bool commit_may_set (struct commit *c);
+
+extern enum clone_mode commit_mode (struct commit *c);
+
+/* Is the durable bitmap full, and the metadata's complete flag set? */
+extern bool commit_is_complete (struct commit *c);
+
+/* How many commits wrote to the metadata: for tests and statistics. */
+extern uint64_t commit_count (struct commit *c);
+
+#endif /* CLONE_COMMIT_H */
