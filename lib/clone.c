@@ -1,0 +1,702 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cleanup.h"
+#include "clone.h"
+#include "rounding.h"
+
+/* Segments handed to a backend at once. */
+#define MAX_SEGMENTS 64
+
+/* Two runs of a read that both need the source become one read of it when no
+ * more than this lies between them: a round trip costs more.
+ */
+#define READ_GAP (UINT64_C (64) << 10)
+
+struct clone *
+clone_new (struct backend *source, struct backend *dest, struct metadata *md,
+           struct region_map *map, bool discard_passdown,
+           const struct log *log)
+{
+  struct clone *c = calloc (1, sizeof *c);
+
+  if (c == NULL)
+    return NULL;
+  if (commit_init (&c->commit, dest, md, map, log) == -1) {
+    free (c);
+    return NULL;
+  }
+  c->log = log;
+  c->size = region_map_size (map);
+  c->discard_passdown = discard_passdown;
+  c->dest = dest;
+  c->metadata = md;
+  c->map = map;
+  c->source = source;
+  c->source_users = source != NULL;
+  c->source_dropped = source == NULL;
+  ownership_init (&c->ownership);
+  pthread_mutex_init (&c->source_lock, NULL);
+  return c;
+}
+
+int
+clone_close (struct clone *c)
+{
+  int r = commit_flush (&c->commit);
+
+  if (r == 0 && commit_mode (&c->commit) == MODE_RW &&
+      metadata_set_flags (c->metadata,
+                          c->metadata->sb.flags | METADATA_CLEAN) == -1)
+    r = -1;
+  if (r == -1)
+    log_error (c->log, "the last commit failed: what clients wrote and did "
+               "not flush may be lost");
+
+  backend_close (c->source);
+  backend_close (c->dest);
+  metadata_close (c->metadata);
+  region_map_free (c->map);
+  commit_destroy (&c->commit);
+  ownership_destroy (&c->ownership);
+  pthread_mutex_destroy (&c->source_lock);
+  free (c);
+  return r;
+}
+
+/* ---- the source, as long as it is needed ---- */
+
+struct backend *
+clone_source_get (struct clone *c)
+{
+  LOCK_FOR_SCOPE (&c->source_lock);
+
+  if (c->source)
+    c->source_users++;
+  return c->source;
+}
+
+void
+clone_source_put (struct clone *c)
+{
+  struct backend *last = NULL;
+
+  {
+    LOCK_FOR_SCOPE (&c->source_lock);
+    if (--c->source_users == 0) {
+      last = c->source;
+      c->source = NULL;
+    }
+  }
+  if (last) {
+    log_info (c->log, "hydration is complete: %s stands alone, the source %s "
+              "is closed", c->dest->name, last->name);
+    backend_close (last);
+  }
+}
+
+/* After a commit: once the clone is complete, let the source go.  Whoever still
+ * reads from it keeps it open until then.
+ */
+static void
+drop_source (struct clone *c)
+{
+  if (!commit_is_complete (&c->commit) ||
+      atomic_exchange (&c->source_dropped, true))
+    return;
+  clone_source_put (c);
+  if (c->on_complete)
+    c->on_complete (c->on_complete_opaque);
+}
+
+/* ---- flush ---- */
+
+int
+clone_flush (struct clone *c)
+{
+  if (commit_flush (&c->commit) == -1)
+    return -1;
+  drop_source (c);
+  return 0;
+}
+
+int
+clone_background_commit (struct clone *c)
+{
+  if (commit_background (&c->commit) == -1)
+    return -1;
+  drop_source (c);
+  return 0;
+}
+
+/* The regions that a range of bytes touches. */
+static void
+regions_of (const struct clone *c, uint64_t start, uint64_t end,
+            uint64_t *first, uint64_t *count)
+{
+  const uint64_t region_size = region_map_region_size (c->map);
+
+  *first = start / region_size;
+  *count = div_round_up (end, region_size) - *first;
+}
+
+/* How FUA is honoured for a range.  Where its regions are durable already, the
+ * destination's own FUA is enough.  Otherwise what is written becomes durable
+ * by a commit after the writes, which flushes the destination.
+ */
+static bool
+wants_commit (const struct clone *c, uint32_t count, uint64_t offset,
+              unsigned *flags)
+{
+  uint64_t first, n;
+
+  if (!(*flags & BACKEND_FUA))
+    return false;
+  regions_of (c, offset, offset + count, &first, &n);
+  if (region_map_is_durable (c->map, first, n))
+    return false;
+  *flags &= ~BACKEND_FUA;
+  return true;
+}
+
+/* ---- read ---- */
+
+/* The next stretch that one read of the source should cover: a run of invalid
+ * regions, and what follows up to the last one with only small gaps before it.
+ * False if there is none before end.
+ */
+static bool
+next_source_stretch (const struct clone *c, uint64_t offset, uint64_t end,
+                     uint64_t *start, uint64_t *stop)
+{
+  bool found = false, valid;
+
+  *start = *stop = offset;
+  while (offset < end) {
+    uint64_t n = region_map_run_bytes (c->map, offset, end, &valid);
+
+    if (valid && found && n > READ_GAP)
+      break;
+    if (!valid) {
+      if (!found)
+        *start = offset;
+      *stop = offset + n;
+      found = true;
+    }
+    offset += n;
+  }
+  return found;
+}
+
+/* Fill from the source what is invalid (and small valid gaps, which
+ * read_valid replaces).
+ */
+static int
+read_invalid (struct clone *c, struct backend *source, uint8_t *buf,
+              uint64_t offset, uint64_t end)
+{
+  struct segment seg[MAX_SEGMENTS];
+  uint64_t pos = offset, start, stop;
+  size_t n = 0;
+
+  while (next_source_stretch (c, pos, end, &start, &stop)) {
+    seg[n++] = (struct segment){
+      buf + (start - offset), stop - start, start
+    };
+    pos = stop;
+    if (n == MAX_SEGMENTS) {
+      if (backend_preadv (source, seg, n) == -1)
+        return -1;
+      n = 0;
+    }
+  }
+  return backend_preadv (source, seg, n);
+}
+
+/* Fill from the destination all that is valid by now. */
+static int
+read_valid (struct clone *c, uint8_t *buf, uint64_t offset, uint64_t end)
+{
+  struct segment seg[MAX_SEGMENTS];
+  uint64_t pos = offset, run;
+  size_t n = 0;
+  bool valid;
+
+  for (; pos < end; pos += run) {
+    run = region_map_run_bytes (c->map, pos, end, &valid);
+    if (!valid)
+      continue;
+    seg[n++] = (struct segment){ buf + (pos - offset), run, pos };
+    if (n == MAX_SEGMENTS) {
+      if (backend_preadv (c->dest, seg, n) == -1)
+        return -1;
+      n = 0;
+    }
+  }
+  return backend_preadv (c->dest, seg, n);
+}
+
+int
+clone_pread (struct clone *c, void *buf, uint32_t count, uint64_t offset)
+{
+  const uint64_t end = offset + count;
+  struct backend *source;
+  bool valid;
+  int r;
+
+  if (region_map_run_bytes (c->map, offset, end, &valid) == count && valid)
+    return backend_pread (c->dest, buf, count, offset);
+
+  source = clone_source_get (c);
+  if (source == NULL)
+    return backend_pread (c->dest, buf, count, offset);
+
+  /* A region that becomes valid between the two is read twice, and what a
+   * client wrote there wins.
+   */
+  r = read_invalid (c, source, buf, offset, end);
+  clone_source_put (c);
+  if (r == -1)
+    return -1;
+  return read_valid (c, buf, offset, end);
+}
+
+/* ---- changes ---- */
+
+/* What a client wants done to a range. */
+struct change {
+  enum { CHANGE_WRITE, CHANGE_ZERO, CHANGE_TRIM } type;
+  const uint8_t *buf; /* CHANGE_WRITE: the byte at offset */
+  uint64_t offset;
+  unsigned flags;     /* BACKEND_FUA, BACKEND_MAY_TRIM, BACKEND_FAST */
+};
+
+/* The source's bytes around a change of part of a region. */
+struct edges {
+  uint8_t *buf;          /* head, then tail */
+  uint64_t start, end;   /* whole regions */
+  uint64_t head, tail;   /* bytes of source before and after the change */
+};
+
+static int
+change_valid (struct clone *c, const struct change *ch, uint64_t start,
+              uint64_t end)
+{
+  switch (ch->type) {
+  case CHANGE_WRITE:
+    return backend_pwrite (c->dest, ch->buf + (start - ch->offset),
+                           end - start, start, ch->flags);
+  case CHANGE_ZERO:
+    return backend_zero (c->dest, end - start, start, ch->flags);
+  case CHANGE_TRIM:
+    if (!c->discard_passdown)
+      return 0;
+    return backend_trim (c->dest, end - start, start, ch->flags);
+  }
+  __builtin_unreachable ();
+}
+
+/* Copy source bytes of one invalid region to the destination without making
+ * the region valid: for edges that are too large to be held in memory.  Stops
+ * where the region has become valid.
+ */
+static int
+copy_bytes (struct clone *c, struct backend *source, uint8_t *buf,
+            uint64_t start, uint64_t end)
+{
+  const uint64_t region_size = region_map_region_size (c->map);
+
+  while (start < end) {
+    uint32_t n = MIN (end - start, (uint64_t)CLONE_COPY_MAX);
+    struct owner owner;
+    int r = 0;
+
+    if (region_map_is_valid (c->map, start / region_size))
+      return 0;
+    if (backend_pread (source, buf, n, start) == -1)
+      return -1;
+
+    ownership_acquire (&c->ownership, &owner, start, start + n);
+    if (!region_map_is_valid (c->map, start / region_size))
+      r = backend_pwrite (c->dest, buf, n, start, 0);
+    ownership_release (&c->ownership, &owner);
+    if (r == -1)
+      return -1;
+    start += n;
+  }
+  return 0;
+}
+
+/* Get the source's bytes around [start, end), a change in invalid regions.
+ * Unowned, since the source never changes.  Large edges are copied to the
+ * destination right away, so that none are left.
+ */
+static int
+read_edges (struct clone *c, uint64_t start, uint64_t end, struct edges *e)
+{
+  const uint64_t region_size = region_map_region_size (c->map);
+  struct backend *source;
+  uint64_t total;
+  int r;
+
+  e->buf = NULL;
+  e->start = round_down (start, region_size);
+  e->end = MIN (round_up (end, region_size), c->size);
+  e->head = start - e->start;
+  e->tail = e->end - end;
+  total = e->head + e->tail;
+  if (total == 0)
+    return 0;
+
+  source = clone_source_get (c);
+  if (source == NULL) {         /* all is valid: the look was too early */
+    e->head = e->tail = 0;
+    return 0;
+  }
+
+  e->buf = malloc (MIN (total, (uint64_t)CLONE_COPY_MAX));
+  if (e->buf == NULL)
+    r = -1;
+  else if (total <= CLONE_COPY_MAX) {
+    const struct segment seg[2] = {
+      { e->buf, e->head, e->start },
+      { e->buf + e->head, e->tail, end },
+    };
+
+    r = backend_preadv (source, e->head ? seg : seg + 1,
+                        (e->head > 0) + (e->tail > 0));
+  }
+  else {
+    r = copy_bytes (c, source, e->buf, e->start, start);
+    if (r == 0)
+      r = copy_bytes (c, source, e->buf, end, e->end);
+    e->head = e->tail = 0;
+  }
+  clone_source_put (c);
+  return r;
+}
+
+/* Write the change [start, end) and its edges as the owner of its regions.
+ * The second look: the regions at the edges may have become valid since the
+ * source was read, and then hold newer data around the change.
+ */
+static int
+write_owned (struct clone *c, const struct change *ch, uint64_t start,
+             uint64_t end, struct edges *e)
+{
+  const uint64_t region_size = region_map_region_size (c->map);
+  struct segment seg[3];
+  size_t n = 0;
+
+  if (e->head && !region_map_is_valid (c->map, e->start / region_size))
+    seg[n++] = (struct segment){ e->buf, e->head, e->start };
+  if (ch->type == CHANGE_WRITE)
+    seg[n++] = (struct segment){
+      (uint8_t *)ch->buf + (start - ch->offset), end - start, start
+    };
+  if (e->tail && !region_map_is_valid (c->map, (e->end - 1) / region_size))
+    seg[n++] = (struct segment){ e->buf + e->head, e->tail, end };
+
+  /* A commit follows where one is wanted, so FUA is for valid runs only. */
+  if (backend_pwritev (c->dest, seg, n, 0) == -1)
+    return -1;
+  if (ch->type == CHANGE_ZERO)
+    return backend_zero (c->dest, end - start, start,
+                         ch->flags & ~BACKEND_FUA);
+  return 0;
+}
+
+/* Trim whole regions as their owner.  What was invalid must read as zeroes
+ * afterwards, not as what the destination held before the clone (I9).
+ */
+static int
+trim_owned (struct clone *c, const struct change *ch, uint64_t start,
+            uint64_t end)
+{
+  const unsigned may_trim = c->discard_passdown ? BACKEND_MAY_TRIM : 0;
+  uint64_t n;
+  bool valid;
+  int r = 0;
+
+  for (; start < end && r == 0; start += n) {
+    n = region_map_run_bytes (c->map, start, end, &valid);
+    if (valid)
+      r = change_valid (c, ch, start, start + n);
+    else
+      r = backend_zero (c->dest, n, start, may_trim);
+  }
+  return r;
+}
+
+/* A trim changes whole regions only. */
+static bool
+shrink_to_regions (const struct clone *c, uint64_t *start, uint64_t *end)
+{
+  const uint64_t region_size = region_map_region_size (c->map);
+
+  *start = round_up (*start, region_size);
+  if (*end < c->size)
+    *end = round_down (*end, region_size);
+  return *start < *end;
+}
+
+/* Change [start, end), all of whose regions were invalid a moment ago. */
+static int
+change_invalid (struct clone *c, const struct change *ch, uint64_t start,
+                uint64_t end)
+{
+  struct edges e;
+  struct owner owner;
+  uint64_t first, count;
+  int r = -1;
+
+  if (ch->type == CHANGE_TRIM && !shrink_to_regions (c, &start, &end))
+    return 0;
+
+  if (read_edges (c, start, end, &e) == -1)
+    goto out;
+
+  ownership_acquire (&c->ownership, &owner, e.start, e.end);
+  if (!commit_may_set (&c->commit))
+    errno = EIO;
+  else if (ch->type == CHANGE_TRIM)
+    r = trim_owned (c, ch, start, end);
+  else
+    r = write_owned (c, ch, start, end, &e);
+  if (r == 0) {
+    regions_of (c, e.start, e.end, &first, &count);
+    region_map_set (c->map, first, count);
+    log_debug (c->log, LOG_REGION, "region %" PRIu64 "+%" PRIu64
+               ": valid, a client's", first, count);
+  }
+  ownership_release (&c->ownership, &owner);
+
+ out:
+  free (e.buf);
+  return r;
+}
+
+static int
+change (struct clone *c, struct change *ch, uint32_t count)
+{
+  const bool commit = wants_commit (c, count, ch->offset, &ch->flags);
+  const uint64_t end = ch->offset + count;
+  uint64_t n;
+  bool valid;
+
+  for (uint64_t pos = ch->offset; pos < end; pos += n) {
+    n = region_map_run_bytes (c->map, pos, end, &valid);
+    if ((valid ? change_valid : change_invalid) (c, ch, pos, pos + n) == -1)
+      return -1;
+  }
+  return commit ? clone_flush (c) : 0;
+}
+
+int
+clone_pwrite (struct clone *c, const void *buf, uint32_t count,
+              uint64_t offset, unsigned flags)
+{
+  struct change ch = {
+    .type = CHANGE_WRITE, .buf = buf, .offset = offset, .flags = flags
+  };
+
+  return change (c, &ch, count);
+}
+
+/* Would the change need bytes of the source around it? */
+static bool
+has_edges (const struct clone *c, uint64_t start, uint64_t end)
+{
+  const uint64_t region_size = region_map_region_size (c->map);
+
+  return
+    (start % region_size != 0 &&
+     !region_map_is_valid (c->map, start / region_size)) ||
+    (end % region_size != 0 && end != c->size &&
+     !region_map_is_valid (c->map, end / region_size));
+}
+
+int
+clone_zero (struct clone *c, uint32_t count, uint64_t offset, unsigned flags)
+{
+  struct change ch = {
+    .type = CHANGE_ZERO, .offset = offset, .flags = flags
+  };
+
+  if ((flags & BACKEND_FAST) && has_edges (c, offset, offset + count)) {
+    errno = EOPNOTSUPP;
+    return -1;
+  }
+  return change (c, &ch, count);
+}
+
+int
+clone_trim (struct clone *c, uint32_t count, uint64_t offset, unsigned flags)
+{
+  struct change ch = {
+    .type = CHANGE_TRIM, .offset = offset, .flags = flags
+  };
+
+  return change (c, &ch, count);
+}
+
+/* ---- cache ---- */
+
+/* Write copied bytes to those regions of [start, end) that are still invalid,
+ * as their owner, and make them valid.
+ */
+static int
+install_copy (struct clone *c, const uint8_t *buf, uint64_t start,
+              uint64_t end)
+{
+  uint64_t first, count, n;
+  struct owner owner;
+  bool valid;
+  int r = 0;
+
+  ownership_acquire (&c->ownership, &owner, start, end);
+  for (uint64_t pos = start; pos < end && r == 0; pos += n) {
+    n = region_map_run_bytes (c->map, pos, end, &valid);
+    if (valid)
+      continue;
+    if (!commit_may_set (&c->commit)) {
+      errno = EIO;
+      r = -1;
+    }
+    else if (buf)
+      r = backend_pwrite (c->dest, buf + (pos - start), n, pos, 0);
+    if (r == 0) {
+      regions_of (c, pos, pos + n, &first, &count);
+      region_map_set (c->map, first, count);
+    }
+  }
+  ownership_release (&c->ownership, &owner);
+  return r;
+}
+
+/* Hydrate the invalid regions [start, end). */
+static int
+copy_regions (struct clone *c, struct backend *source, uint8_t *buf,
+              uint64_t start, uint64_t end)
+{
+  const uint64_t region_size = region_map_region_size (c->map);
+  const uint64_t step = MAX (region_size, (uint64_t)CLONE_COPY_MAX);
+
+  for (; start < end; start += step) {
+    uint64_t stop = MIN (start + step, end);
+
+    if (stop - start <= CLONE_COPY_MAX) {
+      if (backend_pread (source, buf, stop - start, start) == -1 ||
+          install_copy (c, buf, start, stop) == -1)
+        return -1;
+    }
+    else {
+      /* One large region: piece by piece, then it becomes valid as a whole. */
+      if (copy_bytes (c, source, buf, start, stop) == -1 ||
+          install_copy (c, NULL, start, stop) == -1)
+        return -1;
+    }
+  }
+  return 0;
+}
+
+int
+clone_cache (struct clone *c, uint32_t count, uint64_t offset)
+{
+  const uint64_t region_size = region_map_region_size (c->map);
+  const uint64_t start = round_down (offset, region_size);
+  const uint64_t end = MIN (round_up (offset + count, region_size), c->size);
+  CLEANUP_FREE uint8_t *buf = NULL;
+  struct backend *source;
+  uint64_t n;
+  bool valid;
+  int r = 0;
+
+  if (region_map_run_bytes (c->map, start, end, &valid) == end - start && valid)
+    return 0;
+  source = clone_source_get (c);
+  if (source == NULL)
+    return 0;
+
+  buf = malloc (CLONE_COPY_MAX);
+  if (buf == NULL)
+    r = -1;
+  for (uint64_t pos = start; pos < end && r == 0; pos += n) {
+    n = region_map_run_bytes (c->map, pos, end, &valid);
+    if (!valid)
+      r = copy_regions (c, source, buf, pos, pos + n);
+  }
+  clone_source_put (c);
+  return r;
+}
+
+/* ---- extents ---- */
+
+/* What one side knows of the range: asked once, and only if it is needed. */
+struct side {
+  struct backend *b;
+  struct extents list;
+  size_t i;    /* the extent that the last look ended at */
+};
+
+/* Append what the side knows of [start, end) to list.  1 where it knows about
+ * all of it, 0 where its list ends earlier, -1 on error.
+ */
+static int
+add_from_side (struct side *side, uint64_t start, uint64_t end,
+               uint64_t request_end, unsigned flags, struct extents *list)
+{
+  if (side->list.len == 0 &&
+      backend_extents (side->b, request_end - start, start, flags,
+                       &side->list) == -1)
+    return -1;
+
+  while (start < end && side->i < side->list.len) {
+    const struct extent *e = &side->list.extent[side->i];
+    uint64_t stop = MIN (end, e->offset + e->length);
+
+    if (start < stop) {
+      if (extents_add (list, start, stop - start, e->flags) == -1)
+        return -1;
+      start = stop;
+    }
+    else
+      side->i++;
+  }
+  return start == end;
+}
+
+int
+clone_extents (struct clone *c, uint32_t count, uint64_t offset,
+               unsigned flags, struct extents *list)
+{
+  const uint64_t end = offset + count;
+  struct side dest = { .b = c->dest };
+  struct side source = { .b = clone_source_get (c) };
+  uint64_t n;
+  bool valid;
+  int r = 1;
+
+  for (uint64_t pos = offset; pos < end && r == 1; pos += n) {
+    n = region_map_run_bytes (c->map, pos, end, &valid);
+    /* Without a source all is valid, whatever an older look said. */
+    r = add_from_side (valid || !source.b ? &dest : &source,
+                       pos, pos + n, end, flags, list);
+    if ((flags & BACKEND_REQ_ONE) && list->len > 1)
+      break;
+  }
+
+  if (source.b)
+    clone_source_put (c);
+  extents_free (&dest.list);
+  extents_free (&source.list);
+  return r == -1 ? -1 : 0;
+}
