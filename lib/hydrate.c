@@ -1,0 +1,912 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* How a range is copied is drawn in hydrate.h; which range comes next is decided
+ * in plan.c; how many are under way at once, in next_range below.
+ *
+ * Locking: h->lock protects the plan, the settings and the counters, and is
+ * never held across I/O.  All else belongs to one worker and is touched on
+ * its thread only, but for the list of granted copies: ownership may be granted
+ * on any thread, which then wakes the worker's loop.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <ev.h>
+
+#include "channel.h"
+#include "cleanup.h"
+#include "hydrate.h"
+#include "iszero.h"
+#include "ownership.h"
+#include "plan.h"
+#include "rounding.h"
+
+#define MAX_WORKERS 4
+
+/* Ranges under way in one worker, holes included, which take no buffer. */
+#define MAX_COPIES 64
+
+/* Seconds between two looks at the rate of progress, and how much a new look
+ * counts.
+ */
+#define TICK 0.5
+#define RATE_WEIGHT 0.3
+
+/* With a rate limit a copy is at most what may be read in this time. */
+#define RATE_SLICE 0.25
+
+struct copy {
+  struct worker *w;
+  struct plan_range range;
+  uint64_t cost;      /* bytes of the threshold that it takes */
+  uint64_t pos;       /* what lies before it is done */
+  bool last_piece;    /* it owns the whole region that was cut */
+  int error;          /* an errno, or 0 */
+  struct io io;
+  struct owner owner;
+  uint8_t *buf;
+  size_t buf_size;
+  struct copy *next;  /* in a list of the worker's */
+};
+
+struct worker {
+  struct hydrate *h;
+  pthread_t thread;
+  bool started;
+  struct ev_loop *loop;
+  ev_async wake;
+  ev_timer later;     /* when the rate limit allows the next copy */
+  ev_timer tick;      /* the first worker's only */
+  struct backend *source;
+  struct channel *from, *to;
+
+  struct copy *idle;  /* with their buffers, for the next ranges */
+  unsigned copies;    /* under way */
+  uint64_t bytes;     /* of the threshold, in this worker */
+
+  struct io extents_io;
+  struct extents extents;
+  bool extents_busy;  /* this worker is asking */
+
+  struct copy *granted; /* owned, to be gone on with; under h->lock */
+};
+
+struct hydrate {
+  struct clone *clone;
+  const struct log *log;
+  void (*on_end) (void *opaque);
+  void *on_end_opaque;
+  struct worker worker[MAX_WORKERS];
+  unsigned nr_workers;
+
+  pthread_mutex_t lock; /* protects what follows */
+  struct plan plan;
+  struct hydrate_settings settings;
+  bool paused;          /* by the user */
+  bool stopping;        /* hydrate_stop */
+  bool stopped;         /* by an error */
+  bool finishing;       /* a worker runs the last commit */
+  bool extents_busy;    /* some worker asks for extents */
+  uint64_t bytes;       /* of the threshold, in all workers */
+  unsigned copies;
+  uint64_t regions;     /* whole regions being copied */
+  double rate_next;     /* when the rate limit allows the next copy */
+  uint64_t valid_then;  /* bytes valid at the last tick */
+  double rate;          /* bytes a second */
+};
+
+static void fill (struct worker *w);
+static void go_on (struct copy *copy);
+
+static void
+wake_all (struct hydrate *h)
+{
+  for (unsigned i = 0; i < h->nr_workers; ++i)
+    if (h->worker[i].loop)
+      ev_async_send (h->worker[i].loop, &h->worker[i].wake);
+}
+
+static bool
+is_over (struct hydrate *h)
+{
+  return h->stopping || commit_is_complete (&h->clone->commit);
+}
+
+/* Hydration cannot go on by itself. */
+static void
+stop_with_error (struct hydrate *h)
+{
+  {
+    LOCK_FOR_SCOPE (&h->lock);
+    h->stopped = true;
+  }
+  if (h->on_end)
+    h->on_end (h->on_end_opaque);
+}
+
+/* ---- one range ---- */
+
+static struct copy *
+get_copy (struct worker *w, size_t buf_size)
+{
+  struct copy *copy = w->idle;
+
+  if (copy)
+    w->idle = copy->next;
+  else
+    copy = calloc (1, sizeof *copy);
+  if (copy && copy->buf_size < buf_size) {
+    free (copy->buf);
+    copy->buf_size = buf_size;
+    copy->buf = malloc (buf_size);
+    if (copy->buf == NULL) {
+      free (copy);
+      copy = NULL;
+    }
+  }
+  return copy;
+}
+
+static void
+free_idle (struct worker *w)
+{
+  struct copy *copy;
+
+  while ((copy = w->idle) != NULL) {
+    w->idle = copy->next;
+    free (copy->buf);
+    free (copy);
+  }
+}
+
+/* Count a range in or out.  Called with the lock. */
+static void
+count_range (struct worker *w, const struct plan_range *range, uint64_t cost,
+             int by)
+{
+  struct hydrate *h = w->h;
+  const uint64_t region_size = region_map_region_size (h->clone->map);
+
+  w->copies += by;
+  w->bytes += by * cost;
+  h->copies += by;
+  h->bytes += by * cost;
+  if (!range->cut)
+    h->regions += by * div_round_up (range->end - range->start, region_size);
+}
+
+/* The range is done, or given up. */
+static void
+end_copy (struct copy *copy)
+{
+  struct worker *w = copy->w;
+  struct hydrate *h = w->h;
+
+  {
+    LOCK_FOR_SCOPE (&h->lock);
+    count_range (w, &copy->range, copy->cost, -1);
+  }
+  copy->next = w->idle;
+  w->idle = copy;
+  fill (w);
+}
+
+/* The whole of a region that was copied in pieces is owned, and all of its
+ * bytes are in the destination, unless a client's write came first.
+ */
+static void
+finish_cut (struct copy *copy)
+{
+  struct hydrate *h = copy->w->h;
+  struct clone *c = h->clone;
+  struct plan_cut *cut = copy->range.cut;
+  const uint64_t region = cut->start / region_map_region_size (c->map);
+
+  if (!region_map_is_valid (c->map, region) && commit_may_set (&c->commit))
+    region_map_set (c->map, region, 1);
+  ownership_release (&c->ownership, &copy->owner);
+  {
+    LOCK_FOR_SCOPE (&h->lock);
+    plan_cut_done (&h->plan, cut);
+  }
+  end_copy (copy);
+}
+
+static void
+granted (struct owner *owner)
+{
+  struct copy *copy = owner->opaque;
+  struct worker *w = copy->w;
+  LOCK_FOR_SCOPE (&w->h->lock);
+
+  copy->next = w->granted;
+  w->granted = copy;
+  ev_async_send (w->loop, &w->wake);
+}
+
+/* Own bytes, then go on, perhaps at once. */
+static void
+own (struct copy *copy, uint64_t start, uint64_t end)
+{
+  copy->owner.opaque = copy;
+  if (ownership_request (&copy->w->h->clone->ownership, &copy->owner,
+                         start, end, granted))
+    go_on (copy);
+}
+
+/* The last write of a range has returned: give up the ownership. */
+static void
+finish_range (struct copy *copy)
+{
+  struct hydrate *h = copy->w->h;
+  struct plan_cut *cut = copy->range.cut;
+  bool last = false;
+
+  ownership_release (&h->clone->ownership, &copy->owner);
+  if (cut) {
+    LOCK_FOR_SCOPE (&h->lock);
+    last = plan_piece_done (&h->plan, cut, copy->error == 0);
+  }
+  if (last) {
+    copy->last_piece = true;
+    own (copy, cut->start, cut->end);
+  }
+  else
+    end_copy (copy);
+}
+
+/* Say why, once: later failures of ranges that were under way say nothing. */
+static void
+copy_failed (struct copy *copy, struct backend *b, const char *what, int error)
+{
+  struct hydrate *h = copy->w->h;
+  bool first;
+
+  copy->error = error;
+  {
+    LOCK_FOR_SCOPE (&h->lock);
+    first = !h->stopped && !h->stopping;
+  }
+  if (first) {
+    errno = error;
+    log_error (h->log, "hydration stopped: cannot %s %s at offset %" PRIu64
+               ": %m; remove the cause, then resume hydration or start again",
+               what, b->name, copy->io.offset);
+    stop_with_error (h);
+  }
+}
+
+/* A run of what was invalid is written. */
+static void
+written (struct io *io)
+{
+  struct copy *copy = io->opaque;
+  struct clone *c = copy->w->h->clone;
+  const uint64_t region_size = region_map_region_size (c->map);
+
+  if (io->error)
+    copy_failed (copy, c->dest, "write to destination", io->error);
+  else if (!copy->range.cut) {
+    const uint64_t first = io->offset / region_size;
+    const uint64_t count = div_round_up (io->count, region_size);
+
+    region_map_set (c->map, first, count);
+    log_debug (c->log, LOG_REGION, "region %" PRIu64 "+%" PRIu64
+               ": valid, hydrated", first, count);
+  }
+  copy->pos += io->count;
+  go_on (copy);
+}
+
+/* The range (or the whole of a region in pieces) is owned.  Look again, and
+ * write the next run that is still invalid.
+ */
+static void
+go_on (struct copy *copy)
+{
+  struct clone *c = copy->w->h->clone;
+  const struct plan_range *range = &copy->range;
+  uint64_t n = 0;
+  bool valid = true;
+
+  if (copy->last_piece) {
+    finish_cut (copy);
+    return;
+  }
+
+  while (copy->pos < range->end) {
+    n = region_map_run_bytes (c->map, copy->pos, range->end, &valid);
+    if (!valid)
+      break;
+    copy->pos += n;
+  }
+  if (copy->pos == range->end || copy->error) {
+    finish_range (copy);
+    return;
+  }
+
+  copy->io = (struct io){
+    .type = range->zero ? IO_ZERO : IO_WRITE,
+    .buf = range->zero ? NULL : copy->buf + (copy->pos - range->start),
+    .offset = copy->pos, .count = n,
+    .flags = range->zero ? BACKEND_MAY_TRIM : 0,
+    .done = written, .opaque = copy,
+  };
+  if (!commit_may_set (&c->commit)) {
+    copy_failed (copy, c->dest, "make regions valid in", EIO);
+    finish_range (copy);
+    return;
+  }
+  channel_submit (copy->w->to, &copy->io);
+}
+
+/* The source's bytes have come. */
+static void
+was_read (struct io *io)
+{
+  struct copy *copy = io->opaque;
+  struct worker *w = copy->w;
+  struct plan_range *range = &copy->range;
+
+  if (io->error) {
+    copy_failed (copy, w->source, "read source", io->error);
+    if (range->cut) {
+      LOCK_FOR_SCOPE (&w->h->lock);
+      plan_piece_done (&w->h->plan, range->cut, false);
+    }
+    end_copy (copy);
+    return;
+  }
+  range->zero = is_zero (copy->buf, io->count);
+  own (copy, range->start, range->end);
+}
+
+static void
+start_copy (struct worker *w, struct copy *copy)
+{
+  const struct plan_range *range = &copy->range;
+
+  log_debug (w->h->log, LOG_HYDRATE, "hydrate: %s %" PRIu64 "+%" PRIu64,
+             range->zero ? "hole" : "data", range->start,
+             range->end - range->start);
+  copy->w = w;
+  copy->pos = range->start;
+  copy->last_piece = false;
+  copy->error = 0;
+  if (range->zero) {
+    own (copy, range->start, range->end);
+    return;
+  }
+  copy->io = (struct io){
+    .type = IO_READ, .buf = copy->buf, .offset = range->start,
+    .count = range->end - range->start, .done = was_read, .opaque = copy,
+  };
+  channel_submit (w->from, &copy->io);
+}
+
+/* ---- the source's extents, ahead of the plan ---- */
+
+static void
+extents_came (struct io *io)
+{
+  struct worker *w = io->opaque;
+  struct hydrate *h = w->h;
+
+  w->extents_busy = false;
+  {
+    LOCK_FOR_SCOPE (&h->lock);
+    h->extents_busy = false;
+    /* What is not known is data. */
+    if (io->error) {
+      extents_clear (&w->extents);
+      extents_add (&w->extents, io->offset, io->count, 0);
+    }
+    plan_add_extents (&h->plan, &w->extents);
+  }
+  wake_all (h);
+}
+
+static void
+ask_extents (struct worker *w)
+{
+  struct hydrate *h = w->h;
+  uint64_t offset, count;
+
+  {
+    LOCK_FOR_SCOPE (&h->lock);
+    if (h->extents_busy || h->paused || h->stopped || is_over (h) ||
+        !plan_wants_extents (&h->plan, &offset, &count))
+      return;
+    h->extents_busy = true;
+  }
+  w->extents_busy = true;
+  extents_clear (&w->extents);
+  w->extents_io = (struct io){
+    .type = IO_EXTENTS, .offset = offset, .count = count,
+    .extents = &w->extents, .done = extents_came, .opaque = w,
+  };
+  channel_submit (w->from, &w->extents_io);
+}
+
+/* ---- how much at once ---- */
+
+enum next { NEXT_RANGE, NEXT_WAIT, NEXT_LATER, NEXT_END };
+
+/* The largest copy that settings allow now. */
+static uint64_t
+batch_size (const struct hydrate_settings *s)
+{
+  uint64_t batch = MIN (s->batch, s->threshold);
+
+  if (s->rate)
+    batch = MIN (batch, (uint64_t)(s->rate * RATE_SLICE));
+  return MAX (batch, HYDRATE_BATCH_MIN);
+}
+
+/* Is there room under the threshold for another batch, in all and in this
+ * worker's share?  A lone copy always has room.
+ */
+static bool
+has_room (const struct worker *w, uint64_t batch)
+{
+  const struct hydrate *h = w->h;
+  const uint64_t share = MAX (h->settings.threshold / h->nr_workers, batch);
+
+  return w->copies < MAX_COPIES &&
+    (h->bytes == 0 || h->bytes + batch <= h->settings.threshold) &&
+    (w->bytes == 0 || w->bytes + batch <= share);
+}
+
+/* Take the next range from the plan, if it may start now.  *wait is set to
+ * seconds for NEXT_LATER.
+ */
+static enum next
+next_range (struct worker *w, struct plan_range *range, uint64_t *cost,
+            double *wait)
+{
+  struct hydrate *h = w->h;
+  const struct hydrate_settings *s = &h->settings;
+  const double now = ev_now (w->loop);
+  uint64_t batch;
+  LOCK_FOR_SCOPE (&h->lock);
+
+  if (h->paused || h->stopped || h->finishing || is_over (h) ||
+      s->threshold == 0)
+    return NEXT_WAIT;
+  batch = batch_size (s);
+  if (!has_room (w, batch))
+    return NEXT_WAIT;
+  if (s->rate && h->rate_next > now) {
+    *wait = h->rate_next - now;
+    return NEXT_LATER;
+  }
+
+  switch (plan_next (&h->plan, batch, range)) {
+  case PLAN_WANT_EXTENTS:
+    return NEXT_WAIT;
+  case PLAN_END:
+    if (h->copies > 0)
+      return NEXT_WAIT;
+    h->finishing = true;
+    return NEXT_END;
+  case PLAN_RANGE:
+    break;
+  }
+
+  *cost = range->zero ? 0 : range->end - range->start;
+  if (s->rate)
+    h->rate_next = MAX (h->rate_next, now) + (double)*cost / s->rate;
+  count_range (w, range, *cost, 1);
+  return NEXT_RANGE;
+}
+
+/* Every range has been copied: commit.  If that makes the clone complete, all
+ * workers end.
+ */
+static void
+finish (struct worker *w)
+{
+  struct hydrate *h = w->h;
+  struct clone *c = h->clone;
+  const bool full =
+    region_map_count_valid (c->map) == region_map_regions (c->map);
+  const int r = full ? clone_flush (c) : 0;
+
+  {
+    LOCK_FOR_SCOPE (&h->lock);
+    plan_restart (&h->plan);
+    h->finishing = false;
+  }
+  if (r == -1) {
+    log_error (h->log, "hydration stopped: the last commit failed: %m; remove "
+               "the cause, then resume hydration or start again");
+    stop_with_error (h);
+  }
+  else if (full && h->on_end)
+    h->on_end (h->on_end_opaque);
+  wake_all (h);
+}
+
+/* Begin as many copies as there is room for. */
+static void
+fill (struct worker *w)
+{
+  struct hydrate *h = w->h;
+  struct plan_range range;
+  struct copy *copy;
+  uint64_t cost;
+  double wait;
+  enum next next;
+
+  while ((next = next_range (w, &range, &cost, &wait)) == NEXT_RANGE) {
+    copy = get_copy (w, cost);
+    if (copy == NULL) {
+      log_error (h->log, "hydration stopped: no memory for a copy of %" PRIu64
+                 " bytes; choose a smaller hydration-batch-size, then resume "
+                 "hydration", cost);
+      {
+        LOCK_FOR_SCOPE (&h->lock);
+        count_range (w, &range, cost, -1);
+        if (range.cut)
+          plan_piece_done (&h->plan, range.cut, false);
+      }
+      stop_with_error (h);
+      break;
+    }
+    copy->range = range;
+    copy->cost = cost;
+    start_copy (w, copy);
+  }
+
+  if (next == NEXT_LATER) {
+    w->later.repeat = wait;
+    ev_timer_again (w->loop, &w->later);
+  }
+  else if (next == NEXT_END)
+    finish (w);
+  ask_extents (w);
+}
+
+/* ---- the worker's loop ---- */
+
+/* Somebody granted a copy its ownership, or has changed what fill looks at. */
+static void
+on_wake (struct ev_loop *loop, ev_async *ev, int revents)
+{
+  struct worker *w = ev->data;
+  struct hydrate *h = w->h;
+  struct copy *copy, *next;
+  bool over;
+
+  {
+    LOCK_FOR_SCOPE (&h->lock);
+    copy = w->granted;
+    w->granted = NULL;
+  }
+  for (; copy; copy = next) {
+    next = copy->next;
+    go_on (copy);
+  }
+  fill (w);
+
+  {
+    LOCK_FOR_SCOPE (&h->lock);
+    over = is_over (h);
+  }
+  if (over && w->copies == 0 && !w->extents_busy)
+    ev_break (loop, EVBREAK_ALL);
+  else if (w->copies == 0)
+    free_idle (w);
+}
+
+static void
+on_later (struct ev_loop *loop, ev_timer *timer, int revents)
+{
+  ev_timer_stop (loop, timer);
+  fill (timer->data);
+}
+
+static void
+on_tick (struct ev_loop *loop, ev_timer *timer, int revents)
+{
+  struct worker *w = timer->data;
+  struct hydrate *h = w->h;
+  const uint64_t valid = region_map_bytes_valid (h->clone->map);
+
+  {
+    LOCK_FOR_SCOPE (&h->lock);
+    const double now = (valid - h->valid_then) / TICK;
+
+    h->rate = h->rate ? h->rate + RATE_WEIGHT * (now - h->rate) : now;
+    h->valid_then = valid;
+  }
+  /* Something may have changed that nobody told: the mode, free memory. */
+  ev_async_send (loop, &w->wake);
+}
+
+static void *
+worker_thread (void *arg)
+{
+  struct worker *w = arg;
+
+  pthread_setname_np (pthread_self (), "hydrate");
+  ev_async_send (w->loop, &w->wake);
+  ev_run (w->loop, 0);
+
+  free_idle (w);
+  channel_free (w->from);
+  channel_free (w->to);
+  w->from = w->to = NULL;
+  clone_source_put (w->h->clone);
+  return NULL;
+}
+
+/* Everything the worker needs, but its thread. */
+static int
+worker_init (struct hydrate *h, struct worker *w)
+{
+  w->h = h;
+  w->source = clone_source_get (h->clone);
+  if (w->source == NULL)
+    return -1;
+  w->loop = ev_loop_new (EVFLAG_NOENV | EVFLAG_NOSIGMASK);
+  if (w->loop == NULL) {
+    log_error (h->log, "cannot create an event loop");
+    return -1;
+  }
+  w->from = channel_new (w->source, w->loop);
+  w->to = channel_new (h->clone->dest, w->loop);
+  if (w->from == NULL || w->to == NULL)
+    return -1;
+
+  ev_async_init (&w->wake, on_wake);
+  w->wake.data = w;
+  ev_async_start (w->loop, &w->wake);
+  ev_init (&w->later, on_later);
+  w->later.data = w;
+  ev_timer_init (&w->tick, on_tick, TICK, TICK);
+  w->tick.data = w;
+  if (w == &h->worker[0])
+    ev_timer_start (w->loop, &w->tick);
+  return 0;
+}
+
+/* Undo worker_init, for a worker whose thread never started. */
+static void
+worker_undo (struct worker *w)
+{
+  channel_free (w->from);
+  channel_free (w->to);
+  w->from = w->to = NULL;
+  if (w->source)
+    clone_source_put (w->h->clone);
+}
+
+static int
+start_thread (struct worker *w)
+{
+  sigset_t all, old;
+  int err;
+
+  /* Signals are the server's business. */
+  sigfillset (&all);
+  pthread_sigmask (SIG_SETMASK, &all, &old);
+  err = pthread_create (&w->thread, NULL, worker_thread, w);
+  pthread_sigmask (SIG_SETMASK, &old, NULL);
+  if (err) {
+    errno = err;
+    log_error (w->h->log, "cannot create a thread: %m");
+    return -1;
+  }
+  w->started = true;
+  return 0;
+}
+
+/* ---- public functions ---- */
+
+struct hydrate *
+hydrate_new (struct clone *c, const struct hydrate_settings *settings,
+             bool paused, const struct log *log)
+{
+  struct hydrate *h = calloc (1, sizeof *h);
+
+  if (h == NULL)
+    return NULL;
+  h->clone = c;
+  h->log = log;
+  h->settings = *settings;
+  h->paused = paused;
+  pthread_mutex_init (&h->lock, NULL);
+  plan_init (&h->plan, c->map, c->source && c->source->knows_extents);
+  h->valid_then = region_map_bytes_valid (c->map);
+  return h;
+}
+
+void
+hydrate_free (struct hydrate *h)
+{
+  if (h == NULL)
+    return;
+  plan_destroy (&h->plan);
+  pthread_mutex_destroy (&h->lock);
+  free (h);
+}
+
+static void
+clone_became_complete (void *opaque)
+{
+  struct hydrate *h = opaque;
+
+  wake_all (h);
+}
+
+/* As many workers as processors can help, and no more than the source has
+ * connections to spare.
+ */
+static unsigned
+choose_workers (struct backend *source)
+{
+  const long processors = sysconf (_SC_NPROCESSORS_ONLN);
+  unsigned n = MIN (MAX (processors, 1), MAX_WORKERS);
+
+  if (source->ops->connections)
+    n = MIN (n, MAX (backend_connections (source) / 2, 1u));
+  return n;
+}
+
+int
+hydrate_start (struct hydrate *h)
+{
+  struct backend *source = clone_source_get (h->clone);
+  int r = 0;
+
+  if (source == NULL)
+    return 0;
+  h->nr_workers = choose_workers (source);
+  clone_source_put (h->clone);
+
+  for (unsigned i = 0; i < h->nr_workers && r == 0; ++i)
+    r = worker_init (h, &h->worker[i]);
+  if (r == 0) {
+    h->clone->on_complete_opaque = h;
+    h->clone->on_complete = clone_became_complete;
+  }
+  for (unsigned i = 0; i < h->nr_workers && r == 0; ++i)
+    r = start_thread (&h->worker[i]);
+  if (r == -1)
+    hydrate_stop (h);
+  return r;
+}
+
+void
+hydrate_stop (struct hydrate *h)
+{
+  h->clone->on_complete = NULL;
+  {
+    LOCK_FOR_SCOPE (&h->lock);
+    h->stopping = true;
+  }
+  wake_all (h);
+
+  for (unsigned i = 0; i < h->nr_workers; ++i) {
+    struct worker *w = &h->worker[i];
+
+    if (w->started)
+      pthread_join (w->thread, NULL);
+    else
+      worker_undo (w);
+  }
+  for (unsigned i = 0; i < h->nr_workers; ++i) {
+    if (h->worker[i].loop)
+      ev_loop_destroy (h->worker[i].loop);
+    extents_free (&h->worker[i].extents);
+  }
+  h->nr_workers = 0;
+}
+
+void
+hydrate_pause (struct hydrate *h)
+{
+  LOCK_FOR_SCOPE (&h->lock);
+
+  h->paused = true;
+}
+
+void
+hydrate_resume (struct hydrate *h)
+{
+  {
+    LOCK_FOR_SCOPE (&h->lock);
+    h->paused = false;
+    if (h->stopped) {
+      h->stopped = false;
+      plan_restart (&h->plan);
+    }
+  }
+  wake_all (h);
+}
+
+void
+hydrate_get_settings (struct hydrate *h, struct hydrate_settings *settings)
+{
+  LOCK_FOR_SCOPE (&h->lock);
+
+  *settings = h->settings;
+}
+
+void
+hydrate_set_settings (struct hydrate *h,
+                      const struct hydrate_settings *settings)
+{
+  {
+    LOCK_FOR_SCOPE (&h->lock);
+    h->settings = *settings;
+    h->rate_next = 0;
+  }
+  wake_all (h);
+}
+
+/* The source's side of the status. */
+static void
+get_source_status (struct hydrate *h, struct hydrate_status *st)
+{
+  struct backend *source = clone_source_get (h->clone);
+
+  if (source == NULL)
+    return;
+  st->source_connections = backend_connections (source);
+  st->source_connected =
+    source->ops->connections == NULL || st->source_connections > 0;
+  clone_source_put (h->clone);
+}
+
+void
+hydrate_get_status (struct hydrate *h, struct hydrate_status *st)
+{
+  struct clone *c = h->clone;
+  uint64_t missing = c->size - region_map_bytes_valid (c->map);
+  double rate;
+
+  *st = (struct hydrate_status){ 0 };
+  get_source_status (h, st);
+
+  LOCK_FOR_SCOPE (&h->lock);
+  st->hydrating = h->regions + h->plan.open_cuts;
+  if (commit_is_complete (&c->commit)) {
+    st->state = HYDRATE_COMPLETE;
+    st->eta_known = true;
+    return;
+  }
+  if (!st->source_connected)
+    st->state = HYDRATE_WAITING;
+  else if (h->stopped)
+    st->state = HYDRATE_FAILED;
+  else if (h->paused || h->settings.threshold == 0)
+    st->state = HYDRATE_PAUSED;
+  else
+    st->state = HYDRATE_HYDRATING;
+
+  rate = st->state == HYDRATE_HYDRATING ? h->rate : 0;
+  st->rate = rate;
+  st->eta_known = rate >= 1;
+  if (st->eta_known)
+    st->eta = missing / rate;
+}
+
+void
+hydrate_on_end (struct hydrate *h, void (*on_end) (void *opaque),
+                void *opaque)
+{
+  h->on_end = on_end;
+  h->on_end_opaque = opaque;
+}

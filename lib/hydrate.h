@@ -1,0 +1,102 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* Hydration: the background copier.
+ *
+ * A plan, shared and under one lock, hands out the next range to copy, in the
+ * order of the disk (plan_next in hydrate.c is the place to change that order).
+ * Workers, each a thread with a libev loop and channels of its own, take ranges
+ * from the plan and copy them, many at a time:
+ *
+ *    plan_next ---> READING ---> OWNING ---> WRITING ---> done
+ *       |          the source,   owned by    what is still invalid,
+ *       |           unowned      nobody      run by run; each run becomes
+ *       |                        else        valid when it is written
+ *       +-- a hole of the source ---^
+ *
+ * The source is read unowned, then the range is owned, looked at again, and
+ * only what is still invalid is written: a client's write that came in between
+ * wins and has not waited for the source.  A range ends only after its last
+ * write to the destination has returned, whatever happens.
+ *
+ * Where the source knows its extents, they are asked for ahead of the plan, and
+ * its holes become holes of the destination without being read.  So do copied
+ * ranges that turn out to be all zeroes.
+ *
+ * A region larger than a batch is copied in pieces, and becomes valid when all
+ * of them are in the destination.
+ *
+ * Units: sizes in bytes, rates in bytes a second.
+ */
+
+#ifndef CLONE_HYDRATE_H
+#define CLONE_HYDRATE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "clone.h"
+
+#define HYDRATE_THRESHOLD_DEFAULT (UINT64_C (16) << 20)
+#define HYDRATE_BATCH_DEFAULT (UINT64_C (1) << 20)
+#define HYDRATE_BATCH_MIN (UINT64_C (4) << 10)
+#define HYDRATE_BATCH_MAX (UINT64_C (32) << 20)
+
+struct hydrate_settings {
+  uint64_t rate;      /* bytes of data read a second; 0: no limit */
+  uint64_t threshold; /* most bytes being copied at once; 0: stop */
+  uint64_t batch;     /* largest single copy, HYDRATE_BATCH_MIN.._MAX */
+};
+
+enum hydrate_state {
+  HYDRATE_HYDRATING,
+  HYDRATE_PAUSED,   /* by the user, or by a threshold of 0 */
+  HYDRATE_WAITING,  /* the source is lost */
+  HYDRATE_COMPLETE, /* durably */
+  HYDRATE_FAILED,   /* an error; hydrate_resume tries again */
+};
+
+struct hydrate_status {
+  enum hydrate_state state;
+  uint64_t hydrating;          /* regions being copied at this moment */
+  uint64_t rate;               /* bytes a second that became valid, lately */
+  bool eta_known;
+  uint64_t eta;                /* seconds */
+  bool source_connected;       /* false also when it is closed */
+  unsigned source_connections; /* 0 for a file */
+};
+
+struct hydrate;
+
+/* NULL with errno ENOMEM.  The clone must outlive the object. */
+extern struct hydrate *hydrate_new (struct clone *c,
+                                    const struct hydrate_settings *settings,
+                                    bool paused, const struct log *log);
+extern void hydrate_free (struct hydrate *h); /* stopped; NULL is allowed */
+
+/* Start the threads, with all signals blocked.  Not before the process has
+ * forked for the last time.  -1, logged, where that fails.
+ */
+extern int hydrate_start (struct hydrate *h);
+
+/* Stop taking new ranges, finish or drop those under way, join the threads. */
+extern void hydrate_stop (struct hydrate *h);
+
+/* Any thread may call these. */
+extern void hydrate_pause (struct hydrate *h);
+extern void hydrate_resume (struct hydrate *h);
+extern void hydrate_get_settings (struct hydrate *h,
+                                  struct hydrate_settings *settings);
+extern void hydrate_set_settings (struct hydrate *h,
+                                  const struct hydrate_settings *settings);
+extern void hydrate_get_status (struct hydrate *h,
+                                struct hydrate_status *status);
+
+/* Call this function once, on a thread of hydration's, when the state becomes
+ * complete or failed.  To be set before hydrate_start.  It must not wait.
+ */
+extern void hydrate_on_end (struct hydrate *h, void (*on_end) (void *opaque),
+                            void *opaque);
+
+#endif /* CLONE_HYDRATE_H */
