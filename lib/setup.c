@@ -1,0 +1,455 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cleanup.h"
+#include "fingerprint.h"
+#include "metadata.h"
+#include "rounding.h"
+#include "setup.h"
+
+/* What is open so far, and what must be undone if the rest fails. */
+struct work {
+  const struct setup *s;
+  const struct log *log;
+  char *metadata_name;
+  struct backend *source, *dest, *meta;
+  struct metadata *md;
+  struct region_map *map;
+  bool created_dest, created_meta;
+};
+
+uint64_t
+setup_region_size (uint64_t size)
+{
+  const uint64_t most_regions = (UINT64_C (32) << 20) * 8;
+  uint64_t region_size = REGION_SIZE_MIN;
+
+  while (region_size < REGION_SIZE_MAX &&
+         div_round_up (size, region_size) > most_regions)
+    region_size *= 2;
+  return region_size;
+}
+
+/* ---- opening the three backends ---- */
+
+static struct backend *
+open_destination (struct work *w)
+{
+  const struct backend_params params = {
+    .role = "destination", .name = w->s->destination, .lock = true,
+    .connections = w->s->destination_connections,
+  };
+
+  return backend_open (&params, w->log);
+}
+
+static struct backend *
+open_metadata (struct work *w)
+{
+  const struct backend_params params = {
+    .role = "metadata", .name = w->metadata_name, .lock = true,
+    .connections = 1,
+  };
+
+  return backend_open (&params, w->log);
+}
+
+/* The source must be there. */
+static int
+open_source (struct work *w)
+{
+  const struct backend_params params = {
+    .role = "source", .name = w->s->source, .readonly = true,
+    .connections = w->s->source_connections,
+  };
+
+  if (w->s->source == NULL) {
+    log_error (w->log, "source=... is required, the clone is not complete");
+    return -1;
+  }
+  w->source = backend_open (&params, w->log);
+  if (w->source == NULL) {
+    if (errno == ENOENT)
+      log_error (w->log, "cannot open source %s: %m", w->s->source);
+    return -1;
+  }
+  if (w->source->size == 0) {
+    log_error (w->log, "source %s is empty", w->source->name);
+    return -1;
+  }
+  return 0;
+}
+
+/* Open the destination and the metadata if they are there.  A missing one stays
+ * NULL.
+ */
+static int
+open_existing (struct work *w)
+{
+  w->dest = open_destination (w);
+  if (w->dest == NULL && errno != ENOENT)
+    return -1;
+
+  if (w->s->metadata)
+    w->metadata_name = strdup (w->s->metadata);
+  else if (backend_name_is_uri (w->s->destination) ||
+           (w->dest && !w->dest->is_file)) {
+    log_error (w->log, "metadata=... is required, because destination %s is "
+               "not a regular file", w->s->destination);
+    return -1;
+  }
+  else if (asprintf (&w->metadata_name, "%s.clone",
+                     w->s->destination) == -1)
+    w->metadata_name = NULL;
+  if (w->metadata_name == NULL) {
+    log_error (w->log, "malloc: %m");
+    return -1;
+  }
+
+  w->meta = open_metadata (w);
+  if (w->meta == NULL && errno != ENOENT)
+    return -1;
+  return 0;
+}
+
+/* ---- checks ---- */
+
+static int
+check_not_same (struct work *w, struct backend *a, const char *role_a,
+                struct backend *b, const char *role_b)
+{
+  if (a == NULL || b == NULL || !backend_same (a, b))
+    return 0;
+  log_error (w->log, "%s %s and %s %s are the same; give each its own",
+             role_a, a->name, role_b, b->name);
+  return -1;
+}
+
+static int
+check_all_differ (struct work *w)
+{
+  if (!w->dest && !w->meta && strcmp (w->s->destination,
+                                      w->metadata_name) == 0) {
+    log_error (w->log, "destination and metadata are both %s; give each its "
+               "own", w->metadata_name);
+    return -1;
+  }
+  if (check_not_same (w, w->source, "source", w->dest, "destination") == -1 ||
+      check_not_same (w, w->source, "source", w->meta, "metadata") == -1)
+    return -1;
+  return check_not_same (w, w->dest, "destination", w->meta, "metadata");
+}
+
+static int
+check_destination_size (struct work *w, uint64_t size)
+{
+  if (w->dest == NULL || w->dest->size >= size)
+    return 0;
+  log_error (w->log, "destination %s has %" PRIu64 " bytes, which is smaller "
+             "than the source's %" PRIu64 "; make it at least as large",
+             w->dest->name, w->dest->size, size);
+  return -1;
+}
+
+/* Servers with a minimum block size are asked for whole regions. */
+static int
+check_block_size (struct work *w, const struct backend *b, const char *role,
+                  uint64_t region_size)
+{
+  if (b == NULL || b->minimum_block <= region_size)
+    return 0;
+  log_error (w->log, "region-size %" PRIu64 " is smaller than the minimum "
+             "block size of %s %s, which is %" PRIu32, region_size, role,
+             b->name, b->minimum_block);
+  return -1;
+}
+
+/* The same disk as the one that the metadata were made for? (I12) */
+static int
+check_source_identity (struct work *w)
+{
+  const struct superblock *sb = &w->md->sb;
+  struct fingerprint fp;
+  uint64_t offset;
+  uint32_t count;
+  int differs;
+
+  if (w->source->size != sb->size) {
+    log_error (w->log, "source %s has %" PRIu64 " bytes, but metadata %s "
+               "belong to a source of %" PRIu64 " bytes: this is another "
+               "source, or it was resized", w->source->name, w->source->size,
+               w->meta->name, sb->size);
+    return -1;
+  }
+  if (!w->s->source_check)
+    return 0;
+  if (fingerprint_take (w->source, &fp) == -1) {
+    log_error (w->log, "source %s: cannot read it: %m", w->source->name);
+    return -1;
+  }
+  differs = fingerprint_compare (&fp, &sb->fingerprint);
+  if (differs == -1)
+    return 0;
+  fingerprint_sample (sb->size, differs, &offset, &count);
+  log_error (w->log, "source %s differs from the one that metadata %s were "
+             "made for, in bytes %" PRIu64 "..%" PRIu64 ": this is another "
+             "source, or it was written to; source-check=false goes on all "
+             "the same", w->source->name, w->meta->name, offset,
+             offset + count - 1);
+  return -1;
+}
+
+/* ---- going on with a clone ---- */
+
+static int
+load_map (struct work *w)
+{
+  w->map = region_map_new (w->md->sb.size, w->md->sb.region_size);
+  if (w->map == NULL) {
+    log_error (w->log, "no memory for the states of the regions: %m");
+    return -1;
+  }
+  return metadata_load (w->md, w->map);
+}
+
+static int
+reuse (struct work *w)
+{
+  const struct superblock *sb;
+
+  w->md = metadata_open (w->meta, w->log);
+  if (w->md == NULL)
+    return -1;
+  sb = &w->md->sb;
+
+  if (w->dest == NULL) {
+    log_error (w->log, "destination %s is missing, but its metadata %s are "
+               "there: what the clone holds is lost without it; bring it "
+               "back, or remove the metadata to start over",
+               w->s->destination, w->meta->name);
+    return -1;
+  }
+  if (w->s->region_size && w->s->region_size != sb->region_size) {
+    log_error (w->log, "region-size %" PRIu64 " differs from the one in "
+               "metadata %s, which is %" PRIu64 "; leave it out to go on",
+               w->s->region_size, w->meta->name, sb->region_size);
+    return -1;
+  }
+  if (check_destination_size (w, sb->size) == -1 ||
+      check_not_same (w, w->dest, "destination", w->meta, "metadata") == -1)
+    return -1;
+
+  if (!(sb->flags & METADATA_COMPLETE)) {
+    if (open_source (w) == -1 || check_all_differ (w) == -1 ||
+        check_block_size (w, w->source, "source", sb->region_size) == -1 ||
+        check_source_identity (w) == -1)
+      return -1;
+  }
+  if (check_block_size (w, w->dest, "destination", sb->region_size) == -1 ||
+      load_map (w) == -1)
+    return -1;
+
+  /* The last change to the store before clients come. */
+  if (!(sb->flags & METADATA_COMPLETE) &&
+      metadata_set_flags (w->md, sb->flags & ~METADATA_CLEAN) == -1) {
+    log_error (w->log, "metadata %s: cannot write: %m", w->meta->name);
+    return -1;
+  }
+  return 0;
+}
+
+/* ---- a new clone ---- */
+
+/* May new metadata be made? */
+static int
+check_creation_rules (struct work *w, enum metadata_presence presence,
+                      uint64_t size)
+{
+  if (w->s->create == CREATE_NEVER) {
+    log_error (w->log, "there is no metadata in %s, and create=never was "
+               "asked for", w->metadata_name);
+    return -1;
+  }
+  if (presence == METADATA_FOREIGN &&
+      (w->meta->is_file || w->s->create != CREATE_ALWAYS)) {
+    log_error (w->log, "%s holds something that is not a clone's metadata; "
+               "choose another metadata=..., or %s", w->meta->name,
+               w->meta->is_file ? "remove the file" :
+               "use create=always to overwrite it");
+    return -1;
+  }
+
+  if (w->dest && w->s->create == CREATE_AUTO) {
+    switch (backend_is_zero (w->dest, size, 0)) {
+    case 1:
+      break;
+    case 0:
+      log_error (w->log, "destination %s holds data, and there is no metadata "
+                 "in %s; choose an empty destination, or use create=always to "
+                 "overwrite it", w->dest->name, w->metadata_name);
+      return -1;
+    default:
+      log_error (w->log, "destination %s: cannot read it: %m", w->dest->name);
+      return -1;
+    }
+  }
+  return 0;
+}
+
+static int
+choose_region_size (struct work *w, struct superblock *sb)
+{
+  sb->region_size = w->s->region_size;
+  if (sb->region_size == 0) {
+    sb->region_size = MAX (setup_region_size (sb->size),
+                           (uint64_t)w->source->minimum_block);
+    if (w->dest)
+      sb->region_size = MAX (sb->region_size,
+                             (uint64_t)w->dest->minimum_block);
+  }
+  if (div_round_up (sb->size, sb->region_size) > REGIONS_MAX) {
+    log_error (w->log, "region-size %" PRIu64 " would give more than %" PRIu64
+               " regions; choose a larger one", sb->region_size, REGIONS_MAX);
+    return -1;
+  }
+  if (check_block_size (w, w->source, "source", sb->region_size) == -1)
+    return -1;
+  return check_block_size (w, w->dest, "destination", sb->region_size);
+}
+
+static int
+create_files (struct work *w, const struct superblock *sb)
+{
+  const struct backend_params dest = {
+    .role = "destination", .name = w->s->destination, .lock = true
+  };
+  const struct backend_params meta = {
+    .role = "metadata", .name = w->metadata_name, .lock = true
+  };
+
+  if (w->dest == NULL) {
+    w->dest = backend_create (&dest, sb->size, w->log);
+    if (w->dest == NULL)
+      return -1;
+    w->created_dest = true;
+  }
+  if (w->meta == NULL) {
+    w->meta = backend_create (&meta, metadata_store_size (sb->size,
+                                                          sb->region_size),
+                              w->log);
+    if (w->meta == NULL)
+      return -1;
+    w->created_meta = true;
+  }
+  return 0;
+}
+
+static int
+create (struct work *w, enum metadata_presence presence)
+{
+  struct superblock sb = { 0 };
+  uint64_t wanted;
+
+  if (open_source (w) == -1 || check_all_differ (w) == -1)
+    return -1;
+  sb.size = w->source->size;
+  if (check_destination_size (w, sb.size) == -1 ||
+      choose_region_size (w, &sb) == -1)
+    return -1;
+
+  wanted = metadata_store_size (sb.size, sb.region_size);
+  if (w->meta && w->meta->size < wanted) {
+    log_error (w->log, "metadata %s has %" PRIu64 " bytes, but %" PRIu64
+               " are needed; %s", w->meta->name, w->meta->size, wanted,
+               w->meta->is_file ? "remove the file, and it will be created" :
+               "make it larger, or choose a larger region-size");
+    return -1;
+  }
+  if (check_creation_rules (w, presence, sb.size) == -1)
+    return -1;
+  if (fingerprint_take (w->source, &sb.fingerprint) == -1) {
+    log_error (w->log, "source %s: cannot read it: %m", w->source->name);
+    return -1;
+  }
+
+  if (create_files (w, &sb) == -1)
+    return -1;
+  w->md = metadata_create (w->meta, &sb, w->log);
+  if (w->md == NULL)
+    return -1;
+  if (load_map (w) == -1)
+    return -1;
+  if (metadata_set_flags (w->md, w->md->sb.flags & ~METADATA_CLEAN) == -1) {
+    log_error (w->log, "metadata %s: cannot write: %m", w->meta->name);
+    return -1;
+  }
+  return 0;
+}
+
+/* ---- all together ---- */
+
+static struct clone *
+make_clone (struct work *w)
+{
+  struct clone *c;
+  enum metadata_presence presence = METADATA_ABSENT;
+
+  if (open_existing (w) == -1)
+    return NULL;
+  if (w->meta) {
+    presence = metadata_probe (w->meta, w->log);
+    if (presence == METADATA_IO_ERROR)
+      return NULL;
+  }
+
+  if (presence == METADATA_PRESENT || presence == METADATA_DAMAGED) {
+    if (reuse (w) == -1)        /* says what the damage is */
+      return NULL;
+  }
+  else if (create (w, presence) == -1)
+    return NULL;
+
+  c = clone_new (w->source, w->dest, w->md, w->map, w->s->discard_passdown,
+                 w->log);
+  if (c == NULL)
+    log_error (w->log, "malloc: %m");
+  return c;
+}
+
+/* Close what was opened, remove what was created. */
+static void
+undo (struct work *w)
+{
+  if (w->created_meta)
+    backend_file_unlink (w->meta);
+  if (w->created_dest)
+    backend_file_unlink (w->dest);
+  region_map_free (w->map);
+  if (w->md)
+    metadata_close (w->md);
+  else
+    backend_close (w->meta);
+  backend_close (w->dest);
+  backend_close (w->source);
+}
+
+struct clone *
+setup_clone (const struct setup *s, const struct log *log)
+{
+  struct work w = { .s = s, .log = log };
+  struct clone *c = make_clone (&w);
+
+  if (c == NULL)
+    undo (&w);
+  free (w.metadata_name);
+  return c;
+}
