@@ -140,10 +140,10 @@ extern struct backend *backend_create (const struct backend_params *params,
 /* Does this name have the form of a URI?  Anything else is a path. */
 extern bool backend_name_is_uri (const char *name);
 
-/* Are these the same file, block device or URI?  Different names of one NBD
- * export are not recognised.
+/* Do two names lead to the same file, block device or URI?  Different URIs of
+ * one NBD export are not recognised.
  */
-extern bool backend_same (struct backend *a, struct backend *b);
+extern bool backend_same (const char *a, const char *b);
 
 /* Does the range hold nothing but zeroes?  Extents tell where they can, the
  * rest is read.  1 yes, 0 no, -1 error.
@@ -176,7 +176,7 @@ extern struct backend *backend_file_open (const struct backend_params *params,
 extern struct backend *backend_file_create (const struct backend_params *params,
                                             uint64_t size,
                                             const struct log *log);
-extern bool backend_file_same (struct backend *a, struct backend *b);
+extern bool backend_file_same (const char *a, const char *b);
 /* Remove the file's name: for a backend that backend_create made, when what
  * was to become a clone failed.  The backend must still be closed.
  */
