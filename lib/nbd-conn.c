@@ -1,0 +1,770 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+#include <config.h>
+
+#include <assert.h>
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <ev.h>
+#include <libnbd.h>
+
+#include "cleanup.h"
+#include "nbd-conn.h"
+#include "rounding.h"
+
+/* A thread in nbd_conn_call, on its stack.  Protected by the connection's
+ * lock.
+ */
+struct nbd_worker {
+  size_t pending; /* requests not done yet */
+  pthread_t thread;
+  pthread_cond_t cond;
+  bool waiting; /* on the connection's list */
+  struct nbd_worker *prev, *next;
+};
+
+struct nbd_attachment {
+  struct nbd_conn *conn;
+  struct ev_loop *loop;
+  ev_prepare prepare;
+  ev_io io;
+  int armed;          /* what io polls for, 0 when it is stopped */
+  uint64_t turn;      /* conn->turn when io was last looked at */
+  ev_async wakeup;
+
+  /* Protected by the connection's lock. */
+  unsigned in_flight;
+  bool busy;          /* the driver, and inside libnbd */
+  struct nbd_req *done, **done_end;
+  struct nbd_attachment *next;
+};
+
+struct nbd_conn {
+  const struct log *log;
+  char *name;
+  struct nbd_handle *nbd;
+  int fd;            /* the handle's, closed by libnbd when it dies */
+  int wakeup;        /* eventfd, polled by the worker that drives */
+  atomic_uint load;  /* requests in flight */
+  atomic_bool alive;
+
+  pthread_mutex_t lock;
+  /* The driver: at most one of these is not NULL. */
+  struct nbd_worker *worker;
+  struct nbd_attachment *loop;
+  uint64_t turn;     /* counts the changes of the driver */
+  /* Workers that wait for another driver, in order of arrival. */
+  struct nbd_worker *first, *last;
+  struct nbd_attachment *attachments;
+  bool reported;     /* its loss is in the log */
+  pthread_t died_on; /* the thread that knows why */
+};
+
+/* ---- Connecting ---- */
+
+const char *
+nbd_conn_strerror (void)
+{
+  const char *error = nbd_get_error ();
+  const char *colon;
+
+  if (error == NULL)
+    return "unknown error";
+  colon = strstr (error, ": ");
+  return strncmp (error, "nbd_", 4) == 0 && colon ? colon + 2 : error;
+}
+
+static int64_t
+now_ms (void)
+{
+  struct timespec ts;
+
+  clock_gettime (CLOCK_MONOTONIC, &ts);
+  return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+/* Reads are not initialised by libnbd but by on_chunk, and only where the
+ * server left a gap.  Alignment is ours to see to: the last block of an export
+ * whose size is no multiple of the block size could not be reached otherwise.
+ */
+static int
+set_up (struct nbd_handle *nbd, const struct nbd_conn_params *params)
+{
+  uint32_t strict = nbd_get_strict_mode (nbd) & ~LIBNBD_STRICT_ALIGN;
+
+  if (nbd_set_handle_name (nbd, params->role) == -1 ||
+      nbd_set_uri_allow_local_file (nbd, true) == -1 ||
+      nbd_set_pread_initialize (nbd, false) == -1 ||
+      nbd_set_strict_mode (nbd, strict) == -1 ||
+      nbd_add_meta_context (nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == -1)
+    return -1;
+  return 0;
+}
+
+/* NULL, or why it failed. */
+static const char *
+handshake (struct nbd_handle *nbd, const struct nbd_conn_params *params)
+{
+  int64_t deadline = now_ms () + params->timeout;
+
+  if (nbd_aio_connect_uri (nbd, params->uri) == -1)
+    return nbd_conn_strerror ();
+  while (nbd_aio_is_connecting (nbd)) {
+    int64_t left = deadline - now_ms ();
+
+    if (left <= 0)
+      return "the server does not answer";
+    if (nbd_poll (nbd, left) == -1)
+      return nbd_conn_strerror ();
+  }
+  if (nbd_aio_is_closed (nbd))
+    return "the server closed the connection";
+  return nbd_aio_is_ready (nbd) ? NULL : nbd_conn_strerror ();
+}
+
+/* NULL, or why it failed. */
+static const char *
+conn_connect (struct nbd_conn *conn, const struct nbd_conn_params *params)
+{
+  const char *why;
+
+  conn->wakeup = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (conn->wakeup == -1 ||
+      asprintf (&conn->name, "%s %s", params->role, params->uri) == -1) {
+    conn->name = NULL;
+    return strerror (errno);
+  }
+  conn->nbd = nbd_create ();
+  if (conn->nbd == NULL || set_up (conn->nbd, params) == -1)
+    return nbd_conn_strerror ();
+  why = handshake (conn->nbd, params);
+  if (why == NULL) {
+    conn->fd = nbd_aio_get_fd (conn->nbd);
+    conn->alive = true;
+  }
+  return why;
+}
+
+struct nbd_conn *
+nbd_conn_open (const struct nbd_conn_params *params)
+{
+  struct nbd_conn *conn = calloc (1, sizeof *conn);
+  const char *why;
+
+  if (conn) {
+    conn->log = params->log;
+    conn->fd = conn->wakeup = -1;
+    pthread_mutex_init (&conn->lock, NULL);
+  }
+  why = conn ? conn_connect (conn, params) : strerror (errno);
+  if (why == NULL)
+    return conn;
+
+  if (params->required)
+    log_error (params->log, "cannot connect to %s %s: %s", params->role,
+               params->uri, why);
+  else
+    log_debug (params->log, LOG_HYDRATE,
+               "no further connection to %s %s: %s", params->role,
+               params->uri, why);
+  nbd_conn_close (conn);
+  return NULL;
+}
+
+void
+nbd_conn_close (struct nbd_conn *conn)
+{
+  if (conn == NULL)
+    return;
+  assert (conn->attachments == NULL && conn->first == NULL);
+
+  /* Say goodbye where that takes no waiting. */
+  if (conn->alive)
+    nbd_aio_disconnect (conn->nbd, 0);
+  nbd_close (conn->nbd);
+  if (conn->wakeup >= 0)
+    close (conn->wakeup);
+  pthread_mutex_destroy (&conn->lock);
+  free (conn->name);
+  free (conn);
+}
+
+struct nbd_handle *
+nbd_conn_handle (struct nbd_conn *conn)
+{
+  return conn->nbd;
+}
+
+unsigned
+nbd_conn_load (struct nbd_conn *conn)
+{
+  return atomic_load_explicit (&conn->load, memory_order_relaxed);
+}
+
+bool
+nbd_conn_is_alive (struct nbd_conn *conn)
+{
+  return atomic_load_explicit (&conn->alive, memory_order_relaxed);
+}
+
+/* Only libnbd closes the socket, and then alive is false; a wrong answer in
+ * the instant between is not worth a lock.
+ */
+bool
+nbd_conn_probe (struct nbd_conn *conn)
+{
+  struct pollfd pfd = { .fd = conn->fd, .events = POLLRDHUP };
+
+  if (!nbd_conn_is_alive (conn))
+    return false;
+  return nbd_conn_load (conn) > 0 || poll (&pfd, 1, 0) == 0;
+}
+
+/* ---- The role of the driver ---- */
+
+/* The lock is held.  Make the driver look again at what it polls for, and at
+ * what is left for it to do.
+ */
+static void
+wake_driver (struct nbd_conn *conn)
+{
+  /* A counter that is full wakes as well as one that was written to. */
+  if (conn->worker)
+    (void)!eventfd_write (conn->wakeup, 1);
+  else if (conn->loop)
+    ev_async_send (conn->loop->loop, &conn->loop->wakeup);
+}
+
+/* The lock is held, and the caller gives up the role.  A worker that waits is
+ * woken, but not made the driver before it runs: another thread that comes by
+ * until then may drive, so that replies do not wait for the scheduler.  It will
+ * pass the role in its turn, so that no worker is forgotten.
+ */
+static void
+pass_role (struct nbd_conn *conn)
+{
+  struct nbd_attachment *a = conn->attachments;
+
+  conn->worker = NULL;
+  conn->loop = NULL;
+  conn->turn++;
+
+  if (conn->first) {
+    pthread_cond_signal (&conn->first->cond);
+    return;
+  }
+  while (a && a->in_flight == 0)
+    a = a->next;
+  conn->loop = a;
+  wake_driver (conn);
+}
+
+/* Whoever was in a libnbd call calls this afterwards.  libnbd keeps the reason
+ * for each thread, so that only one can tell it.
+ */
+static void
+report_death (struct nbd_conn *conn)
+{
+  const char *why;
+  bool mine;
+
+  if (nbd_conn_is_alive (conn))
+    return;
+  pthread_mutex_lock (&conn->lock);
+  mine = !conn->reported && pthread_equal (conn->died_on, pthread_self ());
+  conn->reported |= mine;
+  pthread_mutex_unlock (&conn->lock);
+  if (!mine)
+    return;
+
+  why = nbd_aio_is_closed (conn->nbd) ? "the server closed it"
+        : nbd_conn_strerror ();
+  log_error (conn->log, "lost the connection to %s: %s", conn->name, why);
+}
+
+static void
+notify (struct nbd_conn *conn, bool readable)
+{
+  /* Errors reach the requests' completions. */
+  if (readable)
+    nbd_aio_notify_read (conn->nbd);
+  else
+    nbd_aio_notify_write (conn->nbd);
+  report_death (conn);
+}
+
+/* ---- Completion: called by libnbd, with the handle's lock held ---- */
+
+/* The connection's lock is held. */
+static void
+unlist_worker (struct nbd_conn *conn, struct nbd_worker *w)
+{
+  *(w->prev ? &w->prev->next : &conn->first) = w->next;
+  *(w->next ? &w->next->prev : &conn->last) = w->prev;
+  w->waiting = false;
+}
+
+static void
+list_worker (struct nbd_conn *conn, struct nbd_worker *w)
+{
+  w->prev = conn->last;
+  w->next = NULL;
+  *(conn->last ? &conn->last->next : &conn->first) = w;
+  conn->last = w;
+  w->waiting = true;
+}
+
+/* A driver sees by itself what it completes.  But a connection may die in the
+ * hands of another thread, which submits.
+ */
+static void
+worker_completion (struct nbd_conn *conn, struct nbd_worker *w)
+{
+  if (--w->pending > 0)
+    return;
+  if (w->waiting) {
+    unlist_worker (conn, w);
+    pthread_cond_signal (&w->cond);
+  }
+  else if (conn->worker == w && !pthread_equal (w->thread, pthread_self ()))
+    wake_driver (conn);
+}
+
+static void
+loop_completion (struct nbd_attachment *a, struct nbd_req *req)
+{
+  a->in_flight--;
+  req->next = NULL;
+  *a->done_end = req;
+  a->done_end = &req->next;
+  if (!a->busy)
+    ev_async_send (a->loop, &a->wakeup);
+}
+
+/* After this the request belongs to its caller again. */
+static void
+complete (struct nbd_req *req, int error)
+{
+  struct nbd_conn *conn = req->conn;
+  LOCK_FOR_SCOPE (&conn->lock);
+
+  /* No server sends this one: it is libnbd's when a handle dies. */
+  if (error == ENOTCONN && conn->alive) {
+    conn->alive = false;
+    conn->died_on = pthread_self ();
+  }
+  req->error = error;
+  atomic_fetch_sub_explicit (&conn->load, 1, memory_order_relaxed);
+  if (req->worker)
+    worker_completion (conn, req->worker);
+  else
+    loop_completion (req->attachment, req);
+}
+
+static int
+on_completion (void *opaque, int *error)
+{
+  struct nbd_req *req = opaque;
+
+  /* Not all of it came.  libnbd would find out only in
+   * nbd_aio_command_completed.
+   */
+  if (*error == 0 && req->type == NBD_REQ_READ &&
+      (req->received != req->count ||
+       req->mark != req->offset + req->count))
+    *error = EPROTO;
+  complete (req, *error);
+  return 1;
+}
+
+/* A server may send the chunks of a read in any order.  One that leaves out a
+ * part and sends another twice would make us pass on what was in the buffer
+ * before.  All bytes below the mark have been received or cleared; nothing
+ * above it has been received.
+ */
+static int
+on_chunk (void *opaque, const void *subbuf, size_t count, uint64_t offset,
+          unsigned status, int *error)
+{
+  struct nbd_req *req = opaque;
+
+  if (status == LIBNBD_READ_ERROR)
+    return 0;
+  if (offset > req->mark)
+    memset ((char *)req->buf + (req->mark - req->offset), 0,
+            offset - req->mark);
+  req->mark = MAX (req->mark, offset + count);
+  req->received += count;
+  return 0;
+}
+
+/* A second reply for the same context is none that the protocol allows. */
+static int
+on_extents (void *opaque, const char *context, uint64_t offset,
+            uint32_t *entries, size_t nr_entries, int *error)
+{
+  struct nbd_req *req = opaque;
+
+  if (strcmp (context, LIBNBD_CONTEXT_BASE_ALLOCATION) != 0 ||
+      req->extents->len > 0)
+    return 0;
+  for (size_t i = 0; i + 1 < nr_entries; i += 2) {
+    unsigned flags = entries[i + 1] & (EXTENT_HOLE | EXTENT_ZERO);
+
+    if (extents_add (req->extents, offset, entries[i], flags) == -1) {
+      *error = errno;
+      return -1;
+    }
+    offset += entries[i];
+  }
+  return 0;
+}
+
+/* ---- Submission ---- */
+
+_Static_assert (EXTENT_HOLE == LIBNBD_STATE_HOLE &&
+                EXTENT_ZERO == LIBNBD_STATE_ZERO,
+                "extent flags are those of base:allocation");
+
+/* The request's cookie, or -1 and its callbacks will never be called. */
+static int64_t
+issue (struct nbd_handle *nbd, struct nbd_req *req)
+{
+  nbd_completion_callback completion = {
+    .callback = on_completion, .user_data = req
+  };
+
+  switch (req->type) {
+  case NBD_REQ_READ:
+    req->received = 0;
+    req->mark = req->offset;
+    return nbd_aio_pread_structured (
+      nbd, req->buf, req->count, req->offset,
+      (nbd_chunk_callback){ .callback = on_chunk, .user_data = req },
+      completion, req->flags);
+  case NBD_REQ_WRITE:
+    return nbd_aio_pwrite (nbd, req->buf, req->count, req->offset, completion,
+                           req->flags);
+  case NBD_REQ_ZERO:
+    return nbd_aio_zero (nbd, req->count, req->offset, completion, req->flags);
+  case NBD_REQ_TRIM:
+    return nbd_aio_trim (nbd, req->count, req->offset, completion, req->flags);
+  case NBD_REQ_FLUSH:
+    return nbd_aio_flush (nbd, completion, req->flags);
+  case NBD_REQ_EXTENTS:
+    return nbd_aio_block_status (
+      nbd, req->count, req->offset,
+      (nbd_extent_callback){ .callback = on_extents, .user_data = req },
+      completion, req->flags);
+  }
+  __builtin_unreachable ();
+}
+
+/* The request is in flight, or has been completed with an error. */
+static void
+submit (struct nbd_conn *conn, struct nbd_req *req)
+{
+  req->conn = conn;
+  atomic_fetch_add_explicit (&conn->load, 1, memory_order_relaxed);
+  if (issue (conn->nbd, req) == -1) {
+    int error = nbd_get_errno ();
+    bool dead = nbd_aio_is_dead (conn->nbd) || nbd_aio_is_closed (conn->nbd);
+
+    complete (req, dead ? ENOTCONN : error ? error : EIO);
+  }
+  report_death (conn);
+}
+
+/* ---- Workers ---- */
+
+/* One wait and one notification. */
+static void
+drive_once (struct nbd_conn *conn)
+{
+  unsigned direction = nbd_aio_get_direction (conn->nbd);
+  struct pollfd fds[2] = {
+    { .fd = conn->fd },
+    { .fd = conn->wakeup, .events = POLLIN },
+  };
+  eventfd_t ignored;
+
+  if (direction & LIBNBD_AIO_DIRECTION_READ)
+    fds[0].events |= POLLIN;
+  if (direction & LIBNBD_AIO_DIRECTION_WRITE)
+    fds[0].events |= POLLOUT;
+  /* A handle that died has completed all requests, ours included. */
+  if (direction == 0 || poll (fds, 2, -1) <= 0)
+    return;
+  if (fds[1].revents)
+    (void)!eventfd_read (conn->wakeup, &ignored);
+  /* Reading may change what there is to write, so one at a time; and the
+   * reply is older than what waits to be sent.
+   */
+  if (fds[0].revents)
+    notify (conn, (fds[0].revents & ~POLLOUT) != 0);
+}
+
+/* The lock is held.  A loop that is not inside libnbd notices when it next
+ * looks that it is not the driver any more.
+ */
+static bool
+take_role (struct nbd_conn *conn, struct nbd_worker *me)
+{
+  if (conn->worker || (conn->loop && conn->loop->busy))
+    return false;
+  conn->loop = NULL;
+  conn->worker = me;
+  conn->turn++;
+  return true;
+}
+
+/* The lock is held, and is given up for the time that takes. */
+static void
+drive (struct nbd_conn *conn, struct nbd_worker *me)
+{
+  while (me->pending > 0) {
+    pthread_mutex_unlock (&conn->lock);
+    drive_once (conn);
+    pthread_mutex_lock (&conn->lock);
+  }
+  pass_role (conn);
+}
+
+static void
+worker_wait (struct nbd_conn *conn, struct nbd_worker *me)
+{
+  LOCK_FOR_SCOPE (&conn->lock);
+
+  while (me->pending > 0) {
+    if (take_role (conn, me)) {
+      if (me->waiting)
+        unlist_worker (conn, me);
+      drive (conn, me);
+      return;
+    }
+    if (!me->waiting) {
+      list_worker (conn, me);
+      if (nbd_aio_get_direction (conn->nbd) & LIBNBD_AIO_DIRECTION_WRITE)
+        wake_driver (conn);
+    }
+    pthread_cond_wait (&me->cond, &conn->lock);
+  }
+}
+
+void
+nbd_conn_call (struct nbd_conn *conn, struct nbd_req *req, size_t n)
+{
+  struct nbd_worker me = {
+    .pending = n,
+    .thread = pthread_self (),
+    .cond = PTHREAD_COND_INITIALIZER,
+  };
+
+  for (size_t i = 0; i < n; i++) {
+    req[i].worker = &me;
+    submit (conn, &req[i]);
+  }
+  worker_wait (conn, &me);
+  pthread_cond_destroy (&me.cond);
+}
+
+/* ---- Loops ---- */
+
+/* Give the role away if there is nothing in flight for this loop, or somebody
+ * to whom more depends on it.  The lock is held.
+ */
+static void
+settle_role (struct nbd_attachment *a)
+{
+  struct nbd_conn *conn = a->conn;
+
+  if (conn->loop == a && (a->in_flight == 0 || conn->first))
+    pass_role (conn);
+}
+
+static struct nbd_req *
+take_done (struct nbd_attachment *a)
+{
+  LOCK_FOR_SCOPE (&a->conn->lock);
+  struct nbd_req *done = a->done;
+
+  a->done = NULL;
+  a->done_end = &a->done;
+  settle_role (a);
+  return done;
+}
+
+static void
+call_done (struct nbd_attachment *a)
+{
+  struct nbd_req *req, *next;
+
+  for (req = take_done (a); req; req = next) {
+    next = req->next;
+    req->done (req);
+  }
+}
+
+static void
+wakeup_cb (struct ev_loop *loop, ev_async *w, int revents)
+{
+  call_done (w->data);
+}
+
+/* Is the readiness that the loop found still true?  Not when another driver
+ * has had a turn since: it may have read what there was.
+ */
+static bool
+begin_notify (struct nbd_attachment *a)
+{
+  LOCK_FOR_SCOPE (&a->conn->lock);
+
+  a->busy = a->conn->loop == a && a->conn->turn == a->turn &&
+            a->in_flight > 0;
+  return a->busy;
+}
+
+static void
+end_notify (struct nbd_attachment *a)
+{
+  LOCK_FOR_SCOPE (&a->conn->lock);
+
+  a->busy = false;
+  settle_role (a);
+}
+
+static void
+io_cb (struct ev_loop *loop, ev_io *w, int revents)
+{
+  struct nbd_attachment *a = w->data;
+
+  if (!begin_notify (a))
+    return;
+  notify (a->conn, (revents & EV_READ) != 0);
+  end_notify (a);
+  call_done (a);
+}
+
+/* What to poll for: nothing, unless this loop drives. */
+static int
+wanted_events (struct nbd_attachment *a)
+{
+  LOCK_FOR_SCOPE (&a->conn->lock);
+  unsigned direction;
+
+  a->turn = a->conn->turn;
+  if (a->conn->loop != a || a->in_flight == 0)
+    return 0;
+  direction = nbd_aio_get_direction (a->conn->nbd);
+  return (direction & LIBNBD_AIO_DIRECTION_READ ? EV_READ : 0) |
+         (direction & LIBNBD_AIO_DIRECTION_WRITE ? EV_WRITE : 0);
+}
+
+static void
+prepare_cb (struct ev_loop *loop, ev_prepare *w, int revents)
+{
+  struct nbd_attachment *a = w->data;
+  int events = wanted_events (a);
+
+  if (events == a->armed)
+    return;
+  ev_io_stop (loop, &a->io);
+  a->armed = events;
+  if (events) {
+    ev_io_set (&a->io, a->conn->fd, events);
+    ev_io_start (loop, &a->io);
+  }
+}
+
+struct nbd_attachment *
+nbd_conn_attach (struct nbd_conn *conn, struct ev_loop *loop)
+{
+  struct nbd_attachment *a = calloc (1, sizeof *a);
+
+  if (a == NULL)
+    return NULL;
+  a->conn = conn;
+  a->loop = loop;
+  a->done_end = &a->done;
+  ev_io_init (&a->io, io_cb, conn->fd, 0);
+  ev_prepare_init (&a->prepare, prepare_cb);
+  ev_async_init (&a->wakeup, wakeup_cb);
+  a->io.data = a->prepare.data = a->wakeup.data = a;
+  ev_prepare_start (loop, &a->prepare);
+  ev_async_start (loop, &a->wakeup);
+
+  LOCK_FOR_SCOPE (&conn->lock);
+  a->next = conn->attachments;
+  conn->attachments = a;
+  return a;
+}
+
+void
+nbd_conn_detach (struct nbd_attachment *a)
+{
+  if (a == NULL)
+    return;
+  {
+    struct nbd_attachment **p = &a->conn->attachments;
+    LOCK_FOR_SCOPE (&a->conn->lock);
+
+    assert (a->in_flight == 0 && a->done == NULL);
+    settle_role (a);
+    while (*p != a)
+      p = &(*p)->next;
+    *p = a->next;
+  }
+  ev_io_stop (a->loop, &a->io);
+  ev_prepare_stop (a->loop, &a->prepare);
+  ev_async_stop (a->loop, &a->wakeup);
+  free (a);
+}
+
+static void
+begin_submit (struct nbd_attachment *a)
+{
+  LOCK_FOR_SCOPE (&a->conn->lock);
+
+  a->in_flight++;
+}
+
+/* Somebody must drive what was sent.  The loop's own poll is set right by
+ * prepare_cb, before it next waits.
+ */
+static void
+end_submit (struct nbd_attachment *a)
+{
+  struct nbd_conn *conn = a->conn;
+  LOCK_FOR_SCOPE (&conn->lock);
+
+  if (conn->worker == NULL && conn->loop == NULL) {
+    if (a->in_flight > 0) {
+      conn->loop = a;
+      conn->turn++;
+    }
+  }
+  else if (conn->loop != a &&
+           nbd_aio_get_direction (conn->nbd) & LIBNBD_AIO_DIRECTION_WRITE)
+    wake_driver (conn);
+}
+
+void
+nbd_attachment_submit (struct nbd_attachment *a, struct nbd_req *req)
+{
+  req->worker = NULL;
+  req->attachment = a;
+  begin_submit (a);
+  submit (a->conn, req);
+  end_submit (a);
+}
