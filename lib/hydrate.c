@@ -19,6 +19,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <ev.h>
@@ -107,6 +108,16 @@ struct hydrate {
 
 static void fill (struct worker *w);
 static void go_on (struct copy *copy);
+
+/* ev_now jumps when somebody sets the clock. */
+static double
+seconds (void)
+{
+  struct timespec ts;
+
+  clock_gettime (CLOCK_MONOTONIC, &ts);
+  return ts.tv_sec + ts.tv_nsec / 1e9;
+}
 
 static void
 wake_all (struct hydrate *h)
@@ -476,7 +487,7 @@ next_range (struct worker *w, struct plan_range *range, uint64_t *cost,
 {
   struct hydrate *h = w->h;
   const struct hydrate_settings *s = &h->settings;
-  const double now = ev_now (w->loop);
+  const double now = seconds ();
   uint64_t batch;
   LOCK_FOR_SCOPE (&h->lock);
 
@@ -510,8 +521,8 @@ next_range (struct worker *w, struct plan_range *range, uint64_t *cost,
   return NEXT_RANGE;
 }
 
-/* Every range has been copied: commit.  If that makes the clone complete, all
- * workers end.
+/* Every range has been copied: commit.  If that makes the clone complete,
+ * clone_became_complete ends all workers.
  */
 static void
 finish (struct worker *w)
@@ -532,8 +543,6 @@ finish (struct worker *w)
                "the cause, then resume hydration or start again");
     stop_with_error (h);
   }
-  else if (full && h->on_end)
-    h->on_end (h->on_end_opaque);
   wake_all (h);
 }
 
@@ -742,11 +751,14 @@ hydrate_free (struct hydrate *h)
   free (h);
 }
 
+/* By hydration, or because clients have written everything. */
 static void
 clone_became_complete (void *opaque)
 {
   struct hydrate *h = opaque;
 
+  if (h->on_end)
+    h->on_end (h->on_end_opaque);
   wake_all (h);
 }
 
@@ -791,7 +803,6 @@ hydrate_start (struct hydrate *h)
 void
 hydrate_stop (struct hydrate *h)
 {
-  h->clone->on_complete = NULL;
   {
     LOCK_FOR_SCOPE (&h->lock);
     h->stopping = true;

@@ -64,7 +64,7 @@ struct hydrate_status {
   bool eta_known;
   uint64_t eta;                /* seconds */
   bool source_connected;       /* false also when it is closed */
-  unsigned source_connections; /* 0 for a file */
+  unsigned source_connections; /* 1 for a file */
 };
 
 struct hydrate;
@@ -93,8 +93,8 @@ extern void hydrate_set_settings (struct hydrate *h,
 extern void hydrate_get_status (struct hydrate *h,
                                 struct hydrate_status *status);
 
-/* Call this function once, on a thread of hydration's, when the state becomes
- * complete or failed.  To be set before hydrate_start.  It must not wait.
+/* Call this function when the state becomes complete or failed, on whichever
+ * thread makes it so.  To be set before hydrate_start.  It must not wait.
  */
 extern void hydrate_on_end (struct hydrate *h, void (*on_end) (void *opaque),
                             void *opaque);

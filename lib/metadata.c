@@ -435,7 +435,7 @@ metadata_open (struct backend *b, const struct log *log)
   if (choose_superblock (md, image) == -1)
     goto error;
 
-  wanted = sector_offset (nr_sectors (md->sb.size, md->sb.region_size));
+  wanted = metadata_store_size (md->sb.size, md->sb.region_size);
   if (b->size < wanted) {
     log_error (log, "metadata %s: it was cut: it has %" PRIu64 " bytes and "
                "should have %" PRIu64 "; restore a copy of the metadata, or "

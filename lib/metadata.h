@@ -11,8 +11,8 @@
  *   4096            superblock B (512 bytes)
  *   8192 + 512*s    bitmap sector s, 0 <= s < ceil (regions / 4032)
  *
- * What lies between and behind is not used; creation makes it zero.  regions
- * is ceil (size / region size).
+ * The store ends at the next multiple of 4096.  What lies between is not used.
+ * regions is ceil (size / region size).
  *
  *   superblock: bytes
  *     0..7      magic "NBDCLONE"
@@ -39,7 +39,8 @@
  * zero.  A bitmap sector is valid if and only if its magic and CRC are right
  * and no bit is set that stands for no region.
  *
- * A store is valid if and only if at least one superblock is valid, two valid
+ * A store is valid if and only if it is not shorter than that, at least one
+ * superblock is valid, two valid
  * ones agree in all but generation and flags, every bitmap sector is valid, and
  * where the complete flag is set every region's bit is 1.  The superblock that
  * counts is the valid one of the higher generation.  A store in which both

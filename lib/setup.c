@@ -41,6 +41,27 @@ setup_region_size (uint64_t size)
 
 /* ---- opening the three backends ---- */
 
+/* The default goes beside a destination that is a regular file, or will be. */
+static int
+name_metadata (struct work *w)
+{
+  if (w->s->metadata)
+    w->metadata_name = strdup (w->s->metadata);
+  else if (backend_name_is_uri (w->s->destination)) {
+    log_error (w->log, "metadata=... is required, because destination %s is "
+               "not a regular file", w->s->destination);
+    return -1;
+  }
+  else if (asprintf (&w->metadata_name, "%s.clone",
+                     w->s->destination) == -1)
+    w->metadata_name = NULL;
+  if (w->metadata_name == NULL) {
+    log_error (w->log, "malloc: %m");
+    return -1;
+  }
+  return 0;
+}
+
 static struct backend *
 open_destination (struct work *w)
 {
@@ -98,20 +119,9 @@ open_existing (struct work *w)
   w->dest = open_destination (w);
   if (w->dest == NULL && errno != ENOENT)
     return -1;
-
-  if (w->s->metadata)
-    w->metadata_name = strdup (w->s->metadata);
-  else if (backend_name_is_uri (w->s->destination) ||
-           (w->dest && !w->dest->is_file)) {
+  if (w->s->metadata == NULL && w->dest && !w->dest->is_file) {
     log_error (w->log, "metadata=... is required, because destination %s is "
                "not a regular file", w->s->destination);
-    return -1;
-  }
-  else if (asprintf (&w->metadata_name, "%s.clone",
-                     w->s->destination) == -1)
-    w->metadata_name = NULL;
-  if (w->metadata_name == NULL) {
-    log_error (w->log, "malloc: %m");
     return -1;
   }
 
@@ -124,29 +134,30 @@ open_existing (struct work *w)
 /* ---- checks ---- */
 
 static int
-check_not_same (struct work *w, struct backend *a, const char *role_a,
-                struct backend *b, const char *role_b)
+check_not_same (struct work *w, const char *role_a, const char *a,
+                const char *role_b, const char *b)
 {
-  if (a == NULL || b == NULL || !backend_same (a, b))
+  if (!backend_same (a, b))
     return 0;
   log_error (w->log, "%s %s and %s %s are the same; give each its own",
-             role_a, a->name, role_b, b->name);
+             role_a, a, role_b, b);
   return -1;
 }
 
+/* Before anything is opened, because to lock one file twice would fail with a
+ * message that misleads.
+ */
 static int
 check_all_differ (struct work *w)
 {
-  if (!w->dest && !w->meta && strcmp (w->s->destination,
-                                      w->metadata_name) == 0) {
-    log_error (w->log, "destination and metadata are both %s; give each its "
-               "own", w->metadata_name);
+  const char *source = w->s->source, *dest = w->s->destination;
+  const char *meta = w->metadata_name;
+
+  if (source &&
+      (check_not_same (w, "source", source, "destination", dest) == -1 ||
+       check_not_same (w, "source", source, "metadata", meta) == -1))
     return -1;
-  }
-  if (check_not_same (w, w->source, "source", w->dest, "destination") == -1 ||
-      check_not_same (w, w->source, "source", w->meta, "metadata") == -1)
-    return -1;
-  return check_not_same (w, w->dest, "destination", w->meta, "metadata");
+  return check_not_same (w, "destination", dest, "metadata", meta);
 }
 
 static int
@@ -244,12 +255,11 @@ reuse (struct work *w)
                w->s->region_size, w->meta->name, sb->region_size);
     return -1;
   }
-  if (check_destination_size (w, sb->size) == -1 ||
-      check_not_same (w, w->dest, "destination", w->meta, "metadata") == -1)
+  if (check_destination_size (w, sb->size) == -1)
     return -1;
 
   if (!(sb->flags & METADATA_COMPLETE)) {
-    if (open_source (w) == -1 || check_all_differ (w) == -1 ||
+    if (open_source (w) == -1 ||
         check_block_size (w, w->source, "source", sb->region_size) == -1 ||
         check_source_identity (w) == -1)
       return -1;
@@ -359,7 +369,7 @@ create (struct work *w, enum metadata_presence presence)
   struct superblock sb = { 0 };
   uint64_t wanted;
 
-  if (open_source (w) == -1 || check_all_differ (w) == -1)
+  if (open_source (w) == -1)
     return -1;
   sb.size = w->source->size;
   if (check_destination_size (w, sb.size) == -1 ||
@@ -403,7 +413,8 @@ make_clone (struct work *w)
   struct clone *c;
   enum metadata_presence presence = METADATA_ABSENT;
 
-  if (open_existing (w) == -1)
+  if (name_metadata (w) == -1 || check_all_differ (w) == -1 ||
+      open_existing (w) == -1)
     return NULL;
   if (w->meta) {
     presence = metadata_probe (w->meta, w->log);
