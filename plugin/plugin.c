@@ -1,0 +1,630 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* nbdkit's side: parameters, callbacks, and the order in which things start and
+ * end.  What a request does is in lib/clone.c.
+ *
+ *   get_ready    bind the control socket, open or create everything: all that
+ *                can fail because of the user fails here, before the server
+ *                forks and its messages get lost
+ *   after_fork   threads: hydration, control, progress, the committer
+ *   SIGTERM      the committer wakes up and commits at once, because nbdkit
+ *                waits for connected clients before it calls cleanup
+ *   cleanup      stop the threads, commit what is left, close
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define NBDKIT_API_VERSION 2
+#include <nbdkit-plugin.h>
+
+#include "backend.h"
+#include "cleanup.h"
+#include "clone.h"
+#include "control.h"
+#include "extents.h"
+#include "hydrate.h"
+#include "log.h"
+#include "metadata.h"
+#include "progress.h"
+#include "region-map.h"
+#include "rounding.h"
+#include "setup.h"
+#include "status.h"
+
+#define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
+
+#define CONNECTIONS_MAX 64
+#define COMMIT_INTERVAL_MAX 3600 /* seconds */
+
+/* -D clone.request=1 and so on: one for each enum log_topic. */
+NBDKIT_DLL_PUBLIC int clone_debug_request;
+NBDKIT_DLL_PUBLIC int clone_debug_region;
+NBDKIT_DLL_PUBLIC int clone_debug_commit;
+NBDKIT_DLL_PUBLIC int clone_debug_hydrate;
+
+/* What the user asked for. */
+static struct setup setup = {
+  .create = CREATE_AUTO,
+  .source_check = true,
+  .source_connections = 4,
+  .destination_connections = 4,
+  .discard_passdown = true,
+};
+static struct hydrate_settings settings = {
+  .threshold = HYDRATE_THRESHOLD_DEFAULT,
+  .batch = HYDRATE_BATCH_DEFAULT,
+};
+static bool hydration = true;
+static unsigned commit_interval = 1; /* seconds */
+static char *control_address;
+static char *control_token;
+static int progress_fd = -1;
+
+/* What runs. */
+static struct service service;
+static struct control *control;
+static struct progress *progress;
+static pthread_t committer_thread;
+static bool committer_started;
+
+/* ---- log ---- */
+
+static void
+error_to_nbdkit (const char *fmt, va_list args)
+{
+  nbdkit_verror (fmt, args);
+}
+
+/* nbdkit has no level for news that are no errors. */
+static void
+info_to_stderr (const char *fmt, va_list args)
+{
+  CLEANUP_FREE char *line = NULL;
+
+  if (vasprintf (&line, fmt, args) >= 0)
+    fprintf (stderr, "nbdkit: clone: %s\n", line);
+}
+
+static void
+debug_to_nbdkit (const char *fmt, va_list args)
+{
+  nbdkit_vdebug (fmt, args);
+}
+
+static bool
+wants_debug (enum log_topic topic)
+{
+  switch (topic) {
+  case LOG_REQUEST: return clone_debug_request;
+  case LOG_REGION: return clone_debug_region;
+  case LOG_COMMIT: return clone_debug_commit;
+  case LOG_HYDRATE: return clone_debug_hydrate;
+  case LOG_TOPICS: break;
+  }
+  return false;
+}
+
+static const struct log nbdkit_log = {
+  .error = error_to_nbdkit,
+  .info = info_to_stderr,
+  .debug = debug_to_nbdkit,
+  .wants = wants_debug,
+};
+
+/* ---- parameters ---- */
+
+static int
+parse_bool (const char *value, bool *r)
+{
+  int b = nbdkit_parse_bool (value);
+
+  if (b == -1)
+    return -1;
+  *r = b;
+  return 0;
+}
+
+/* A size from min to max bytes, in the form that nbdkit's own sizes have. */
+static int
+parse_size (const char *key, const char *value, uint64_t min, uint64_t max,
+            uint64_t *r)
+{
+  uint64_t size;
+
+  if (size_parse (value, &size) == -1) {
+    nbdkit_error ("%s=%s: must be a size in bytes, such as 65536, 64K or 1M",
+                  key, value);
+    return -1;
+  }
+  if (size < min || size > max) {
+    nbdkit_error ("%s=%s: must be from %" PRIu64 " to %" PRIu64 " bytes",
+                  key, value, min, max);
+    return -1;
+  }
+  *r = size;
+  return 0;
+}
+
+static int
+parse_region_size (const char *key, const char *value, uint64_t *r)
+{
+  if (strcmp (value, "auto") == 0) {
+    *r = 0;
+    return 0;
+  }
+  if (parse_size (key, value, REGION_SIZE_MIN, REGION_SIZE_MAX, r) == -1)
+    return -1;
+  if (!is_power_of_2 (*r)) {
+    nbdkit_error ("%s=%s: must be a power of two", key, value);
+    return -1;
+  }
+  return 0;
+}
+
+static int
+parse_create (const char *key, const char *value, enum setup_create *r)
+{
+  if (strcmp (value, "auto") == 0)
+    *r = CREATE_AUTO;
+  else if (strcmp (value, "always") == 0)
+    *r = CREATE_ALWAYS;
+  else if (strcmp (value, "never") == 0)
+    *r = CREATE_NEVER;
+  else {
+    nbdkit_error ("%s=%s: must be auto, always or never", key, value);
+    return -1;
+  }
+  return 0;
+}
+
+static int
+parse_number (const char *key, const char *value, unsigned min, unsigned max,
+              unsigned *r)
+{
+  if (nbdkit_parse_unsigned (key, value, r) == -1)
+    return -1;
+  if (*r < min || *r > max) {
+    nbdkit_error ("%s=%s: must be from %u to %u", key, value, min, max);
+    return -1;
+  }
+  return 0;
+}
+
+/* nbdkit changes to the root directory before the socket is removed. */
+static int
+parse_control (const char *value)
+{
+  free (control_address);
+  control_address = control_address_is_path (value) ?
+    nbdkit_absolute_path (value) : strdup (value);
+  if (control_address == NULL) {
+    nbdkit_error ("control=%s: %m", value);
+    return -1;
+  }
+  return 0;
+}
+
+static int
+parse_progress (const char *key, const char *value)
+{
+  if (strcmp (value, "stderr") == 0) {
+    progress_fd = STDERR_FILENO;
+    return 0;
+  }
+  if (nbdkit_parse_int (key, value, &progress_fd) == -1)
+    return -1;
+  if (progress_fd < 0) {
+    nbdkit_error ("%s=%s: must be stderr or a file descriptor", key, value);
+    return -1;
+  }
+  return 0;
+}
+
+static int
+clone_config (const char *key, const char *value)
+{
+  if (strcmp (key, "source") == 0)
+    setup.source = value;
+  else if (strcmp (key, "destination") == 0)
+    setup.destination = value;
+  else if (strcmp (key, "metadata") == 0)
+    setup.metadata = value;
+  else if (strcmp (key, "create") == 0)
+    return parse_create (key, value, &setup.create);
+  else if (strcmp (key, "region-size") == 0)
+    return parse_region_size (key, value, &setup.region_size);
+  else if (strcmp (key, "hydration") == 0)
+    return parse_bool (value, &hydration);
+  else if (strcmp (key, "hydration-threshold") == 0)
+    return parse_size (key, value, 0, INT64_MAX, &settings.threshold);
+  else if (strcmp (key, "hydration-batch-size") == 0)
+    return parse_size (key, value, HYDRATE_BATCH_MIN, HYDRATE_BATCH_MAX,
+                       &settings.batch);
+  else if (strcmp (key, "hydration-rate") == 0)
+    return parse_size (key, value, 0, INT64_MAX, &settings.rate);
+  else if (strcmp (key, "discard-passdown") == 0)
+    return parse_bool (value, &setup.discard_passdown);
+  else if (strcmp (key, "commit-interval") == 0)
+    return parse_number (key, value, 0, COMMIT_INTERVAL_MAX, &commit_interval);
+  else if (strcmp (key, "source-connections") == 0)
+    return parse_number (key, value, 1, CONNECTIONS_MAX,
+                         &setup.source_connections);
+  else if (strcmp (key, "destination-connections") == 0)
+    return parse_number (key, value, 1, CONNECTIONS_MAX,
+                         &setup.destination_connections);
+  else if (strcmp (key, "source-check") == 0)
+    return parse_bool (value, &setup.source_check);
+  else if (strcmp (key, "control") == 0)
+    return parse_control (value);
+  else if (strcmp (key, "control-token") == 0) {
+    free (control_token);
+    return nbdkit_read_password (value, &control_token);
+  }
+  else if (strcmp (key, "progress") == 0)
+    return parse_progress (key, value);
+  else {
+    nbdkit_error ("unknown parameter '%s'; nbdkit clone --help lists them",
+                  key);
+    return -1;
+  }
+  return 0;
+}
+
+static int
+clone_config_complete (void)
+{
+  if (setup.destination == NULL) {
+    nbdkit_error ("%sdestination=... is required: a path or an NBD URI",
+                  setup.source ? "" : "source=... and ");
+    return -1;
+  }
+  if (control_token && control_address == NULL) {
+    nbdkit_error ("control-token=... is of no use without control=...");
+    return -1;
+  }
+  return 0;
+}
+
+#define clone_config_help                                               \
+  "[source=]<SOURCE>                Path or NBD URI to clone.\n"        \
+  "destination=<DEST>    (required) Path or NBD URI of the copy.\n"     \
+  "metadata=<META>                  Where to keep the state [DEST.clone].\n" \
+  "create=auto|always|never         When to make new metadata [auto].\n" \
+  "region-size=<SIZE>               4K to 1G, a power of two [auto].\n" \
+  "hydration=on|off                 Copy in the background [on].\n"     \
+  "hydration-threshold=<SIZE>       Most being copied at once [16M].\n" \
+  "hydration-batch-size=<SIZE>      Largest single copy [1M].\n"        \
+  "hydration-rate=<SIZE>            Bytes a second, 0 for no limit [0].\n" \
+  "discard-passdown=true|false      Trim the destination [true].\n"     \
+  "commit-interval=<SECONDS>        Between background commits [1].\n"  \
+  "source-connections=<N>           To an NBD source [4].\n"            \
+  "destination-connections=<N>      To an NBD destination [4].\n"       \
+  "source-check=true|false          Is it the same source? [true].\n"   \
+  "control=<PATH>|<ADDRESS>:<PORT>  Where to serve the status.\n"       \
+  "control-token=+<FILE>            Password for it.\n"                 \
+  "progress=stderr|<FD>             Where to write progress lines."
+
+static void
+clone_dump_plugin (void)
+{
+  printf ("clone_metadata_version=%d\n", METADATA_VERSION);
+  printf ("clone_control=yes\n");
+}
+
+/* ---- life ---- */
+
+static int
+clone_get_ready (void)
+{
+  if (control_address) {
+    control = control_new (control_address, control_token, &service,
+                           &nbdkit_log);
+    if (control == NULL)
+      return -1;
+  }
+  if (progress_fd >= 0) {
+    progress = progress_new (progress_fd, &service, &nbdkit_log);
+    if (progress == NULL)
+      goto error;
+  }
+
+  service.clone = setup_clone (&setup, &nbdkit_log);
+  if (service.clone == NULL)
+    goto error;
+  service.hydrate = hydrate_new (service.clone, &settings, !hydration,
+                                 &nbdkit_log);
+  if (service.hydrate == NULL) {
+    nbdkit_error ("malloc: %m");
+    clone_close (service.clone);
+    service.clone = NULL;
+    goto error;
+  }
+  if (control)
+    hydrate_on_end (service.hydrate, control_wake, control);
+  return 0;
+
+ error:
+  progress_free (progress);
+  control_free (control);
+  progress = NULL;
+  control = NULL;
+  return -1;
+}
+
+/* The periodic commit, and the one at the beginning of the end. */
+static void *
+committer (void *arg)
+{
+  const unsigned tick = commit_interval ? commit_interval : 1;
+
+  while (nbdkit_nanosleep (tick, 0) == 0)
+    if (commit_interval)
+      clone_background_commit (service.clone);
+
+  /* The server is shutting down, but perhaps waits for clients. */
+  hydrate_pause (service.hydrate);
+  clone_flush (service.clone);
+  return NULL;
+}
+
+static int
+start_committer (void)
+{
+  sigset_t all, old;
+  int err;
+
+  sigfillset (&all);
+  pthread_sigmask (SIG_SETMASK, &all, &old);
+  err = pthread_create (&committer_thread, NULL, committer, NULL);
+  pthread_sigmask (SIG_SETMASK, &old, NULL);
+  if (err) {
+    errno = err;
+    nbdkit_error ("cannot create a thread: %m");
+    return -1;
+  }
+  committer_started = true;
+  return 0;
+}
+
+static int
+clone_after_fork (void)
+{
+  if (hydrate_start (service.hydrate) == -1 ||
+      (control && control_start (control) == -1) ||
+      (progress && progress_start (progress) == -1))
+    return -1;
+  return start_committer ();
+}
+
+static void
+clone_cleanup (void)
+{
+  if (service.clone == NULL)
+    return;
+  if (committer_started)
+    pthread_join (committer_thread, NULL);
+  if (control)
+    control_stop (control);
+  hydrate_stop (service.hydrate);
+  if (progress)
+    progress_stop (progress);
+
+  progress_free (progress);
+  control_free (control);
+  hydrate_free (service.hydrate);
+  clone_close (service.clone);
+  progress = NULL;
+  control = NULL;
+  service = (struct service){ 0 };
+}
+
+static void
+clone_unload (void)
+{
+  free (control_address);
+  free (control_token);
+}
+
+/* ---- what the disk can do ---- */
+
+static void *
+clone_open (int readonly)
+{
+  return NBDKIT_HANDLE_NOT_NEEDED;
+}
+
+static int64_t
+clone_get_size (void *handle)
+{
+  return service.clone->size;
+}
+
+static int
+clone_block_size (void *handle, uint32_t *minimum, uint32_t *preferred,
+                  uint32_t *maximum)
+{
+  const uint64_t region_size = region_map_region_size (service.clone->map);
+
+  /* Writes of whole regions need nothing from the source; but a client should
+   * not be made to write megabytes because regions are large.
+   */
+  *minimum = 1;
+  *preferred = MIN (region_size, UINT64_C (65536));
+  *maximum = UINT32_MAX;
+  return 0;
+}
+
+static int
+can_do (void *handle)
+{
+  return 1;
+}
+
+static int
+clone_can_fua (void *handle)
+{
+  return NBDKIT_FUA_NATIVE;
+}
+
+static int
+clone_can_cache (void *handle)
+{
+  return NBDKIT_CACHE_NATIVE;
+}
+
+static int
+clone_can_fast_zero (void *handle)
+{
+  return service.clone->dest->can_fast_zero;
+}
+
+/* ---- requests ---- */
+
+static unsigned
+flags_of (uint32_t flags)
+{
+  return
+    (flags & NBDKIT_FLAG_FUA ? BACKEND_FUA : 0) |
+    (flags & NBDKIT_FLAG_MAY_TRIM ? BACKEND_MAY_TRIM : 0) |
+    (flags & NBDKIT_FLAG_FAST_ZERO ? BACKEND_FAST : 0) |
+    (flags & NBDKIT_FLAG_REQ_ONE ? BACKEND_REQ_ONE : 0);
+}
+
+/* Give a request's result to nbdkit.  The library's errors are all of those
+ * that NBD knows.
+ */
+static int
+result (const char *what, uint32_t count, uint64_t offset, int r)
+{
+  const int err = errno;
+
+  if (r == -1) {
+    nbdkit_debug ("clone: %s %" PRIu32 " bytes at offset %" PRIu64
+                  ": %s", what, count, offset, strerror (err));
+    nbdkit_set_error (err);
+    errno = err;
+  }
+  else
+    log_debug (&nbdkit_log, LOG_REQUEST, "clone: %s %" PRIu32
+               " bytes at offset %" PRIu64, what, count, offset);
+  return r;
+}
+
+static int
+clone_plugin_pread (void *handle, void *buf, uint32_t count, uint64_t offset,
+                    uint32_t flags)
+{
+  return result ("pread", count, offset,
+                 clone_pread (service.clone, buf, count, offset));
+}
+
+static int
+clone_plugin_pwrite (void *handle, const void *buf, uint32_t count,
+                     uint64_t offset, uint32_t flags)
+{
+  return result ("pwrite", count, offset,
+                 clone_pwrite (service.clone, buf, count, offset,
+                               flags_of (flags)));
+}
+
+static int
+clone_plugin_zero (void *handle, uint32_t count, uint64_t offset,
+                   uint32_t flags)
+{
+  return result ("zero", count, offset,
+                 clone_zero (service.clone, count, offset, flags_of (flags)));
+}
+
+static int
+clone_plugin_trim (void *handle, uint32_t count, uint64_t offset,
+                   uint32_t flags)
+{
+  return result ("trim", count, offset,
+                 clone_trim (service.clone, count, offset, flags_of (flags)));
+}
+
+static int
+clone_plugin_flush (void *handle, uint32_t flags)
+{
+  return result ("flush", 0, 0, clone_flush (service.clone));
+}
+
+static int
+clone_plugin_cache (void *handle, uint32_t count, uint64_t offset,
+                    uint32_t flags)
+{
+  return result ("cache", count, offset,
+                 clone_cache (service.clone, count, offset));
+}
+
+static int
+clone_plugin_extents (void *handle, uint32_t count, uint64_t offset,
+                      uint32_t flags, struct nbdkit_extents *extents)
+{
+  CLEANUP_EXTENTS_FREE struct extents list = EXTENTS_INIT;
+  int r = clone_extents (service.clone, count, offset, flags_of (flags),
+                         &list);
+
+  for (size_t i = 0; i < list.len && r == 0; ++i) {
+    const struct extent *e = &list.extent[i];
+
+    r = nbdkit_add_extent (extents, e->offset, e->length,
+                           (e->flags & EXTENT_HOLE ? NBDKIT_EXTENT_HOLE : 0) |
+                           (e->flags & EXTENT_ZERO ? NBDKIT_EXTENT_ZERO : 0));
+  }
+  return result ("extents", count, offset, r);
+}
+
+static struct nbdkit_plugin plugin = {
+  .name = "clone",
+  .longname = "nbdkit clone plugin",
+  .version = PACKAGE_VERSION,
+  .description = "make a slow or remote disk available at once, "
+                 "and copy it in the background",
+  .unload = clone_unload,
+  .config = clone_config,
+  .config_complete = clone_config_complete,
+  .config_help = clone_config_help,
+  .magic_config_key = "source",
+  .dump_plugin = clone_dump_plugin,
+  .get_ready = clone_get_ready,
+  .after_fork = clone_after_fork,
+  .cleanup = clone_cleanup,
+  .open = clone_open,
+  .get_size = clone_get_size,
+  .block_size = clone_block_size,
+  .can_write = can_do,
+  .can_flush = can_do,
+  .can_trim = can_do,
+  .can_zero = can_do,
+  .can_fast_zero = clone_can_fast_zero,
+  .can_fua = clone_can_fua,
+  .can_extents = can_do,
+  .can_cache = clone_can_cache,
+  .can_multi_conn = can_do,
+  .pread = clone_plugin_pread,
+  .pwrite = clone_plugin_pwrite,
+  .zero = clone_plugin_zero,
+  .trim = clone_plugin_trim,
+  .flush = clone_plugin_flush,
+  .cache = clone_plugin_cache,
+  .extents = clone_plugin_extents,
+  /* Errors are those of the NBD protocol, in errno. */
+  .errno_is_preserved = 1,
+};
+
+NBDKIT_REGISTER_PLUGIN (plugin)
