@@ -4,12 +4,13 @@
 
 /* How a dirty bit is never missed.
  *
- * region_map_set first sets the bit, then looks whether its sector is on the
- * list of dirty ones.  A commit first takes the sector off the list, then
- * copies its bits.  All four are sequentially consistent, so either the setter
- * sees the sector off the list and lists it again, or the commit's copy, which
- * comes later, has the bit.  (Both may happen, which costs a second write of
- * the same bits.)
+ * As soon as a bit is set anybody may see it, without a lock, write to the
+ * valid region, and flush: that flush must find the bit.  So a bit is set and
+ * its sector put on the list of dirty ones under one lock, and a commit takes
+ * sectors off the list under the same lock.  Whoever has seen the bit takes
+ * that lock after the setter has given it up, and finds the sector on the list,
+ * or taken by a commit whose copy of the bits, which comes later still, has the
+ * bit.
  */
 
 #include <config.h>
@@ -40,11 +41,12 @@ struct region_map {
   _Atomic uint64_t nr_valid;
   _Atomic uint64_t nr_durable;
 
-  /* The sectors with dirty bits that no commit has taken: a list threaded
-   * through one array.  Written under the lock.
-   */
+  /* Protects what follows; also held while bits of `valid' are set. */
   pthread_mutex_t dirty_lock;
-  _Atomic uint32_t *dirty_next;
+  /* The sectors with dirty bits that no commit has taken: a list threaded
+   * through one array.
+   */
+  uint32_t *dirty_next;
   uint32_t dirty_first;
 };
 
@@ -86,7 +88,7 @@ region_map_new (uint64_t size, uint64_t region_size)
     return NULL;
   }
   for (uint32_t s = 0; s < map->sectors; ++s)
-    atomic_init (&map->dirty_next[s], NOT_LISTED);
+    map->dirty_next[s] = NOT_LISTED;
   return map;
 }
 
@@ -189,18 +191,14 @@ region_map_run_bytes (const struct region_map *map, uint64_t offset,
   return MIN ((first + run) << map->shift, end) - offset;
 }
 
-/* Put a sector on the list, unless it is there. */
+/* Put a sector on the list, unless it is there.  The lock is held. */
 static void
 list_sector (struct region_map *map, uint32_t s)
 {
-  if (atomic_load (&map->dirty_next[s]) != NOT_LISTED)
+  if (map->dirty_next[s] != NOT_LISTED)
     return;
-
-  LOCK_FOR_SCOPE (&map->dirty_lock);
-  if (atomic_load (&map->dirty_next[s]) == NOT_LISTED) {
-    atomic_store (&map->dirty_next[s], map->dirty_first);
-    map->dirty_first = s;
-  }
+  map->dirty_next[s] = map->dirty_first;
+  map->dirty_first = s;
 }
 
 void
@@ -208,6 +206,7 @@ region_map_set (struct region_map *map, uint64_t first, uint64_t count)
 {
   const uint64_t end_word = div_round_up (first + count, 64);
   uint64_t w = first / 64;
+  LOCK_FOR_SCOPE (&map->dirty_lock);
 
   while (w < end_word) {
     uint32_t s = w / WORDS_PER_SECTOR;
@@ -293,8 +292,8 @@ region_map_take_dirty (struct region_map *map, uint32_t *sectors, size_t max)
     while (n < max && map->dirty_first != END_OF_LIST) {
       uint32_t s = map->dirty_first;
 
-      map->dirty_first = atomic_load (&map->dirty_next[s]);
-      atomic_store (&map->dirty_next[s], NOT_LISTED);
+      map->dirty_first = map->dirty_next[s];
+      map->dirty_next[s] = NOT_LISTED;
       sectors[n++] = s;
     }
   }
@@ -305,6 +304,8 @@ region_map_take_dirty (struct region_map *map, uint32_t *sectors, size_t max)
 void
 region_map_put_dirty (struct region_map *map, uint32_t sector)
 {
+  LOCK_FOR_SCOPE (&map->dirty_lock);
+
   list_sector (map, sector);
 }
 

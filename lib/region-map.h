@@ -16,7 +16,7 @@
  *
  * Locking: none is needed to look.  region_map_is_valid and region_map_run are
  * atomic loads.  region_map_set wants the caller to own the regions
- * (ownership.h).  The functions of the "for commit" group are called by one
+ * (ownership.h), and has a lock inside that is never held across I/O.  The functions of the "for commit" group are called by one
  * thread at a time, the one that runs the commit.
  *
  * Memory: 2 bits a region, and 4 bytes for each 4032 regions.
@@ -72,8 +72,8 @@ extern uint64_t region_map_run_bytes (const struct region_map *map,
                                       uint64_t offset, uint64_t end,
                                       bool *valid);
 
-/* Make regions valid, whatever they were.  On return they are dirty or were
- * durable: a snapshot that is taken afterwards has them.
+/* Make regions valid, whatever they were.  As soon as anybody can see that they
+ * are, they are dirty: a snapshot that is taken afterwards has them.
  */
 extern void region_map_set (struct region_map *map, uint64_t first,
                             uint64_t count);
