@@ -92,8 +92,8 @@ struct backend_ops {
    */
   struct channel *(*channel) (struct backend *b, struct ev_loop *loop);
 
-  /* How many connections are open to the peer, and whether it answers.  NULL
-   * where there is no peer (which counts as connected).
+  /* How many connections to the peer are alive.  It waits for nothing.  NULL
+   * where there is no peer, which counts as one.
    */
   unsigned (*connections) (struct backend *b);
 };

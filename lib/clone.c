@@ -640,47 +640,68 @@ clone_cache (struct clone *c, uint32_t count, uint64_t offset)
 
 /* ---- extents ---- */
 
-/* What one side knows of the range: asked once, and only if it is needed. */
-struct side {
-  struct backend *b;
-  struct extents list;
-  size_t i;    /* the extent that the last look ended at */
-};
+/* Asking the destination costs a round trip where it is a server, so that a
+ * request with many runs gets a shorter answer.
+ */
+#define MAX_ASKED 16
 
-/* Append what the side knows of [start, end) to list.  1 where it knows about
- * all of it, 0 where its list ends earlier, -1 on error.
+/* Append what list says about [start, end) to result.  1 where it says all, 0
+ * where it ends earlier, -1 on error.
  */
 static int
-add_from_side (struct side *side, uint64_t start, uint64_t end,
-               uint64_t request_end, unsigned flags, struct extents *list)
+add_extents (struct extents *result, const struct extents *list,
+             uint64_t start, uint64_t end)
 {
-  if (side->list.len == 0 &&
-      backend_extents (side->b, request_end - start, start, flags,
-                       &side->list) == -1)
-    return -1;
-
-  while (start < end && side->i < side->list.len) {
-    const struct extent *e = &side->list.extent[side->i];
+  for (size_t i = 0; i < list->len && start < end; ++i) {
+    const struct extent *e = &list->extent[i];
     uint64_t stop = MIN (end, e->offset + e->length);
 
-    if (start < stop) {
-      if (extents_add (list, start, stop - start, e->flags) == -1)
-        return -1;
-      start = stop;
-    }
-    else
-      side->i++;
+    if (stop <= start)
+      continue;
+    if (extents_add (result, start, stop - start, e->flags) == -1)
+      return -1;
+    start = stop;
   }
   return start == end;
+}
+
+/* What the destination says about a run that was seen to be valid.  Asked after
+ * that look and for that run only: an older or longer answer could call a hole
+ * what has been hydrated meanwhile.
+ */
+static int
+add_valid_extents (struct clone *c, uint64_t start, uint64_t end,
+                   unsigned flags, struct extents *result)
+{
+  CLEANUP_EXTENTS_FREE struct extents list = EXTENTS_INIT;
+
+  if (backend_extents (c->dest, end - start, start, flags, &list) == -1)
+    return -1;
+  return add_extents (result, &list, start, end);
+}
+
+/* What the source says about a run.  It never changes, so one answer, in list,
+ * does for all runs of a request.
+ */
+static int
+add_invalid_extents (struct backend *source, uint64_t start, uint64_t end,
+                     uint64_t request_end, unsigned flags,
+                     struct extents *list, struct extents *result)
+{
+  if (list->len == 0 &&
+      backend_extents (source, request_end - start, start, flags, list) == -1)
+    return -1;
+  return add_extents (result, list, start, end);
 }
 
 int
 clone_extents (struct clone *c, uint32_t count, uint64_t offset,
                unsigned flags, struct extents *list)
 {
+  CLEANUP_EXTENTS_FREE struct extents from_source = EXTENTS_INIT;
   const uint64_t end = offset + count;
-  struct side dest = { .b = c->dest };
-  struct side source = { .b = clone_source_get (c) };
+  struct backend *source = clone_source_get (c);
+  unsigned asked = 0;
   uint64_t n;
   bool valid;
   int r = 1;
@@ -688,15 +709,29 @@ clone_extents (struct clone *c, uint32_t count, uint64_t offset,
   for (uint64_t pos = offset; pos < end && r == 1; pos += n) {
     n = region_map_run_bytes (c->map, pos, end, &valid);
     /* Without a source all is valid, whatever an older look said. */
-    r = add_from_side (valid || !source.b ? &dest : &source,
-                       pos, pos + n, end, flags, list);
+    if (!valid && source)
+      r = add_invalid_extents (source, pos, pos + n, end, flags,
+                               &from_source, list);
+    else if (asked++ < MAX_ASKED)
+      r = add_valid_extents (c, pos, pos + n, flags, list);
+    else
+      break;
     if ((flags & BACKEND_REQ_ONE) && list->len > 1)
       break;
   }
 
-  if (source.b)
+  if (source)
     clone_source_put (c);
-  extents_free (&dest.list);
-  extents_free (&source.list);
   return r == -1 ? -1 : 0;
+}
+
+/* ---- status ---- */
+
+void
+clone_source_status (struct clone *c, bool *connected, unsigned *connections)
+{
+  LOCK_FOR_SCOPE (&c->source_lock);
+
+  *connections = c->source ? backend_connections (c->source) : 0;
+  *connected = *connections > 0;
 }

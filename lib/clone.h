@@ -105,4 +105,8 @@ extern int clone_cache (struct clone *c, uint32_t count, uint64_t offset);
 extern struct backend *clone_source_get (struct clone *c);
 extern void clone_source_put (struct clone *c);
 
+/* Is the source open and does it answer?  Waits for nothing. */
+extern void clone_source_status (struct clone *c, bool *connected,
+                                 unsigned *connections);
+
 #endif /* CLONE_CLONE_H */
