@@ -16,7 +16,6 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -31,6 +30,7 @@
 #include "ownership.h"
 #include "plan.h"
 #include "rounding.h"
+#include "thread.h"
 
 #define MAX_WORKERS 4
 
@@ -96,6 +96,7 @@ struct hydrate {
   bool paused;          /* by the user */
   bool stopping;        /* hydrate_stop */
   bool stopped;         /* by an error */
+  bool stopped_by_mode; /* which was that no region could become valid */
   bool finishing;       /* a worker runs the last commit */
   bool extents_busy;    /* some worker asks for extents */
   uint64_t bytes;       /* of the threshold, in all workers */
@@ -210,6 +211,8 @@ end_copy (struct copy *copy)
   copy->next = w->idle;
   w->idle = copy;
   fill (w);
+  if (w->copies == 0)           /* perhaps it is all over */
+    ev_async_send (w->loop, &w->wake);
 }
 
 /* The whole of a region that was copied in pieces is owned, and all of its
@@ -297,6 +300,25 @@ copy_failed (struct copy *copy, struct backend *b, const char *what, int error)
   }
 }
 
+/* No region can become valid now.  The commit has said why, and when it says
+ * that this is over, on_tick goes on.
+ */
+static void
+stop_by_mode (struct copy *copy)
+{
+  struct hydrate *h = copy->w->h;
+  bool first;
+
+  copy->error = EIO;
+  {
+    LOCK_FOR_SCOPE (&h->lock);
+    first = !h->stopped;
+    h->stopped_by_mode |= first;
+  }
+  if (first)
+    stop_with_error (h);
+}
+
 /* A run of what was invalid is written. */
 static void
 written (struct io *io)
@@ -354,7 +376,7 @@ go_on (struct copy *copy)
     .done = written, .opaque = copy,
   };
   if (!commit_may_set (&c->commit)) {
-    copy_failed (copy, c->dest, "make regions valid in", EIO);
+    stop_by_mode (copy);
     finish_range (copy);
     return;
   }
@@ -625,6 +647,16 @@ on_later (struct ev_loop *loop, ev_timer *timer, int revents)
   fill (timer->data);
 }
 
+/* Forget an error, and look for what it left out.  The lock is held. */
+static void
+start_over (struct hydrate *h)
+{
+  if (!h->stopped)
+    return;
+  h->stopped = h->stopped_by_mode = false;
+  plan_restart (&h->plan);
+}
+
 static void
 on_tick (struct ev_loop *loop, ev_timer *timer, int revents)
 {
@@ -638,9 +670,10 @@ on_tick (struct ev_loop *loop, ev_timer *timer, int revents)
 
     h->rate = h->rate ? h->rate + RATE_WEIGHT * (now - h->rate) : now;
     h->valid_then = valid;
+    if (h->stopped_by_mode && commit_may_set (&h->clone->commit))
+      start_over (h);
   }
-  /* Something may have changed that nobody told: the mode, free memory. */
-  ev_async_send (loop, &w->wake);
+  wake_all (h);
 }
 
 static void *
@@ -648,7 +681,6 @@ worker_thread (void *arg)
 {
   struct worker *w = arg;
 
-  pthread_setname_np (pthread_self (), "hydrate");
   ev_async_send (w->loop, &w->wake);
   ev_run (w->loop, 0);
 
@@ -699,26 +731,6 @@ worker_undo (struct worker *w)
   w->from = w->to = NULL;
   if (w->source)
     clone_source_put (w->h->clone);
-}
-
-static int
-start_thread (struct worker *w)
-{
-  sigset_t all, old;
-  int err;
-
-  /* Signals are the server's business. */
-  sigfillset (&all);
-  pthread_sigmask (SIG_SETMASK, &all, &old);
-  err = pthread_create (&w->thread, NULL, worker_thread, w);
-  pthread_sigmask (SIG_SETMASK, &old, NULL);
-  if (err) {
-    errno = err;
-    log_error (w->h->log, "cannot create a thread: %m");
-    return -1;
-  }
-  w->started = true;
-  return 0;
 }
 
 /* ---- public functions ---- */
@@ -793,8 +805,12 @@ hydrate_start (struct hydrate *h)
     h->clone->on_complete_opaque = h;
     h->clone->on_complete = clone_became_complete;
   }
-  for (unsigned i = 0; i < h->nr_workers && r == 0; ++i)
-    r = start_thread (&h->worker[i]);
+  for (unsigned i = 0; i < h->nr_workers && r == 0; ++i) {
+    struct worker *w = &h->worker[i];
+
+    r = thread_start (&w->thread, "hydrate", worker_thread, w, h->log);
+    w->started = r == 0;
+  }
   if (r == -1)
     hydrate_stop (h);
   return r;
@@ -839,10 +855,7 @@ hydrate_resume (struct hydrate *h)
   {
     LOCK_FOR_SCOPE (&h->lock);
     h->paused = false;
-    if (h->stopped) {
-      h->stopped = false;
-      plan_restart (&h->plan);
-    }
+    start_over (h);
   }
   wake_all (h);
 }
@@ -867,20 +880,6 @@ hydrate_set_settings (struct hydrate *h,
   wake_all (h);
 }
 
-/* The source's side of the status. */
-static void
-get_source_status (struct hydrate *h, struct hydrate_status *st)
-{
-  struct backend *source = clone_source_get (h->clone);
-
-  if (source == NULL)
-    return;
-  st->source_connections = backend_connections (source);
-  st->source_connected =
-    source->ops->connections == NULL || st->source_connections > 0;
-  clone_source_put (h->clone);
-}
-
 void
 hydrate_get_status (struct hydrate *h, struct hydrate_status *st)
 {
@@ -889,15 +888,15 @@ hydrate_get_status (struct hydrate *h, struct hydrate_status *st)
   double rate;
 
   *st = (struct hydrate_status){ 0 };
-  get_source_status (h, st);
-
-  LOCK_FOR_SCOPE (&h->lock);
-  st->hydrating = h->regions + h->plan.open_cuts;
   if (commit_is_complete (&c->commit)) {
     st->state = HYDRATE_COMPLETE;
     st->eta_known = true;
     return;
   }
+  clone_source_status (c, &st->source_connected, &st->source_connections);
+
+  LOCK_FOR_SCOPE (&h->lock);
+  st->hydrating = h->regions + h->plan.open_cuts;
   if (!st->source_connected)
     st->state = HYDRATE_WAITING;
   else if (h->stopped)

@@ -8,7 +8,6 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,6 +18,7 @@
 
 #include "cleanup.h"
 #include "progress.h"
+#include "thread.h"
 
 struct progress {
   const struct service *service;
@@ -177,19 +177,8 @@ progress_thread (void *opaque)
 int
 progress_start (struct progress *p)
 {
-  sigset_t all, old;
-  int err;
-
-  /* Signals are the server's business. */
-  sigfillset (&all);
-  pthread_sigmask (SIG_SETMASK, &all, &old);
-  err = pthread_create (&p->thread, NULL, progress_thread, p);
-  pthread_sigmask (SIG_SETMASK, &old, NULL);
-  if (err) {
-    errno = err;
-    log_error (p->log, "progress: cannot create a thread: %m");
+  if (thread_start (&p->thread, "progress", progress_thread, p, p->log) == -1)
     return -1;
-  }
   p->started = true;
   return 0;
 }

@@ -27,8 +27,9 @@ struct progress;
 
 /* Lines go to fd, which stays the caller's: it is duplicated, so that the lines
  * go on where it leads now even when a server that becomes a daemon redirects
- * its standard error.  NULL on failure, for example when fd is not open for
- * writing; the reason is logged.
+ * its standard error.  service may be filled in until progress_start, and must
+ * stay until progress_stop.  NULL on failure, for example when fd is not open
+ * for writing; the reason is logged.
  */
 extern struct progress *progress_new (int fd, const struct service *service,
                                       const struct log *log);
