@@ -213,10 +213,9 @@ metadata_set_flags (struct metadata *md, uint32_t flags)
     return 0;
   sb.flags = flags;
   sb.generation++;
-  /* One after the other: a crash leaves at least one of them whole. */
-  for (unsigned i = 0; i < 2; ++i)
-    if (write_superblock (md, i, &sb) == -1)
-      return -1;
+  if (write_superblock (md, 1 - md->current, &sb) == -1 ||
+      write_superblock (md, md->current, &sb) == -1)
+    return -1;
   md->sb = sb;
   return 0;
 }
@@ -400,10 +399,9 @@ choose_superblock (struct metadata *md,
                 "%s, going on with the other copy", md->backend->name,
                 superblock_offset[i], why[i]);
 
-  if (why[0] || (!why[1] && sb[1].generation > sb[0].generation))
-    md->sb = sb[1];
-  else
-    md->sb = sb[0];
+  md->current = why[0] ||
+    (!why[1] && sb[1].generation > sb[0].generation);
+  md->sb = sb[md->current];
   return 0;
 }
 

@@ -52,8 +52,9 @@
  * durable (the new sector has all bits of the old one), and no bit that
  * was not in a commit's snapshot.  The order that makes such bits true is
  * commit.h's.  The two superblocks are written one after the other with a flush
- * between them, so that one of them is whole at any time, and what differs
- * between them is never more than generation and flags, which only save work.
+ * between them, the one that does not count first, so that one of them is whole
+ * at any time; and what differs between them is never more than generation and
+ * flags, which only save work.
  *
  * A bit that flipped, or a sector that was lost, breaks a CRC or a magic, and
  * the store is refused: to read damage as "invalid" would silently bring the
@@ -89,6 +90,7 @@ struct metadata {
   struct backend *backend; /* owned */
   const struct log *log;
   struct superblock sb;    /* as on disk */
+  unsigned current;        /* which copy that is: 0 for A, 1 for B */
 };
 
 enum metadata_presence {
