@@ -18,11 +18,8 @@
 
 #include <errno.h>
 #include <limits.h>
-#include <netdb.h>
-#include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -32,8 +29,6 @@
 #include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -43,8 +38,10 @@
 #include "cleanup.h"
 #include "control.h"
 #include "hydrate.h"
+#include "listen.h"
 #include "rounding.h"
 #include "status.h"
+#include "thread.h"
 
 /* Bytes of a request's body. */
 #define BODY_MAX (64 << 10)
@@ -79,10 +76,7 @@ struct control {
   const struct service *service;
   const struct log *log;
 
-  int listener;
-  bool is_path;
-  dev_t dev; /* of the unix socket */
-  ino_t ino;
+  struct listener listener;
 
   struct MHD_Daemon *daemon;
   pthread_t thread;
@@ -193,8 +187,6 @@ get_wait (struct request *r)
   r->next = c->waiters;
   if (c->waiters)
     c->waiters->prev = r;
-  else
-    c->next_check = 0; /* the thread did not count the time for nobody */
   c->waiters = r;
   MHD_suspend_connection (r->connection);
   return MHD_YES;
@@ -223,17 +215,11 @@ get_settings (struct request *r)
   return answer (r, settings_json (&settings));
 }
 
-/* What jansson says about bad JSON may quote any bytes of it. */
 static enum MHD_Result
-answer_bad_json (struct request *r, json_error_t *error)
+answer_bad_json (struct request *r, const json_error_t *error)
 {
   CLEANUP_FREE char *message = NULL;
-  char *p;
 
-  for (p = error->text; *p; p++) {
-    if (*p < ' ' || *p > '~')
-      *p = '?';
-  }
   if (asprintf (&message, "the body is not valid JSON: line %d, column %d: %s",
                 error->line, error->column, error->text) == -1) {
     message = NULL;
@@ -312,6 +298,16 @@ is_authorized (struct control *c, struct MHD_Connection *connection)
   return diff == 0;
 }
 
+/* A browser says so when a page of another site makes it send a request.  On a
+ * loopback port without a token any page could pause hydration otherwise.
+ */
+static bool
+is_from_web_page (struct MHD_Connection *connection)
+{
+  return MHD_lookup_connection_value (connection, MHD_HEADER_KIND,
+                                      MHD_HTTP_HEADER_ORIGIN) != NULL;
+}
+
 /* Find the endpoint, or 404 or 405. */
 static unsigned
 find_endpoint (const char *path, const char *method,
@@ -343,7 +339,7 @@ refuse_path (struct request *r)
   const struct endpoint *e;
   size_t len;
 
-  len = snprintf (message, sizeof message, "there is nothing here, only in");
+  len = snprintf (message, sizeof message, "no such path: there are");
   for (e = endpoints; e < endpoints_end && len < sizeof message; e++) {
     if (e == endpoints || strcmp (e->path, e[-1].path) != 0)
       len += snprintf (message + len, sizeof message - len, "%s%s",
@@ -380,6 +376,9 @@ answer_refusal (struct request *r, const char *path)
                          "with the token of control-token is needed",
                          MHD_HTTP_HEADER_WWW_AUTHENTICATE,
                          "Bearer realm=\"nbdkit-clone\"");
+  case MHD_HTTP_FORBIDDEN:
+    return answer_error (r, r->refused, "requests with the header \"Origin\", "
+                         "which web pages send, are refused", NULL, NULL);
   case MHD_HTTP_NOT_FOUND:
     return refuse_path (r);
   case MHD_HTTP_METHOD_NOT_ALLOWED:
@@ -403,10 +402,12 @@ begin_request (struct control *c, struct MHD_Connection *connection,
     return NULL;
   r->control = c;
   r->connection = connection;
-  if (is_authorized (c, connection))
-    r->refused = find_endpoint (path, method, &r->endpoint);
-  else
+  if (!is_authorized (c, connection))
     r->refused = MHD_HTTP_UNAUTHORIZED;
+  else if (is_from_web_page (connection))
+    r->refused = MHD_HTTP_FORBIDDEN;
+  else
+    r->refused = find_endpoint (path, method, &r->endpoint);
   return r;
 }
 
@@ -613,26 +614,6 @@ max_connections (void)
   return n;
 }
 
-static int
-start_thread (struct control *c)
-{
-  sigset_t all, old;
-  int err;
-
-  /* Signals are the server's business. */
-  sigfillset (&all);
-  pthread_sigmask (SIG_SETMASK, &all, &old);
-  err = pthread_create (&c->thread, NULL, control_thread, c);
-  pthread_sigmask (SIG_SETMASK, &old, NULL);
-  if (err) {
-    errno = err;
-    log_error (c->log, "control=%s: cannot create a thread: %m", c->address);
-    return -1;
-  }
-  c->started = true;
-  return 0;
-}
-
 static void
 stop_daemon (struct control *c)
 {
@@ -648,7 +629,7 @@ control_start (struct control *c)
   c->daemon =
     MHD_start_daemon (MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME, 0, NULL, NULL,
                       on_request, c,
-                      MHD_OPTION_LISTEN_SOCKET, c->listener,
+                      MHD_OPTION_LISTEN_SOCKET, c->listener.fd,
                       MHD_OPTION_NOTIFY_COMPLETED, on_request_done, c,
                       MHD_OPTION_CONNECTION_LIMIT, max_connections (),
                       MHD_OPTION_CONNECTION_MEMORY_LIMIT, CONNECTION_MEMORY,
@@ -659,10 +640,11 @@ control_start (struct control *c)
     log_error (c->log, "control=%s: cannot start the HTTP server", c->address);
     return -1;
   }
-  if (start_thread (c) == -1) {
+  if (thread_start (&c->thread, "control", control_thread, c, c->log) == -1) {
     stop_daemon (c);
     return -1;
   }
+  c->started = true;
   return 0;
 }
 
@@ -687,223 +669,6 @@ control_stop (struct control *c)
   pthread_join (c->thread, NULL);
   c->started = false;
   stop_daemon (c);
-}
-
-/* ---- a unix socket ---- */
-
-bool
-control_address_is_path (const char *address)
-{
-  return strchr (address, '/') != NULL || strchr (address, ':') == NULL;
-}
-
-/* Something has this path already.  Remove it if it is a socket that nobody
- * listens on, what a server leaves behind that was killed.
- */
-static int
-remove_stale (struct control *c, const struct sockaddr_un *addr)
-{
-  CLEANUP_CLOSE int fd = -1;
-  struct stat st;
-
-  if (lstat (c->address, &st) == 0 && !S_ISSOCK (st.st_mode)) {
-    log_error (c->log, "control=%s: there is something that is not a socket; "
-               "remove it or choose another name", c->address);
-    return -1;
-  }
-
-  fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  if (fd == -1) {
-    log_error (c->log, "control=%s: cannot create a socket: %m", c->address);
-    return -1;
-  }
-  if (connect (fd, (const struct sockaddr *)addr, sizeof *addr) == 0 ||
-      errno == EAGAIN) {
-    log_error (c->log, "control=%s: another process listens there; choose "
-               "another name", c->address);
-    return -1;
-  }
-  if (errno == ENOENT)
-    return 0;
-  if (errno != ECONNREFUSED) {
-    log_error (c->log, "control=%s: there is a socket, and it is not known "
-               "whether anybody uses it: %m", c->address);
-    return -1;
-  }
-  if (unlink (c->address) == -1 && errno != ENOENT) {
-    log_error (c->log, "control=%s: cannot remove the socket that a server has "
-               "left behind: %m", c->address);
-    return -1;
-  }
-  return 0;
-}
-
-static int
-bind_path (struct control *c)
-{
-  struct sockaddr_un addr = { .sun_family = AF_UNIX };
-  struct stat st;
-  int r;
-
-  if (strlen (c->address) >= sizeof addr.sun_path) {
-    log_error (c->log, "control=%s: the path of a socket has at most %zu bytes",
-               c->address, sizeof addr.sun_path - 1);
-    return -1;
-  }
-  strcpy (addr.sun_path, c->address);
-
-  c->listener = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  /* On Linux the socket's mode becomes that of its name, so that there is no
-   * moment in which somebody else could connect.
-   */
-  if (c->listener == -1 || fchmod (c->listener, 0600) == -1) {
-    log_error (c->log, "control=%s: cannot create a socket: %m", c->address);
-    return -1;
-  }
-  r = bind (c->listener, (struct sockaddr *)&addr, sizeof addr);
-  if (r == -1 && errno == EADDRINUSE) {
-    if (remove_stale (c, &addr) == -1)
-      return -1;
-    r = bind (c->listener, (struct sockaddr *)&addr, sizeof addr);
-  }
-  if (r == -1 || lstat (c->address, &st) == -1) {
-    log_error (c->log, "control=%s: cannot create the socket: %m", c->address);
-    return -1;
-  }
-  c->is_path = true;
-  c->dev = st.st_dev;
-  c->ino = st.st_ino;
-  return 0;
-}
-
-/* Somebody may have put another socket in its place. */
-static void
-remove_path (struct control *c)
-{
-  struct stat st;
-
-  if (lstat (c->address, &st) == 0 && st.st_dev == c->dev &&
-      st.st_ino == c->ino)
-    unlink (c->address);
-}
-
-/* ---- a TCP port ---- */
-
-static bool
-is_loopback (const struct sockaddr *addr)
-{
-  if (addr->sa_family == AF_INET) {
-    const struct sockaddr_in *in = (const struct sockaddr_in *)addr;
-
-    return ntohl (in->sin_addr.s_addr) >> 24 == IN_LOOPBACKNET;
-  }
-  else {
-    const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)addr;
-
-    return IN6_IS_ADDR_LOOPBACK (&in6->sin6_addr);
-  }
-}
-
-/* Take ADDRESS:PORT or [ADDRESS]:PORT apart, in place. */
-static int
-split_address (char *address, const char **host, const char **port)
-{
-  char *colon = strrchr (address, ':');
-  char *end = colon;
-  unsigned long n;
-
-  *colon = '\0';
-  *host = address;
-  *port = colon + 1;
-  if (address[0] == '[') {
-    end--;
-    if (end == address || *end != ']')
-      return -1;
-    *end = '\0';
-    (*host)++;
-  }
-  else if (strchr (address, ':'))
-    return -1;
-
-  n = strtoul (*port, &end, 10);
-  return **host && **port >= '1' && **port <= '9' && *end == '\0' && n <= 65535
-    ? 0 : -1;
-}
-
-static struct addrinfo *
-resolve (struct control *c)
-{
-  const struct addrinfo hints = {
-    .ai_family = AF_UNSPEC,
-    .ai_socktype = SOCK_STREAM,
-    .ai_flags = AI_NUMERICSERV,
-  };
-  struct addrinfo *list = NULL;
-  const char *host, *port;
-  CLEANUP_FREE char *copy = strdup (c->address);
-  int err;
-
-  if (copy == NULL) {
-    log_error (c->log, "control=%s: %m", c->address);
-    return NULL;
-  }
-  if (split_address (copy, &host, &port) == -1) {
-    log_error (c->log, "control=%s: this must be the path of a unix socket, or "
-               "ADDRESS:PORT with a port from 1 to 65535 and brackets around "
-               "an IPv6 address", c->address);
-    return NULL;
-  }
-  err = getaddrinfo (host, port, &hints, &list);
-  if (err) {
-    log_error (c->log, "control=%s: there is no such address: %s", c->address,
-               err == EAI_SYSTEM ? strerror (errno) : gai_strerror (err));
-    return NULL;
-  }
-  return list;
-}
-
-static int
-bind_one (const struct addrinfo *ai)
-{
-  const int on = 1;
-  int fd, err;
-
-  fd = socket (ai->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  if (fd == -1)
-    return -1;
-  setsockopt (fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-  if (ai->ai_family == AF_INET6)
-    setsockopt (fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on);
-  if (bind (fd, ai->ai_addr, ai->ai_addrlen) == -1) {
-    err = errno;
-    close (fd);
-    errno = err;
-    return -1;
-  }
-  return fd;
-}
-
-/* A name may have several addresses: the first that can be used is. */
-static int
-bind_address (struct control *c)
-{
-  struct addrinfo *list = resolve (c), *ai;
-  bool refused = false;
-
-  if (list == NULL)
-    return -1;
-  for (ai = list; ai && !refused && c->listener == -1; ai = ai->ai_next) {
-    refused = c->token == NULL && !is_loopback (ai->ai_addr);
-    if (!refused)
-      c->listener = bind_one (ai);
-  }
-  if (refused)
-    log_error (c->log, "control=%s: control-token=+FILE is needed for an "
-               "address that is not loopback", c->address);
-  else if (c->listener == -1)
-    log_error (c->log, "control=%s: cannot listen there: %m", c->address);
-  freeaddrinfo (list);
-  return c->listener == -1 ? -1 : 0;
 }
 
 /* ---- creation ---- */
@@ -935,14 +700,8 @@ open_control (struct control *c)
     log_error (c->log, "control=%s: eventfd: %m", c->address);
     return -1;
   }
-  if (control_address_is_path (c->address) ? bind_path (c) == -1
-      : bind_address (c) == -1)
-    return -1;
-  if (listen (c->listener, SOMAXCONN) == -1) {
-    log_error (c->log, "control=%s: cannot listen there: %m", c->address);
-    return -1;
-  }
-  return 0;
+  /* An address that others can reach needs a token. */
+  return listen_open (&c->listener, c->address, c->token != NULL, c->log);
 }
 
 struct control *
@@ -966,7 +725,7 @@ control_new (const char *address, const char *token,
   }
   c->service = service;
   c->log = log;
-  c->listener = c->wake = -1;
+  c->listener.fd = c->wake = -1;
   if (open_control (c) == -1) {
     control_free (c);
     return NULL;
@@ -979,11 +738,7 @@ control_free (struct control *c)
 {
   if (c == NULL)
     return;
-  /* First the name, while the socket keeps its inode from being reused. */
-  if (c->is_path)
-    remove_path (c);
-  if (c->listener >= 0)
-    close (c->listener);
+  listen_close (&c->listener);
   if (c->wake >= 0)
     close (c->wake);
   if (c->token)

@@ -12,7 +12,7 @@
  *   PATCH /settings  change some, all or none; all settings
  *
  * HEAD is answered like GET.  Each answer is a JSON object and a newline;
- * errors are {"error": "what is wrong"} with 400, 401, 404, 405 or 413.
+ * errors are {"error": "what is wrong"} with 400, 401, 403, 404, 405 or 413.
  *
  * One thread does everything.  It does no I/O but on its own sockets and
  * takes no lock that is held across I/O, so that clients of the disk never
@@ -39,17 +39,13 @@
 
 struct control;
 
-/* Is this a path, and not ADDRESS:PORT?  It is where it contains a slash or no
- * colon.
- */
-extern bool control_address_is_path (const char *address);
-
 /* Create the socket and listen, so that what is wrong is known early; requests
  * are answered from control_start on.
  *
  * address is an absolute path, or ADDRESS:PORT with a name, an IPv4 address or
  * an IPv6 address in brackets.  A socket that nobody listens on any more is
- * replaced, anything else that exists is refused.  token may be NULL.
+ * replaced, anything else that exists is refused.  token may be NULL.  service
+ * may be filled in until control_start, and must stay until control_stop.
  *
  * NULL on failure; the reason is logged.
  */

@@ -41,7 +41,7 @@ static const struct setting {
 } all_settings[] = {
   { "hydration-rate", offsetof (struct hydrate_settings, rate), 0, INT64_MAX },
   { "hydration-threshold", offsetof (struct hydrate_settings, threshold), 0,
-    INT64_MAX },
+    HYDRATE_THRESHOLD_MAX },
   { "hydration-batch-size", offsetof (struct hydrate_settings, batch),
     HYDRATE_BATCH_MIN, HYDRATE_BATCH_MAX },
 };

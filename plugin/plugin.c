@@ -20,7 +20,6 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -37,6 +36,7 @@
 #include "control.h"
 #include "extents.h"
 #include "hydrate.h"
+#include "listen.h"
 #include "log.h"
 #include "metadata.h"
 #include "progress.h"
@@ -44,6 +44,7 @@
 #include "rounding.h"
 #include "setup.h"
 #include "status.h"
+#include "thread.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 
@@ -127,15 +128,23 @@ static const struct log nbdkit_log = {
 
 /* ---- parameters ---- */
 
+/* The words that nbdkit knows, but with the key in the message. */
 static int
-parse_bool (const char *value, bool *r)
+parse_bool (const char *key, const char *value, bool *r)
 {
-  int b = nbdkit_parse_bool (value);
+  static const char *const words[][2] = {
+    { "false", "true" }, { "off", "on" }, { "no", "yes" }, { "0", "1" },
+    { "f", "t" }, { "n", "y" }, { "disable", "enable" },
+  };
 
-  if (b == -1)
-    return -1;
-  *r = b;
-  return 0;
+  for (size_t i = 0; i < sizeof words / sizeof words[0]; ++i)
+    for (int b = 0; b < 2; ++b)
+      if (strcasecmp (value, words[i][b]) == 0) {
+        *r = b;
+        return 0;
+      }
+  nbdkit_error ("%s=%s: must be true or false", key, value);
+  return -1;
 }
 
 /* A size from min to max bytes, in the form that nbdkit's own sizes have. */
@@ -209,7 +218,7 @@ static int
 parse_control (const char *value)
 {
   free (control_address);
-  control_address = control_address_is_path (value) ?
+  control_address = listen_address_is_path (value) ?
     nbdkit_absolute_path (value) : strdup (value);
   if (control_address == NULL) {
     nbdkit_error ("control=%s: %m", value);
@@ -248,16 +257,17 @@ clone_config (const char *key, const char *value)
   else if (strcmp (key, "region-size") == 0)
     return parse_region_size (key, value, &setup.region_size);
   else if (strcmp (key, "hydration") == 0)
-    return parse_bool (value, &hydration);
+    return parse_bool (key, value, &hydration);
   else if (strcmp (key, "hydration-threshold") == 0)
-    return parse_size (key, value, 0, INT64_MAX, &settings.threshold);
+    return parse_size (key, value, 0, HYDRATE_THRESHOLD_MAX,
+                       &settings.threshold);
   else if (strcmp (key, "hydration-batch-size") == 0)
     return parse_size (key, value, HYDRATE_BATCH_MIN, HYDRATE_BATCH_MAX,
                        &settings.batch);
   else if (strcmp (key, "hydration-rate") == 0)
     return parse_size (key, value, 0, INT64_MAX, &settings.rate);
   else if (strcmp (key, "discard-passdown") == 0)
-    return parse_bool (value, &setup.discard_passdown);
+    return parse_bool (key, value, &setup.discard_passdown);
   else if (strcmp (key, "commit-interval") == 0)
     return parse_number (key, value, 0, COMMIT_INTERVAL_MAX, &commit_interval);
   else if (strcmp (key, "source-connections") == 0)
@@ -267,7 +277,7 @@ clone_config (const char *key, const char *value)
     return parse_number (key, value, 1, CONNECTIONS_MAX,
                          &setup.destination_connections);
   else if (strcmp (key, "source-check") == 0)
-    return parse_bool (value, &setup.source_check);
+    return parse_bool (key, value, &setup.source_check);
   else if (strcmp (key, "control") == 0)
     return parse_control (value);
   else if (strcmp (key, "control-token") == 0) {
@@ -382,32 +392,17 @@ committer (void *arg)
 }
 
 static int
-start_committer (void)
-{
-  sigset_t all, old;
-  int err;
-
-  sigfillset (&all);
-  pthread_sigmask (SIG_SETMASK, &all, &old);
-  err = pthread_create (&committer_thread, NULL, committer, NULL);
-  pthread_sigmask (SIG_SETMASK, &old, NULL);
-  if (err) {
-    errno = err;
-    nbdkit_error ("cannot create a thread: %m");
-    return -1;
-  }
-  committer_started = true;
-  return 0;
-}
-
-static int
 clone_after_fork (void)
 {
   if (hydrate_start (service.hydrate) == -1 ||
       (control && control_start (control) == -1) ||
       (progress && progress_start (progress) == -1))
     return -1;
-  return start_committer ();
+  if (thread_start (&committer_thread, "commit", committer, NULL,
+                    &nbdkit_log) == -1)
+    return -1;
+  committer_started = true;
+  return 0;
 }
 
 static void
