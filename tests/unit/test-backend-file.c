@@ -1,0 +1,750 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* Proves that files are read and written as backend.h says, with and without
+ * what the file system may not support; that holes are found; what is refused
+ * at open; and that a file has one owner, over fork and beside QEMU (I11).
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <check.h>
+
+#include "backend.h"
+#include "mock-backend.h"
+
+#define K UINT64_C (1024)
+#define M (K * K)
+
+/* A directory of our own, and two names in it. */
+static char dir[4096 - 16], path[4096], other[4096];
+
+static void
+setup (void)
+{
+  const char *tmp = getenv ("TMPDIR");
+
+  snprintf (dir, sizeof dir, "%s/test-backend-file-XXXXXX",
+            tmp ? tmp : "/tmp");
+  ck_assert_ptr_nonnull (mkdtemp (dir));
+  snprintf (path, sizeof path, "%s/file", dir);
+  snprintf (other, sizeof other, "%s/other", dir);
+}
+
+static void
+teardown (void)
+{
+  unlink (path);
+  unlink (other);
+  ck_assert_int_eq (rmdir (dir), 0);
+}
+
+static struct backend *
+open_path (const char *name, bool readonly, bool lock)
+{
+  const struct backend_params params = {
+    .role = readonly ? "source" : "destination", .name = name,
+    .readonly = readonly, .lock = lock,
+  };
+
+  return backend_open (&params, &mock_messages);
+}
+
+static struct backend *
+create (uint64_t size)
+{
+  const struct backend_params params = {
+    .role = "destination", .name = path, .lock = true
+  };
+  struct backend *b = backend_create (&params, size, &mock_messages);
+
+  ck_assert_msg (b != NULL, "%s", mock_last_error ());
+  return b;
+}
+
+/* What is in the file, through another way. */
+static void
+check_content (const uint8_t *model, size_t size)
+{
+  uint8_t *buf = malloc (size);
+  int fd = open (path, O_RDONLY);
+
+  ck_assert_int_eq (pread (fd, buf, size, 0), size);
+  for (size_t i = 0; i < size; ++i)
+    if (buf[i] != model[i])
+      ck_abort_msg ("byte %zu is %02x, should be %02x", i, buf[i], model[i]);
+  close (fd);
+  free (buf);
+}
+
+static uint64_t
+allocated (void)
+{
+  struct stat st;
+
+  ck_assert_int_eq (stat (path, &st), 0);
+  return st.st_blocks * UINT64_C (512);
+}
+
+/* ---- data ---- */
+
+#define SIZE (300 * K + 77)
+
+static const unsigned all_flags[] = {
+  0, BACKEND_FUA, BACKEND_MAY_TRIM, BACKEND_FUA | BACKEND_MAY_TRIM
+};
+
+/* Random reads, writes (also of several segments, some of them adjacent),
+ * zeroes and trims of any alignment give what a model says.  FUA or not makes
+ * no difference to the content.
+ */
+START_TEST (random_against_model)
+{
+  static uint8_t model[SIZE], buf[SIZE];
+  struct backend *b = create (SIZE);
+  uint64_t seed = 1;
+
+  memset (model, 0, sizeof model);
+  for (unsigned i = 0; i < 1500; ++i) {
+    uint64_t offset = mock_random (&seed) % SIZE;
+    uint64_t count = 1 + mock_random (&seed) % (SIZE - offset);
+    unsigned flags = all_flags[mock_random (&seed) % 4];
+
+    if (i % 3)
+      count = count % (9 * K) + (count < 9 * K ? 0 : 1);
+    if (count == 0)
+      count = 1;
+    switch (mock_random (&seed) % 5) {
+    case 0:
+      for (uint64_t j = 0; j < count; ++j)
+        buf[j] = mock_random (&seed);
+      ck_assert_int_eq (backend_pwrite (b, buf, count, offset,
+                                        flags & BACKEND_FUA), 0);
+      memcpy (model + offset, buf, count);
+      break;
+    case 1: {
+      /* Cut in pieces, of which some are left out. */
+      struct segment seg[100];
+      uint64_t pos = 0;
+      size_t n = 0;
+
+      for (uint64_t j = 0; j < count; ++j)
+        buf[j] = mock_random (&seed);
+      while (pos < count && n < 100) {
+        uint64_t piece = 1 + mock_random (&seed) % (count / 40 + 1);
+
+        if (piece > count - pos)
+          piece = count - pos;
+        if (mock_random (&seed) % 4) {
+          seg[n++] = (struct segment){ buf + pos, piece, offset + pos };
+          memcpy (model + offset + pos, buf + pos, piece);
+        }
+        pos += piece;
+      }
+      ck_assert_int_eq (backend_pwritev (b, seg, n, flags & BACKEND_FUA), 0);
+      break;
+    }
+    case 2:
+      ck_assert_int_eq (backend_zero (b, count, offset, flags), 0);
+      memset (model + offset, 0, count);
+      break;
+    case 3:
+      /* On a file, trimmed bytes are zero or what they were. */
+      ck_assert_int_eq (backend_trim (b, count, offset,
+                                      flags & BACKEND_FUA), 0);
+      ck_assert_int_eq (backend_pread (b, buf, count, offset), 0);
+      for (uint64_t j = 0; j < count; ++j)
+        ck_assert (buf[j] == 0 || buf[j] == model[offset + j]);
+      memcpy (model + offset, buf, count);
+      break;
+    default: {
+      uint64_t half = count / 2;
+      const struct segment seg[2] = {
+        { buf, count - half, offset }, { buf + count, half, offset },
+      };
+
+      if (count > sizeof buf / 2)
+        break;
+      ck_assert_int_eq (backend_preadv (b, seg, half ? 2 : 1), 0);
+      ck_assert_mem_eq (buf, model + offset, count - half);
+      if (half)
+        ck_assert_mem_eq (buf + count, model + offset, half);
+    }
+    }
+  }
+  ck_assert_int_eq (backend_flush (b), 0);
+  check_content (model, SIZE);
+  backend_close (b);
+}
+END_TEST
+
+/* A zero keeps its space, or becomes a hole, as asked for; a trim becomes a
+ * hole; where the file system can.
+ */
+START_TEST (space)
+{
+  struct backend *b = create (8 * M);
+  void *data = malloc (8 * M);
+
+  memset (data, 1, 8 * M);
+  ck_assert_uint_lt (allocated (), M);
+  ck_assert_int_eq (backend_pwrite (b, data, 8 * M, 0, 0), 0);
+  ck_assert_int_eq (backend_flush (b), 0);
+  ck_assert_uint_ge (allocated (), 8 * M);
+  ck_assert_int_eq (backend_zero (b, 3 * M, 0, 0), 0);
+  ck_assert_int_eq (backend_flush (b), 0);
+  ck_assert_uint_ge (allocated (), 8 * M);
+
+  ck_assert_int_eq (backend_zero (b, 2 * M, 0, BACKEND_MAY_TRIM), 0);
+  ck_assert_int_eq (backend_flush (b), 0);
+  ck_assert_uint_le (allocated (), 6 * M + 64 * K);
+  ck_assert_int_eq (backend_trim (b, 2 * M, 4 * M, 0), 0);
+  ck_assert_int_eq (backend_flush (b), 0);
+  ck_assert_uint_le (allocated (), 4 * M + 64 * K);
+
+  /* Reserved again, where it was a hole. */
+  ck_assert_int_eq (backend_zero (b, 2 * M, 0, 0), 0);
+  ck_assert_int_eq (backend_flush (b), 0);
+  ck_assert_uint_ge (allocated (), 6 * M - 64 * K);
+  backend_close (b);
+  free (data);
+}
+END_TEST
+
+/* A fast zero is done, or refused with nothing done. */
+START_TEST (fast_zero)
+{
+  struct backend *b = create (M);
+  uint8_t byte = 1, after;
+  int r;
+
+  ck_assert (b->can_fast_zero);
+  for (unsigned i = 0; i < 4; ++i) {
+    ck_assert_int_eq (backend_pwrite (b, &byte, 1, 100, 0), 0);
+    r = backend_zero (b, 4096, 50, all_flags[i] | BACKEND_FAST);
+    if (r == -1)
+      ck_assert_int_eq (errno, EOPNOTSUPP);
+    ck_assert_int_eq (backend_pread (b, &after, 1, 100), 0);
+    ck_assert_int_eq (after, r == -1);
+  }
+  backend_close (b);
+}
+END_TEST
+
+static void
+check_extents (struct backend *b, uint64_t offset, uint64_t count,
+               const struct extent *want, size_t n)
+{
+  struct extents list = EXTENTS_INIT;
+
+  ck_assert_int_eq (backend_extents (b, count, offset, 0, &list), 0);
+  ck_assert_uint_eq (list.len, n);
+  for (size_t i = 0; i < n; ++i) {
+    ck_assert_uint_eq (list.extent[i].offset, want[i].offset);
+    ck_assert_uint_eq (list.extent[i].length, want[i].length);
+    ck_assert_uint_eq (list.extent[i].flags, want[i].flags);
+  }
+  extents_free (&list);
+}
+
+#define HOLE (EXTENT_HOLE | EXTENT_ZERO)
+
+/* Data and holes, cut to the request, at the file's ends too. */
+START_TEST (extents)
+{
+  struct backend *b = create (10 * M + 5);
+  struct extents list = EXTENTS_INIT;
+  char data[64 * 1024];
+
+  memset (data, 1, sizeof data);
+  ck_assert (b->knows_extents);
+  check_extents (b, 0, 10 * M + 5, (struct extent[]){
+      { 0, 10 * M + 5, HOLE } }, 1);
+  ck_assert_int_eq (backend_pwrite (b, data, sizeof data, 2 * M, 0), 0);
+  ck_assert_int_eq (backend_pwrite (b, data, sizeof data, 4 * M, 0), 0);
+  check_extents (b, 0, 10 * M + 5, (struct extent[]){
+      { 0, 2 * M, HOLE }, { 2 * M, 64 * K, 0 },
+      { 2 * M + 64 * K, 2 * M - 64 * K, HOLE }, { 4 * M, 64 * K, 0 },
+      { 4 * M + 64 * K, 6 * M + 5 - 64 * K, HOLE } }, 5);
+  check_extents (b, 2 * M - 1, 3, (struct extent[]){
+      { 2 * M - 1, 1, HOLE }, { 2 * M, 2, 0 } }, 2);
+  check_extents (b, 2 * M + 1, 1, (struct extent[]){ { 2 * M + 1, 1, 0 } }, 1);
+  check_extents (b, 10 * M, 5, (struct extent[]){ { 10 * M, 5, HOLE } }, 1);
+
+  ck_assert_int_eq (backend_extents (b, 5 * M, M, BACKEND_REQ_ONE, &list), 0);
+  ck_assert_uint_eq (list.len, 1);
+  ck_assert_uint_eq (list.extent[0].length, M);
+  extents_free (&list);
+  backend_close (b);
+}
+END_TEST
+
+/* A file in very many pieces: the answer is bounded, makes progress, and what
+ * is asked piece by piece is the whole truth.
+ */
+START_TEST (many_extents)
+{
+  const uint64_t size = 3000 * 8 * K;
+  struct backend *b = create (size);
+  uint64_t pos = 0, data = 0;
+
+  for (uint64_t i = 0; i < 3000; ++i)
+    ck_assert_int_eq (backend_pwrite (b, "data", 4, i * 8 * K, 0), 0);
+  while (pos < size) {
+    struct extents list = EXTENTS_INIT;
+
+    ck_assert_int_eq (backend_extents (b, size - pos, pos, 0, &list), 0);
+    ck_assert_uint_ge (list.len, 1);
+    ck_assert_uint_le (list.len, 1024);
+    ck_assert_uint_eq (list.extent[0].offset, pos);
+    ck_assert_uint_le (extents_end (&list), size);
+    for (size_t i = 0; i < list.len; ++i)
+      data += list.extent[i].flags == 0 ? list.extent[i].length : 0;
+    pos = extents_end (&list);
+    extents_free (&list);
+  }
+  ck_assert_uint_ge (data, 3000 * 4);
+  backend_close (b);
+}
+END_TEST
+
+/* A source that somebody made shorter: what is gone is an error, not zeroes. */
+START_TEST (shortened)
+{
+  struct backend *b;
+  struct extents list = EXTENTS_INIT;
+  char buf[16];
+
+  backend_close (create (M));
+  b = open_path (path, true, false);
+  ck_assert_int_eq (truncate (path, M / 2), 0);
+  ck_assert_int_eq (backend_pread (b, buf, 16, M / 2 - 8), -1);
+  ck_assert_int_eq (errno, EIO);
+  ck_assert_int_eq (backend_extents (b, M / 2, M / 2, 0, &list), -1);
+  ck_assert_int_eq (errno, EIO);
+  extents_clear (&list);
+  ck_assert_int_eq (backend_extents (b, M, 0, 0, &list), -1);
+  extents_free (&list);
+  backend_close (b);
+}
+END_TEST
+
+/* errno at the edge: what the kernel says becomes what backend.h allows. */
+START_TEST (errors)
+{
+  struct backend *b = create (8 * K);
+  const struct rlimit limit = { 4 * K, RLIM_INFINITY };
+  struct rlimit old;
+  char buf[4096] = { 1 };
+
+  signal (SIGXFSZ, SIG_IGN);
+  getrlimit (RLIMIT_FSIZE, &old);
+  setrlimit (RLIMIT_FSIZE, &limit);
+  ck_assert_int_eq (backend_pwrite (b, buf, 4 * K, 4 * K, 0), -1);
+  int err = errno;
+  setrlimit (RLIMIT_FSIZE, &old);
+  ck_assert_int_eq (err, ENOSPC); /* EFBIG */
+  backend_close (b);
+
+  /* Never written, by construction. */
+  b = open_path (path, true, false);
+  ck_assert (b->readonly);
+  ck_assert (!b->can_fast_zero);
+  ck_assert_int_eq (backend_pwrite (b, buf, 1, 0, 0), -1);
+  ck_assert_int_eq (errno, EPERM);
+  ck_assert_int_eq (b->ops->pwrite (b, &(struct segment){ buf, 1, 0 }, 1, 0),
+                    -1);
+  ck_assert_int_eq (errno, EPERM);
+  ck_assert_int_eq (b->ops->zero (b, 1, 0, 0), -1);
+  ck_assert_int_eq (errno, EPERM);
+  backend_close (b);
+}
+END_TEST
+
+/* ---- opening ---- */
+
+/* Open must fail with a message that has this in it. */
+static void
+check_refused (const char *name, bool readonly, const char *message)
+{
+  const unsigned before = mock_errors ();
+
+  ck_assert_ptr_null (open_path (name, readonly, !readonly));
+  ck_assert_int_ne (errno, ENOENT);
+  ck_assert_uint_eq (mock_errors (), before + 1);
+  ck_assert_msg (strstr (mock_last_error (), message) &&
+                 strstr (mock_last_error (), name), "%s",
+                 mock_last_error ());
+}
+
+/* What is no regular file or block device is refused at once, a FIFO with
+ * nobody at its other end too.
+ */
+START_TEST (wrong_types)
+{
+  struct sockaddr_un addr = { .sun_family = AF_UNIX };
+  int sock = socket (AF_UNIX, SOCK_STREAM, 0);
+
+  check_refused (dir, true, "cannot open source");
+  check_refused (dir, false, "directory");
+  check_refused ("/dev/null", false, "character device");
+  ck_assert_int_eq (mkfifo (path, 0600), 0);
+  check_refused (path, true, "FIFO");
+  check_refused (path, false, "FIFO");
+  unlink (path);
+  ck_assert_uint_lt (strlen (path), sizeof addr.sun_path);
+  memcpy (addr.sun_path, path, strlen (path));
+  ck_assert_int_eq (bind (sock, (struct sockaddr *)&addr, sizeof addr), 0);
+  check_refused (path, true, "nbd+unix");
+  close (sock);
+}
+END_TEST
+
+/* What is not there is ENOENT, without a message. */
+START_TEST (missing)
+{
+  const unsigned before = mock_errors ();
+
+  ck_assert_ptr_null (open_path (path, true, false));
+  ck_assert_int_eq (errno, ENOENT);
+  ck_assert_int_eq (symlink ("nowhere", path), 0);
+  ck_assert_ptr_null (open_path (path, false, true));
+  ck_assert_int_eq (errno, ENOENT);
+  ck_assert_uint_eq (mock_errors (), before);
+  ck_assert_int_ne (access (other, F_OK), 0);
+}
+END_TEST
+
+/* A file that may not be read. */
+START_TEST (unreadable)
+{
+  backend_close (create (100));
+  ck_assert_int_eq (chmod (path, 0), 0);
+  if (geteuid () == 0) {
+    ck_assert_int_eq (chmod (dir, 0755), 0);
+    ck_assert_int_eq (seteuid (65534), 0);
+  }
+  check_refused (path, true, "Permission denied");
+  if (getuid () == 0)
+    ck_assert_int_eq (seteuid (0), 0);
+}
+END_TEST
+
+/* Create makes a sparse file of the size, ready to use, and never takes one
+ * that exists; what it made can be removed.
+ */
+START_TEST (creation)
+{
+  const struct backend_params params = { .role = "destination", .name = path };
+  struct backend *b = create (5 * M + 3);
+  struct stat st;
+
+  ck_assert_uint_eq (b->size, 5 * M + 3);
+  ck_assert (b->is_file && !b->readonly);
+  ck_assert_uint_eq (b->minimum_block, 1);
+  ck_assert_str_eq (b->name, path);
+  ck_assert_int_eq (stat (path, &st), 0);
+  ck_assert_int_eq (st.st_size, 5 * M + 3);
+  ck_assert_uint_lt (allocated (), 64 * K);
+  ck_assert_int_eq (backend_is_zero (b, b->size, 0), 1);
+
+  ck_assert_ptr_null (backend_create (&params, 1, &mock_messages));
+  ck_assert_ptr_nonnull (strstr (mock_last_error (), "cannot create"));
+  ck_assert_int_eq (stat (path, &st), 0);
+  ck_assert_int_eq (st.st_size, 5 * M + 3);
+
+  backend_file_unlink (b);
+  ck_assert_int_ne (access (path, F_OK), 0);
+  backend_close (b);
+}
+END_TEST
+
+/* A creation that fails leaves no file behind. */
+START_TEST (failed_creation)
+{
+  const struct backend_params params = { .role = "destination", .name = path };
+  char deep[5000];
+  struct backend_params nowhere = params;
+
+  ck_assert_ptr_null (backend_create (&params, UINT64_MAX, &mock_messages));
+  ck_assert_int_ne (access (path, F_OK), 0);
+
+  snprintf (deep, sizeof deep, "%s/no/such/directory", dir);
+  nowhere.name = deep;
+  ck_assert_ptr_null (backend_create (&nowhere, 1, &mock_messages));
+  ck_assert_ptr_nonnull (strstr (mock_last_error (), "No such file"));
+}
+END_TEST
+
+/* A name that meanwhile is another file's is not removed. */
+START_TEST (unlink_only_ours)
+{
+  struct backend *b = create (10);
+
+  ck_assert_int_eq (rename (path, other), 0);
+  close (open (path, O_CREAT | O_WRONLY, 0600));
+  backend_file_unlink (b);
+  ck_assert_int_eq (access (path, F_OK), 0);
+  backend_close (b);
+}
+END_TEST
+
+/* Two names of one file are the same, two files are not, and what is not there
+ * is the same as nothing but its own name.
+ */
+START_TEST (same)
+{
+  char dotted[4200];
+
+  backend_close (create (10));
+  ck_assert (backend_same (path, path));
+  ck_assert (!backend_same (path, other));
+  ck_assert (backend_same (other, other));
+  ck_assert_int_eq (link (path, other), 0);
+  ck_assert (backend_same (path, other));
+  ck_assert_int_eq (unlink (other), 0);
+  ck_assert_int_eq (symlink (path, other), 0);
+  ck_assert (backend_same (path, other));
+  snprintf (dotted, sizeof dotted, "%s/./file", dir);
+  ck_assert (backend_same (path, dotted));
+  ck_assert_int_eq (unlink (other), 0);
+  close (open (other, O_CREAT | O_WRONLY, 0600));
+  ck_assert (!backend_same (path, other));
+  ck_assert (!backend_same (path, "nbd://localhost"));
+}
+END_TEST
+
+/* Descriptors do not leak into programs that are run. */
+START_TEST (close_on_exec)
+{
+  struct backend *b = create (10);
+  struct stat ours, st;
+  unsigned checked = 0;
+
+  ck_assert_int_eq (stat (path, &ours), 0);
+  for (int fd = 3; fd < 100; ++fd) {
+    if (fstat (fd, &st) == -1 || st.st_ino != ours.st_ino ||
+        st.st_dev != ours.st_dev)
+      continue;
+    ck_assert_int_eq (fcntl (fd, F_GETFD) & FD_CLOEXEC, FD_CLOEXEC);
+    ck_assert_int_eq (fcntl (fd, F_GETFL) & O_NONBLOCK, 0);
+    checked++;
+  }
+  ck_assert_uint_eq (checked, 2); /* the one for FUA too */
+  backend_close (b);
+}
+END_TEST
+
+/* ---- locks ---- */
+
+/* One owner: a second one is refused, in this process and in another, until
+ * the first has closed it.  Those who do not lock are not kept out.
+ */
+START_TEST (one_owner)
+{
+  struct backend *b = create (10), *c;
+
+  check_refused (path, false, "in use by another process; stop that first");
+  c = open_path (path, true, false);
+  ck_assert_ptr_nonnull (c);
+  backend_close (c);
+  check_refused (path, false, "in use");
+  backend_close (b);
+
+  b = open_path (path, false, true);
+  ck_assert_ptr_nonnull (b);
+  check_refused (path, false, "in use");
+  backend_close (b);
+}
+END_TEST
+
+/* Those who lock to read keep out an owner, not each other. */
+START_TEST (readers_lock)
+{
+  struct backend *a, *b;
+
+  backend_close (create (10));
+  a = open_path (path, true, true);
+  b = open_path (path, true, true);
+  ck_assert_ptr_nonnull (a);
+  ck_assert_ptr_nonnull (b);
+  check_refused (path, false, "in use");
+  backend_close (a);
+  backend_close (b);
+  a = open_path (path, false, true);
+  ck_assert_ptr_nonnull (a);
+  ck_assert_ptr_null (open_path (path, true, true));
+  backend_close (a);
+}
+END_TEST
+
+/* As when nbdkit becomes a daemon: the process that took the lock ends, its
+ * child keeps it.
+ */
+START_TEST (lock_survives_fork)
+{
+  int ready[2], end[2];
+  char c;
+  pid_t parent;
+
+  backend_close (create (10));
+  ck_assert_int_eq (pipe (ready), 0);
+  ck_assert_int_eq (pipe (end), 0);
+  parent = fork ();
+  if (parent == 0) {
+    if (open_path (path, false, true) == NULL)
+      _exit (1);
+    if (fork () > 0)
+      _exit (0);
+    /* The daemon. */
+    close (end[1]);
+    if (write (ready[1], "", 1) == 1 && read (end[0], &c, 1) == 0)
+      _exit (0);
+    _exit (1);
+  }
+  ck_assert_int_eq (waitpid (parent, NULL, 0), parent);
+  ck_assert_int_eq (read (ready[0], &c, 1), 1);
+  check_refused (path, false, "in use");
+
+  /* The daemon ends, and with it the lock. */
+  close (ready[1]);
+  close (end[0]);
+  close (end[1]);
+  while (read (ready[0], &c, 1) > 0)
+    ;
+  struct backend *b = open_path (path, false, true);
+  ck_assert_ptr_nonnull (b);
+  backend_close (b);
+  close (ready[0]);
+}
+END_TEST
+
+/* As QEMU does it: a lock on this byte, by another description. */
+static int
+qemu_lock (off_t byte, short type, int cmd, struct flock *lock)
+{
+  int fd = open (path, O_RDWR);
+
+  *lock = (struct flock){
+    .l_type = type, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1
+  };
+  ck_assert_int_eq (fcntl (fd, cmd, lock), 0);
+  return fd;
+}
+
+/* A program that writes or resizes through QEMU's locks is respected; one that
+ * only reads is not in the way; and a writer among them sees that we do not
+ * share, a reader that nobody minds.
+ */
+START_TEST (qemu_locks)
+{
+  /* Permissions in use that keep us out, and some that do not. */
+  static const struct { off_t byte; bool refused; } t[] = {
+    { 101, true }, { 103, true }, { 100, false }, { 102, false },
+    { 201, false }, { 203, false },
+  };
+  struct flock lock;
+  struct backend *b;
+  int fd;
+
+  backend_close (create (10));
+  for (unsigned i = 0; i < 6; ++i) {
+    fd = qemu_lock (t[i].byte, F_RDLCK, F_OFD_SETLK, &lock);
+    if (t[i].refused)
+      check_refused (path, false, "in use by another process");
+    else {
+      b = open_path (path, false, true);
+      ck_assert_ptr_nonnull (b);
+      backend_close (b);
+    }
+    close (fd);
+  }
+
+  b = open_path (path, false, true);
+  ck_assert_ptr_nonnull (b);
+  for (off_t byte = 100; byte < 205; ++byte) {
+    fd = qemu_lock (byte, F_WRLCK, F_OFD_GETLK, &lock);
+    ck_assert_int_eq (lock.l_type, byte == 201 || byte == 203
+                      ? F_RDLCK : F_UNLCK);
+    close (fd);
+  }
+  backend_close (b);
+}
+END_TEST
+
+/* QEMU itself, where it is installed: it reads the image that we own, and does
+ * not write to it.
+ */
+START_TEST (qemu_itself)
+{
+  char command[9000];
+  struct backend *b;
+
+  backend_close (create (M));
+  if (system ("qemu-io --version >/dev/null 2>&1") != 0)
+    return;
+  b = open_path (path, false, true);
+  snprintf (command, sizeof command,
+            "qemu-io -f raw -r -c 'read 0 512' '%s' >/dev/null 2>&1", path);
+  ck_assert_int_eq (system (command), 0);
+  snprintf (command, sizeof command,
+            "qemu-io -f raw -c 'write -P 1 0 512' '%s' >/dev/null 2>&1", path);
+  ck_assert_int_ne (system (command), 0);
+  ck_assert_int_eq (backend_is_zero (b, M, 0), 1);
+  backend_close (b);
+  ck_assert_int_eq (system (command), 0);
+}
+END_TEST
+
+int
+main (void)
+{
+  Suite *suite = suite_create ("backend-file");
+  TCase *tc = tcase_create ("backend-file");
+  SRunner *runner;
+  int failed;
+
+  tcase_set_timeout (tc, 120);
+  tcase_add_checked_fixture (tc, setup, teardown);
+  tcase_add_test (tc, random_against_model);
+  tcase_add_test (tc, space);
+  tcase_add_test (tc, fast_zero);
+  tcase_add_test (tc, extents);
+  tcase_add_test (tc, many_extents);
+  tcase_add_test (tc, shortened);
+  tcase_add_test (tc, errors);
+  tcase_add_test (tc, wrong_types);
+  tcase_add_test (tc, missing);
+  tcase_add_test (tc, unreadable);
+  tcase_add_test (tc, creation);
+  tcase_add_test (tc, failed_creation);
+  tcase_add_test (tc, unlink_only_ours);
+  tcase_add_test (tc, same);
+  tcase_add_test (tc, close_on_exec);
+  tcase_add_test (tc, one_owner);
+  tcase_add_test (tc, readers_lock);
+  tcase_add_test (tc, lock_survives_fork);
+  tcase_add_test (tc, qemu_locks);
+  tcase_add_test (tc, qemu_itself);
+  suite_add_tcase (suite, tc);
+
+  runner = srunner_create (suite);
+  srunner_run_all (runner, CK_ENV);
+  failed = srunner_ntests_failed (runner);
+  srunner_free (runner);
+  return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}

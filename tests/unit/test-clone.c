@@ -1,0 +1,1257 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* Proves that the request path gives each byte its last write, and before that
+ * the source's byte, never what the destination held; that it reads from the
+ * source no more than it must; and that of two requests that race for one
+ * region none destroys the other's data (I1 to I4, I6, I7, I9, I10).
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <check.h>
+
+#include "cleanup.h"
+#include "clone.h"
+#include "mock-backend.h"
+#include "rounding.h"
+
+#define K UINT64_C (1024)
+#define M (K * K)
+
+static struct mock_disk *d;
+static uint8_t *model; /* what a client must read */
+
+static void
+new_disk (uint64_t size, uint64_t region_size)
+{
+  d = mock_disk_new (size, region_size, 5000);
+  model = malloc (size);
+  memcpy (model, mock_content (d->source), size);
+}
+
+static void
+teardown (void)
+{
+  if (d)
+    mock_disk_free (d);
+  free (model);
+  d = NULL;
+  model = NULL;
+}
+
+static bool
+is_valid (uint64_t region)
+{
+  return region_map_is_valid (d->clone->map, region);
+}
+
+static void
+check_read (uint64_t offset, uint64_t count)
+{
+  CLEANUP_FREE uint8_t *buf = malloc (count);
+
+  memset (buf, 0xcc, count);
+  ck_assert_int_eq (clone_pread (d->clone, buf, count, offset), 0);
+  for (uint64_t i = 0; i < count; ++i)
+    if (buf[i] != model[offset + i])
+      ck_abort_msg ("byte %zu reads as %02x, should be %02x",
+                    (size_t)(offset + i), buf[i], model[offset + i]);
+}
+
+static void
+check_all (void)
+{
+  check_read (0, d->size);
+}
+
+static void
+write_model (uint8_t byte, uint64_t count, uint64_t offset)
+{
+  memset (model + offset, byte, count);
+}
+
+/* Write count times this byte. */
+static int
+write_bytes (uint8_t byte, uint64_t count, uint64_t offset, unsigned flags)
+{
+  CLEANUP_FREE uint8_t *buf = malloc (count);
+
+  memset (buf, byte, count);
+  return clone_pwrite (d->clone, buf, count, offset, flags);
+}
+
+static void
+must_write (uint8_t byte, uint64_t count, uint64_t offset)
+{
+  ck_assert_int_eq (write_bytes (byte, count, offset, 0), 0);
+  write_model (byte, count, offset);
+}
+
+/* ---- requests on threads of their own ---- */
+
+enum op_type { OP_READ, OP_WRITE, OP_ZERO, OP_TRIM, OP_CACHE, OP_FLUSH };
+
+struct op {
+  enum op_type type;
+  uint64_t count, offset;
+  uint8_t byte;
+  struct mock_thread *thread;
+  int result;
+  _Atomic bool done;
+};
+
+static void
+run_op (void *opaque)
+{
+  struct op *op = opaque;
+  CLEANUP_FREE uint8_t *buf = malloc (op->count + 1);
+
+  switch (op->type) {
+  case OP_READ:
+    op->result = clone_pread (d->clone, buf, op->count, op->offset);
+    break;
+  case OP_WRITE:
+    op->result = write_bytes (op->byte, op->count, op->offset, 0);
+    break;
+  case OP_ZERO:
+    op->result = clone_zero (d->clone, op->count, op->offset, 0);
+    break;
+  case OP_TRIM:
+    op->result = clone_trim (d->clone, op->count, op->offset, 0);
+    break;
+  case OP_CACHE:
+    op->result = clone_cache (d->clone, op->count, op->offset);
+    break;
+  case OP_FLUSH:
+    op->result = clone_flush (d->clone);
+    break;
+  }
+  op->done = true;
+}
+
+static void
+start (struct op *op, enum op_type type, uint8_t byte, uint64_t count,
+       uint64_t offset)
+{
+  *op = (struct op){
+    .type = type, .byte = byte, .count = count, .offset = offset
+  };
+  op->thread = mock_thread (run_op, op);
+}
+
+static void
+end (struct op *op)
+{
+  mock_join (op->thread);
+  ck_assert_int_eq (op->result, 0);
+}
+
+/* ---- one request at a time ---- */
+
+static const uint64_t odd_sizes[] = {
+  1, 511, 512, 513, 4095, 4096, 4097, 8191, 65535, 65536, 65537, 100000
+};
+
+static uint64_t
+random_count (uint64_t *seed, uint64_t max)
+{
+  uint64_t n = mock_random (seed) % 2
+    ? odd_sizes[mock_random (seed) %
+                (sizeof odd_sizes / sizeof odd_sizes[0])]
+    : 1 + mock_random (seed) % (3 * d->region_size);
+
+  return MIN (n, max);
+}
+
+/* A trim changes what is valid, and invalid regions that are covered. */
+static void
+trim_model (uint64_t count, uint64_t offset)
+{
+  const uint64_t stop = offset + count;
+  uint64_t pos = offset, n;
+
+  for (; pos < stop; pos += n) {
+    uint64_t region = pos / d->region_size;
+    uint64_t from = region * d->region_size;
+    uint64_t to = MIN (from + d->region_size, d->size);
+
+    n = MIN (to, stop) - pos;
+    if (is_valid (region) ? d->discard_passdown : n == to - from)
+      write_model (0, n, pos);
+  }
+}
+
+static void
+random_op (uint64_t *seed)
+{
+  uint64_t offset = mock_random (seed) % d->size;
+  uint64_t count;
+  unsigned flags = mock_random (seed) % 8 == 0 ? BACKEND_FUA : 0;
+  uint8_t byte = mock_random (seed);
+
+  if (mock_random (seed) % 3 == 0)
+    offset = round_down (offset, d->region_size);
+  count = random_count (seed, d->size - offset);
+
+  switch (mock_random (seed) % 12) {
+  case 0: case 1: case 2: case 3:
+    ck_assert_int_eq (write_bytes (byte, count, offset, flags), 0);
+    write_model (byte, count, offset);
+    break;
+  case 4: case 5:
+    if (mock_random (seed) % 2)
+      flags |= BACKEND_MAY_TRIM;
+    ck_assert_int_eq (clone_zero (d->clone, count, offset, flags), 0);
+    write_model (0, count, offset);
+    break;
+  case 6:
+    if (clone_zero (d->clone, count, offset, flags | BACKEND_FAST) == 0)
+      write_model (0, count, offset);
+    else
+      ck_assert_int_eq (errno, EOPNOTSUPP);
+    break;
+  case 7:
+    trim_model (count, offset);
+    ck_assert_int_eq (clone_trim (d->clone, count, offset, flags), 0);
+    break;
+  case 8:
+    ck_assert_int_eq (clone_cache (d->clone, count, offset), 0);
+    break;
+  case 9:
+    ck_assert_int_eq (clone_flush (d->clone), 0);
+    break;
+  default:
+    check_read (offset, count);
+  }
+}
+
+static const struct { uint64_t size, region_size; unsigned ops; } shapes[] = {
+  { 1, 4 * K, 20 },
+  { 511, 4 * K, 40 },
+  { 512, 4 * K, 40 },
+  { 4096, 4 * K, 40 },
+  { 4097, 4 * K, 60 },
+  { 300 * K + 513, 4 * K, 600 },
+  { 2 * M + 1536, 64 * K, 600 },
+  { 64 * K + 1, 64 * K, 100 },
+  { 9 * M + 77, 4 * M, 200 },   /* a region is larger than CLONE_COPY_MAX */
+};
+#define SHAPES (int)(sizeof shapes / sizeof shapes[0])
+
+/* Any sequence of requests, of any alignment, on disks of odd sizes: reads give
+ * what the model says, and so does the destination alone in the end.
+ */
+START_TEST (random_against_model)
+{
+  const unsigned shape = _i / 2;
+  uint64_t seed = _i + 1;
+
+  new_disk (shapes[shape].size, shapes[shape].region_size);
+  d->clone->discard_passdown = d->discard_passdown = _i % 2;
+  for (unsigned i = 0; i < shapes[shape].ops; ++i) {
+    random_op (&seed);
+    if (i % 50 == 0)
+      check_all ();
+    if (i % 97 == 96) {
+      ck_assert_int_eq (mock_disk_close (d), 0);
+      ck_assert_int_eq (mock_disk_open (d), 0);
+      check_all ();
+    }
+  }
+  check_all ();
+
+  ck_assert_int_eq (clone_cache (d->clone, d->size, 0), 0);
+  ck_assert_int_eq (clone_flush (d->clone), 0);
+  ck_assert (commit_is_complete (&d->clone->commit));
+  ck_assert (mock_is_closed (d->source));
+  check_all ();
+  ck_assert_mem_eq (mock_content (d->dest), model, d->size);
+  ck_assert_mem_eq (mock_durable (d->dest), model, d->size);
+
+  ck_assert_int_eq (mock_disk_close (d), 0);
+  ck_assert_int_eq (mock_disk_open (d), 0);
+  ck_assert_ptr_null (d->clone->source);
+  check_all ();
+}
+END_TEST
+
+/* Whole regions, the short last one included, are overwritten, zeroed and
+ * trimmed without a byte from the source.
+ */
+START_TEST (whole_regions_read_nothing)
+{
+  new_disk (10 * 4 * K + 100, 4 * K);
+  must_write (1, 8 * K, 4 * K);
+  ck_assert_int_eq (clone_zero (d->clone, 8 * K, 12 * K, 0), 0);
+  write_model (0, 8 * K, 12 * K);
+  ck_assert_int_eq (clone_trim (d->clone, 4 * K, 20 * K, 0), 0);
+  write_model (0, 4 * K, 20 * K);
+  must_write (2, 100, 40 * K);
+  ck_assert_uint_eq (mock_count (d->source, MOCK_PREAD), 0);
+  ck_assert_uint_eq (mock_count (d->dest, MOCK_PREAD), 0);
+  ck_assert_uint_eq (region_map_count_valid (d->clone->map), 6);
+  check_all ();
+}
+END_TEST
+
+/* A write of parts of regions reads exactly the bytes around it, in one round
+ * trip, and writes all with one call.
+ */
+START_TEST (partial_write_reads_around)
+{
+  const struct mock_call *read, *write;
+
+  new_disk (1 * M, 64 * K);
+  must_write (1, 3 * 64 * K, 64 * K + 1000);
+  ck_assert_uint_eq (mock_count (d->source, MOCK_PREAD), 1);
+  read = mock_log_find (d->log, d->source, MOCK_PREAD, 0, NULL);
+  ck_assert_uint_eq (read->n, 2);
+  ck_assert_uint_eq (read->range[0].offset, 64 * K);
+  ck_assert_uint_eq (read->range[0].count, 1000);
+  ck_assert_uint_eq (read->range[1].offset, 4 * 64 * K + 1000);
+  ck_assert_uint_eq (read->range[1].count, 64 * K - 1000);
+  write = mock_log_find (d->log, d->dest, MOCK_PWRITE, 0, NULL);
+  ck_assert_uint_eq (mock_count (d->dest, MOCK_PWRITE), 1);
+  ck_assert_uint_eq (write->n, 3);
+  ck_assert_uint_eq (mock_bytes (d->dest, MOCK_PWRITE), 4 * 64 * K);
+
+  /* Valid now: the next one reads nothing. */
+  mock_log_clear (d->log);
+  must_write (2, 5, 64 * K + 10);
+  ck_assert_uint_eq (mock_log_len (d->log), 1);
+  check_all ();
+
+  /* At the short end of a region only what is missing. */
+  mock_log_clear (d->log);
+  must_write (3, 64 * K - 7, M - 64 * K);
+  ck_assert_uint_eq (mock_bytes (d->source, MOCK_PREAD), 7);
+  check_all ();
+}
+END_TEST
+
+/* Of a region too large for memory the edges are copied in bounded pieces. */
+START_TEST (large_region_in_pieces)
+{
+  new_disk (9 * M, 8 * M);
+  must_write (1, 1000, 3 * M + 5);
+  ck_assert_uint_eq (mock_bytes (d->source, MOCK_PREAD), 8 * M - 1000);
+  for (size_t i = 0; i < mock_log_len (d->log); ++i) {
+    const struct mock_call *call = mock_log_call (d->log, i);
+
+    for (size_t j = 0; j < call->n; ++j)
+      ck_assert_uint_le (call->range[j].count, CLONE_COPY_MAX);
+  }
+  ck_assert (is_valid (0));
+  ck_assert (!is_valid (1));
+  check_all ();
+}
+END_TEST
+
+/* A read goes to each side for its runs, with one call, however many runs there
+ * are; where all is in one state the other side hears nothing.
+ */
+START_TEST (read_by_runs)
+{
+  new_disk (8 * M, 4 * K);
+  check_read (10, 100000);
+  ck_assert_uint_eq (mock_log_len (d->log), 1);
+  ck_assert_uint_eq (mock_bytes (d->source, MOCK_PREAD), 100000);
+
+  must_write (1, 2 * M, 2 * M);
+  mock_log_clear (d->log);
+  check_read (2 * M + 5, 2 * M - 5);
+  ck_assert_uint_eq (mock_log_len (d->log), 1);
+  ck_assert_uint_eq (mock_bytes (d->dest, MOCK_PREAD), 2 * M - 5);
+
+  mock_log_clear (d->log);
+  check_read (1 * M + 1, 4 * M);
+  ck_assert_uint_eq (mock_count (d->source, MOCK_PREAD), 1);
+  ck_assert_uint_eq (mock_count (d->dest, MOCK_PREAD), 1);
+  ck_assert_uint_eq (mock_bytes (d->source, MOCK_PREAD), 2 * M);
+  ck_assert_uint_eq (mock_bytes (d->dest, MOCK_PREAD), 2 * M);
+
+  /* Every other region, more runs than segments. */
+  for (uint64_t r = 1024; r < 1400; r += 2)
+    must_write (r, 4 * K, r * 4 * K);
+  check_read (1023 * 4 * K + 7, 400 * 4 * K);
+}
+END_TEST
+
+/* I9: a trim of part of an invalid region does nothing at all, one of whole
+ * regions makes them zero, and nothing of what the destination held is ever
+ * seen, also where trims are not passed down.
+ */
+START_TEST (trim_rules)
+{
+  new_disk (10 * 4 * K + 100, 4 * K);
+  d->clone->discard_passdown = _i;
+
+  ck_assert_int_eq (clone_trim (d->clone, 4 * K - 1, 4 * K, 0), 0);
+  ck_assert_int_eq (clone_trim (d->clone, 4 * K, 6 * K, 0), 0);
+  ck_assert_int_eq (clone_trim (d->clone, 1, 0, 0), 0);
+  ck_assert_int_eq (clone_trim (d->clone, 99, 40 * K, 0), 0);
+  ck_assert_uint_eq (mock_log_len (d->log), 0);
+  ck_assert_uint_eq (region_map_count_valid (d->clone->map), 0);
+
+  ck_assert_int_eq (clone_trim (d->clone, 8 * K + 2, 8 * K - 1, 0), 0);
+  write_model (0, 8 * K, 8 * K);
+  ck_assert_int_eq (clone_trim (d->clone, 100, 40 * K, 0), 0);
+  write_model (0, 100, 40 * K);
+  ck_assert_uint_eq (region_map_count_valid (d->clone->map), 3);
+  check_all ();
+
+  /* Of a valid region, any part. */
+  must_write (1, 4 * K, 0);
+  mock_log_clear (d->log);
+  ck_assert_int_eq (clone_trim (d->clone, 1000, 500, 0), 0);
+  ck_assert_uint_eq (mock_count (d->dest, MOCK_TRIM), _i);
+  if (_i)
+    write_model (0, 1000, 500);
+  check_all ();
+  ck_assert_uint_eq (mock_count (d->source, MOCK_PREAD), 1);
+}
+END_TEST
+
+/* Where the destination does not trim, or leaves garbage behind, trimmed
+ * invalid regions still read as zeroes.
+ */
+START_TEST (trim_of_a_strange_device)
+{
+  new_disk (64 * K, 4 * K);
+  mock_set_trim (d->dest, _i ? MOCK_TRIM_GARBAGE : MOCK_TRIM_NOTHING);
+  ck_assert_int_eq (clone_trim (d->clone, 64 * K, 0, 0), 0);
+  write_model (0, 64 * K, 0);
+  check_all ();
+}
+END_TEST
+
+/* A zero of part of an invalid region is a write of it. */
+START_TEST (partial_zero)
+{
+  new_disk (64 * K, 16 * K);
+  ck_assert_int_eq (clone_zero (d->clone, 100, 20 * K, BACKEND_MAY_TRIM), 0);
+  write_model (0, 100, 20 * K);
+  ck_assert_uint_eq (mock_bytes (d->source, MOCK_PREAD), 16 * K - 100);
+  check_all ();
+}
+END_TEST
+
+/* A fast zero that would need the source's bytes, or that the destination
+ * cannot do, fails and does nothing.
+ */
+START_TEST (fast_zero)
+{
+  new_disk (64 * K, 4 * K);
+  ck_assert_int_eq (clone_zero (d->clone, 4 * K, 100, BACKEND_FAST), -1);
+  ck_assert_int_eq (errno, EOPNOTSUPP);
+  ck_assert_int_eq (clone_zero (d->clone, 4 * K - 1, 0, BACKEND_FAST), -1);
+  ck_assert_int_eq (errno, EOPNOTSUPP);
+  ck_assert_int_eq (clone_zero (d->clone, 4 * K, 8 * K - 1, BACKEND_FAST), -1);
+  ck_assert_uint_eq (mock_log_len (d->log), 0);
+  check_all ();
+
+  ck_assert_int_eq (clone_zero (d->clone, 8 * K, 4 * K, BACKEND_FAST), 0);
+  write_model (0, 8 * K, 4 * K);
+  check_all ();
+
+  mock_backend (d->dest)->can_fast_zero = false;
+  ck_assert_int_eq (clone_zero (d->clone, 4 * K, 32 * K, BACKEND_FAST), -1);
+  ck_assert_int_eq (errno, EOPNOTSUPP);
+  ck_assert (!is_valid (8));
+  ck_assert_int_eq (clone_zero (d->clone, 4 * K, 4 * K, BACKEND_FAST), -1);
+  ck_assert_int_eq (errno, EOPNOTSUPP);
+  check_all ();
+  ck_assert_int_eq (clone_zero (d->clone, 4 * K, 32 * K, 0), 0);
+  write_model (0, 4 * K, 32 * K);
+  check_all ();
+}
+END_TEST
+
+/* FUA on durable regions is the destination's FUA and nothing else; elsewhere
+ * it ends with a commit that makes data and bits durable.
+ */
+START_TEST (fua)
+{
+  new_disk (64 * K, 4 * K);
+
+  /* Invalid: a commit. */
+  ck_assert_int_eq (write_bytes (1, 100, 50, BACKEND_FUA), 0);
+  write_model (1, 100, 50);
+  ck_assert (region_map_is_durable (d->clone->map, 0, 1));
+  ck_assert_uint_eq (mock_count (d->dest, MOCK_FLUSH), 1);
+  ck_assert_mem_eq (mock_durable (d->dest), model, 4 * K);
+
+  /* Durable: the write alone. */
+  mock_log_clear (d->log);
+  ck_assert_int_eq (write_bytes (2, 100, 60, BACKEND_FUA), 0);
+  write_model (2, 100, 60);
+  ck_assert_int_eq (clone_zero (d->clone, 10, 70, BACKEND_FUA), 0);
+  write_model (0, 10, 70);
+  ck_assert_int_eq (clone_trim (d->clone, 10, 90, BACKEND_FUA), 0);
+  write_model (0, 10, 90);
+  ck_assert_uint_eq (mock_log_len (d->log), 3);
+  for (size_t i = 0; i < 3; ++i) {
+    ck_assert_ptr_eq (mock_log_call (d->log, i)->mock, d->dest);
+    ck_assert (mock_log_call (d->log, i)->flags & BACKEND_FUA);
+  }
+  ck_assert_mem_eq (mock_durable (d->dest), model, 4 * K);
+
+  /* Valid and dirty: a commit, which has its bit too. */
+  must_write (3, 4 * K, 8 * K);
+  mock_log_clear (d->log);
+  ck_assert_int_eq (write_bytes (4, 10, 8 * K, BACKEND_FUA), 0);
+  write_model (4, 10, 8 * K);
+  ck_assert (region_map_is_durable (d->clone->map, 2, 1));
+  ck_assert_uint_eq (mock_count (d->meta, MOCK_FLUSH), 1);
+  ck_assert_mem_eq (mock_durable (d->dest) + 8 * K, model + 8 * K, 4 * K);
+
+  /* Durable and invalid in one request. */
+  ck_assert_int_eq (write_bytes (5, 12 * K, 0, BACKEND_FUA), 0);
+  write_model (5, 12 * K, 0);
+  ck_assert (region_map_is_durable (d->clone->map, 0, 3));
+  ck_assert_mem_eq (mock_durable (d->dest), model, 12 * K);
+
+  /* A trim of part of an invalid region has nothing to make durable, but what
+   * FUA asks for it may.
+   */
+  ck_assert_int_eq (clone_trim (d->clone, 10, 20 * K, BACKEND_FUA), 0);
+  ck_assert_int_eq (clone_zero (d->clone, 4 * K, 24 * K, BACKEND_FUA), 0);
+  write_model (0, 4 * K, 24 * K);
+  ck_assert (region_map_is_durable (d->clone->map, 6, 1));
+  check_all ();
+}
+END_TEST
+
+/* ---- extents ---- */
+
+/* What the clone says, as one flag a byte. */
+static void
+get_extents (uint64_t offset, uint64_t count, unsigned flags, uint8_t *say)
+{
+  const uint64_t stop = offset + count;
+
+  while (offset < stop) {
+    struct extents list = EXTENTS_INIT;
+
+    ck_assert_int_eq (clone_extents (d->clone, stop - offset, offset, flags,
+                                     &list), 0);
+    ck_assert_uint_ge (list.len, 1);
+    ck_assert_uint_eq (list.extent[0].offset, offset);
+    ck_assert_uint_le (extents_end (&list), stop);
+    for (size_t i = 0; i < list.len; ++i)
+      memset (say + list.extent[i].offset, list.extent[i].flags,
+              list.extent[i].length);
+    offset = extents_end (&list);
+    extents_free (&list);
+  }
+}
+
+/* Extents are the source's where a region is invalid and the destination's where
+ * it is valid, for any request and however little each side tells at once; what
+ * is said to be zero is.
+ */
+START_TEST (extents)
+{
+  const uint64_t size = 64 * 4 * K + 512;
+  CLEANUP_FREE uint8_t *want = malloc (size), *say = malloc (size);
+  uint64_t seed = 3;
+
+  new_disk (size, 4 * K);
+  mock_fill (d->source, NULL, 20 * 4 * K, 10 * 4 * K);
+  memset (model + 10 * 4 * K, 0, 20 * 4 * K);
+  memset (want, 0, size);
+  memset (want + 10 * 4 * K, EXTENT_HOLE | EXTENT_ZERO, 20 * 4 * K);
+
+  must_write (1, 4 * K, 12 * 4 * K);
+  memset (want + 12 * 4 * K, 0, 4 * K);
+  ck_assert_int_eq (clone_trim (d->clone, 8 * K, 40 * 4 * K, 0), 0);
+  write_model (0, 8 * K, 40 * 4 * K);
+  memset (want + 40 * 4 * K, EXTENT_HOLE | EXTENT_ZERO, 8 * K);
+  ck_assert_int_eq (clone_zero (d->clone, 4 * K, 50 * 4 * K, 0), 0);
+  write_model (0, 4 * K, 50 * 4 * K);
+  memset (want + 50 * 4 * K, EXTENT_ZERO, 4 * K);
+  /* The destination's garbage is data to it, but invalid. */
+
+  for (size_t max = 0; max < 3; ++max) {
+    mock_set_max_extents (d->source, max);
+    mock_set_max_extents (d->dest, max);
+    get_extents (0, size, 0, say);
+    ck_assert_mem_eq (say, want, size);
+    get_extents (0, size, BACKEND_REQ_ONE, say);
+    ck_assert_mem_eq (say, want, size);
+    for (unsigned i = 0; i < 200; ++i) {
+      uint64_t offset = mock_random (&seed) % size;
+      uint64_t count = 1 + mock_random (&seed) % (size - offset);
+
+      get_extents (offset, count, 0, say);
+      ck_assert_mem_eq (say + offset, want + offset, count);
+    }
+  }
+  check_all ();
+}
+END_TEST
+
+static void
+run_extents (void *opaque)
+{
+  uint8_t *say = opaque;
+
+  get_extents (0, d->size, 0, say);
+}
+
+/* A region that becomes valid, with data, while extents are being asked for:
+ * whatever is said of it, the answer must not be the destination's from before,
+ * when that was still a hole.  A client would skip the data.
+ */
+START_TEST (extents_against_hydration)
+{
+  CLEANUP_FREE uint8_t *say = malloc (64 * K);
+  struct mock_gate *gate;
+  struct mock_thread *thread;
+
+  new_disk (64 * K, 4 * K);
+  mock_fill (d->dest, NULL, 64 * K, 0); /* a new, sparse file */
+  must_write (1, 4 * K, 0);
+  gate = mock_gate_after (d->dest, MOCK_EXTENTS, MOCK_ANYWHERE, 1);
+  thread = mock_thread (run_extents, say);
+  mock_gate_wait (gate);
+  ck_assert_int_eq (clone_cache (d->clone, 60 * K, 4 * K), 0);
+  mock_gate_open (gate);
+  mock_join (thread);
+  for (uint64_t i = 0; i < 64 * K; ++i)
+    ck_assert_msg (!(say[i] & EXTENT_ZERO) || model[i] == 0,
+                   "byte %zu is said to be zero and is %02x", (size_t)i,
+                   model[i]);
+}
+END_TEST
+
+/* ---- races ---- */
+
+/* A partial write that waits for the source's bytes; meanwhile another client
+ * overwrites the whole region, which does not wait for the source.  The
+ * overwrite's bytes around the partial write survive.
+ * _i: small regions, or those whose edges are copied piece by piece.
+ */
+START_TEST (partial_write_against_overwrite)
+{
+  const uint64_t region = _i ? 4 * M : 64 * K;
+  struct mock_gate *gate;
+  struct op partial;
+
+  new_disk (2 * region, region);
+  gate = mock_gate_after (d->source, MOCK_PREAD, MOCK_ANYWHERE, 1);
+  start (&partial, OP_WRITE, 1, 100, 1000);
+  mock_gate_wait (gate);
+  must_write (2, region, 0);
+  ck_assert (is_valid (0));
+  mock_gate_open (gate);
+  end (&partial);
+  write_model (1, 100, 1000);
+  check_all ();
+}
+END_TEST
+
+/* The same, with a trim and with a zero instead of the overwrite. */
+START_TEST (partial_write_against_trim)
+{
+  struct mock_gate *gate;
+  struct op partial;
+
+  new_disk (128 * K, 64 * K);
+  gate = mock_gate_after (d->source, MOCK_PREAD, MOCK_ANYWHERE, 1);
+  start (&partial, OP_WRITE, 1, 100, 1000);
+  mock_gate_wait (gate);
+  if (_i)
+    ck_assert_int_eq (clone_trim (d->clone, 64 * K, 0, 0), 0);
+  else
+    ck_assert_int_eq (clone_zero (d->clone, 64 * K, 0, 0), 0);
+  write_model (0, 64 * K, 0);
+  mock_gate_open (gate);
+  end (&partial);
+  write_model (1, 100, 1000);
+  check_all ();
+}
+END_TEST
+
+/* Two, and more, partial writes of one region, all with the source's bytes in
+ * hand before any of them owns it: each one's bytes survive.
+ */
+START_TEST (partial_writes_of_one_region)
+{
+  struct mock_gate *gate[8];
+  struct op op[8];
+
+  new_disk (128 * K, 64 * K);
+  for (unsigned i = 0; i < 8; ++i)
+    gate[i] = mock_gate_after (d->source, MOCK_PREAD, MOCK_ANYWHERE, 1);
+  for (unsigned i = 0; i < 8; ++i)
+    start (&op[i], OP_WRITE, i + 1, 1000, 500 + i * 3000);
+  for (unsigned i = 0; i < 8; ++i)
+    mock_gate_wait (gate[i]);
+  for (unsigned i = 0; i < 8; ++i)
+    mock_gate_open (gate[i]);
+  for (unsigned i = 0; i < 8; ++i) {
+    end (&op[i]);
+    write_model (i + 1, 1000, 500 + i * 3000);
+  }
+  check_all ();
+}
+END_TEST
+
+/* A write over several regions: the one at its head becomes valid meanwhile,
+ * the one at its tail does not.  Each edge is looked at for itself.
+ */
+START_TEST (one_edge_became_valid)
+{
+  struct mock_gate *gate;
+  struct op wide;
+
+  new_disk (64 * K, 4 * K);
+  gate = mock_gate_after (d->source, MOCK_PREAD, MOCK_ANYWHERE, 1);
+  start (&wide, OP_WRITE, 1, 12 * K, 2 * K);
+  mock_gate_wait (gate);
+  if (_i)
+    must_write (2, 4 * K, 0);
+  else
+    must_write (2, 4 * K, 12 * K);
+  mock_gate_open (gate);
+  end (&wide);
+  write_model (1, 12 * K, 2 * K);
+  check_all ();
+}
+END_TEST
+
+/* Hydration of a region (by a client's cache command) that has read the source
+ * and is overtaken by a write, whole or partial: the write survives, and did
+ * not wait for the copy.
+ */
+START_TEST (cache_against_write)
+{
+  const uint64_t region = _i & 2 ? 4 * M : 64 * K;
+  struct mock_gate *gate;
+  struct op cache;
+
+  new_disk (2 * region, region);
+  gate = mock_gate_after (d->source, MOCK_PREAD, MOCK_ANYWHERE, 1);
+  start (&cache, OP_CACHE, 0, 2 * region, 0);
+  mock_gate_wait (gate);
+  if (_i & 1)
+    must_write (1, region, 0);
+  else
+    must_write (1, 700, 300);
+  ck_assert (!cache.done);
+  mock_gate_open (gate);
+  end (&cache);
+  ck_assert (is_valid (0) && is_valid (1));
+  check_all ();
+  ck_assert_mem_eq (mock_content (d->dest), model, 2 * region);
+}
+END_TEST
+
+/* A copy that is writing to the destination owns the region: a trim, a partial
+ * write and a whole one wait for it, and come after it.  dm-clone lets the trim
+ * pass, acknowledges the write, and loses it under the copy.
+ */
+START_TEST (copy_in_flight)
+{
+  struct mock_gate *gate;
+  struct op cache, other;
+
+  new_disk (128 * K, 64 * K);
+  gate = mock_gate (d->dest, MOCK_PWRITE, MOCK_ANYWHERE, 1);
+  start (&cache, OP_CACHE, 0, 64 * K, 0);
+  mock_gate_wait (gate);
+  switch (_i) {
+  case 0:
+    start (&other, OP_TRIM, 0, 64 * K, 0);
+    write_model (0, 64 * K, 0);
+    break;
+  case 1:
+    start (&other, OP_WRITE, 1, 100, 50);
+    write_model (1, 100, 50);
+    break;
+  case 2:
+    start (&other, OP_WRITE, 1, 64 * K, 0);
+    write_model (1, 64 * K, 0);
+    break;
+  default:
+    start (&other, OP_ZERO, 0, 64 * K, 0);
+    write_model (0, 64 * K, 0);
+  }
+  mock_settle ();
+  ck_assert (!other.done);
+
+  /* Other regions are not held up. */
+  must_write (9, 10, 100 * K);
+  mock_gate_open (gate);
+  end (&cache);
+  end (&other);
+  check_all ();
+}
+END_TEST
+
+/* A valid region is never waited for, whoever owns its neighbours: I4. */
+START_TEST (valid_regions_do_not_wait)
+{
+  struct mock_gate *gate;
+  struct op cache;
+
+  new_disk (128 * K, 64 * K);
+  must_write (1, 64 * K, 0);
+  gate = mock_gate (d->dest, MOCK_PWRITE, 64 * K, 64 * K, 1);
+  start (&cache, OP_CACHE, 0, 128 * K, 0);
+  mock_gate_wait (gate);
+  must_write (2, 1000, 10);
+  check_read (0, 64 * K);
+  /* Nor is an invalid one, for a read. */
+  check_read (64 * K, 64 * K);
+  mock_gate_open (gate);
+  end (&cache);
+  check_all ();
+}
+END_TEST
+
+/* A region of a read becomes valid between the read's look at the source and
+ * its look at the destination: old or new bytes, nothing else, and after the
+ * write has returned the new ones.
+ */
+START_TEST (read_against_write)
+{
+  struct mock_gate *gate;
+  struct op read;
+
+  new_disk (64 * K, 4 * K);
+  gate = mock_gate_after (d->source, MOCK_PREAD, MOCK_ANYWHERE, 1);
+  start (&read, OP_READ, 0, 64 * K, 0);
+  mock_gate_wait (gate);
+  must_write (1, 8 * K, 8 * K);
+  check_all ();
+  mock_gate_open (gate);
+  end (&read);
+  check_all ();
+}
+END_TEST
+
+/* ---- the end of the source ---- */
+
+static _Atomic unsigned completions;
+
+static void
+on_complete (void *opaque)
+{
+  completions++;
+}
+
+/* A reader that is in the source when the clone becomes complete keeps it open
+ * until it is done; the source is closed then, once, and completion is told
+ * once.
+ */
+START_TEST (source_is_drained)
+{
+  struct mock_gate *gate;
+  struct op read;
+
+  new_disk (64 * K, 4 * K);
+  completions = 0;
+  d->clone->on_complete = on_complete;
+  gate = mock_gate (d->source, MOCK_PREAD, MOCK_ANYWHERE, 1);
+  start (&read, OP_READ, 0, 64 * K, 0);
+  mock_gate_wait (gate);
+  must_write (1, 64 * K, 0);
+  ck_assert_uint_eq (completions, 0);
+  ck_assert_int_eq (clone_flush (d->clone), 0);
+  ck_assert (commit_is_complete (&d->clone->commit));
+  ck_assert_uint_eq (completions, 1);
+  ck_assert (!mock_is_closed (d->source));
+  check_all ();
+  mock_gate_open (gate);
+  end (&read);
+  ck_assert (mock_is_closed (d->source));
+  ck_assert_int_eq (clone_flush (d->clone), 0);
+  ck_assert_int_eq (clone_background_commit (d->clone), 0);
+  ck_assert_int_eq (clone_cache (d->clone, 100, 0), 0);
+  ck_assert_uint_eq (completions, 1);
+  ck_assert_uint_eq (mock_count (d->source, MOCK_CLOSE), 1);
+  ck_assert_ptr_null (clone_source_get (d->clone));
+  check_all ();
+}
+END_TEST
+
+/* All regions valid, but not durable: the source stays. */
+START_TEST (not_complete_before_durable)
+{
+  new_disk (64 * K, 4 * K);
+  must_write (1, 64 * K, 0);
+  ck_assert (!mock_is_closed (d->source));
+  mock_fail (d->meta, MOCK_FLUSH, MOCK_ANYWHERE, 1, 1, EIO);
+  ck_assert_int_eq (clone_flush (d->clone), -1);
+  ck_assert (!mock_is_closed (d->source));
+  ck_assert_int_eq (clone_background_commit (d->clone), 0);
+  ck_assert (mock_is_closed (d->source));
+}
+END_TEST
+
+/* ---- failing devices ---- */
+
+/* The source fails: reads and partial writes of invalid regions fail and change
+ * nothing; all else works, and they do too when the source is back.
+ */
+START_TEST (source_fails)
+{
+  uint8_t buf[100];
+
+  new_disk (64 * K, 4 * K);
+  must_write (1, 4 * K, 0);
+  mock_fail (d->source, MOCK_PREAD, MOCK_ANYWHERE, 1, 0, EIO);
+  ck_assert_int_eq (clone_pread (d->clone, buf, 100, 8 * K), -1);
+  ck_assert_int_eq (errno, EIO);
+  ck_assert_int_eq (write_bytes (2, 100, 8 * K, 0), -1);
+  ck_assert_int_eq (errno, EIO);
+  ck_assert_int_eq (clone_cache (d->clone, 100, 8 * K), -1);
+  ck_assert_int_eq (errno, EIO);
+  ck_assert (!is_valid (2));
+  check_read (0, 4 * K);
+  must_write (3, 4 * K, 12 * K);
+  must_write (4, 10, 100);
+  ck_assert_int_eq (clone_flush (d->clone), 0);
+  mock_heal (d->source);
+  check_all ();
+}
+END_TEST
+
+/* The destination is full: what could not be written stays invalid and reads as
+ * the source; the client learns why; later it works.
+ */
+START_TEST (destination_is_full)
+{
+  static const enum mock_kind kinds[] = {
+    MOCK_PWRITE, MOCK_PWRITE, MOCK_ZERO, MOCK_ZERO, MOCK_PWRITE
+  };
+  int r = 0;
+
+  new_disk (64 * K, 4 * K);
+  mock_fail (d->dest, kinds[_i], MOCK_ANYWHERE, 1, 1, ENOSPC);
+  switch (_i) {
+  case 0: r = write_bytes (1, 4 * K, 4 * K, 0); break;
+  case 1: r = write_bytes (1, 10, 4 * K + 7, 0); break;
+  case 2: r = clone_zero (d->clone, 4 * K, 4 * K, 0); break;
+  case 3: r = clone_trim (d->clone, 4 * K, 4 * K, 0); break;
+  case 4: r = clone_cache (d->clone, 4 * K, 4 * K); break;
+  }
+  ck_assert_int_eq (r, -1);
+  ck_assert_int_eq (errno, ENOSPC);
+  ck_assert (!is_valid (1));
+  check_all ();
+  must_write (2, 100, 4 * K + 1000);
+  check_all ();
+}
+END_TEST
+
+/* Mode ro: what would make a region valid fails with EIO, before anything is
+ * written; reads, and writes of valid regions, work; a flush fails while
+ * something is not durable.
+ */
+START_TEST (read_only_mode)
+{
+  new_disk (64 * K, 4 * K);
+  must_write (1, 4 * K, 0);
+  mock_fail (d->dest, MOCK_FLUSH, MOCK_ANYWHERE, 1, 1, EIO);
+  ck_assert_int_eq (clone_flush (d->clone), -1);
+
+  ck_assert_int_eq (write_bytes (2, 4 * K, 4 * K, 0), -1);
+  ck_assert_int_eq (errno, EIO);
+  ck_assert_int_eq (write_bytes (2, 10, 4 * K, 0), -1);
+  ck_assert_int_eq (errno, EIO);
+  ck_assert_int_eq (clone_zero (d->clone, 4 * K, 4 * K, 0), -1);
+  ck_assert_int_eq (errno, EIO);
+  ck_assert_int_eq (clone_trim (d->clone, 4 * K, 4 * K, 0), -1);
+  ck_assert_int_eq (errno, EIO);
+  ck_assert_int_eq (clone_cache (d->clone, 4 * K, 4 * K), -1);
+  ck_assert_int_eq (errno, EIO);
+  ck_assert (!is_valid (1));
+  must_write (3, 100, 100);
+  check_all ();
+  ck_assert_int_eq (write_bytes (4, 1, 0, BACKEND_FUA), -1);
+  ck_assert_int_eq (errno, EIO);
+  model[0] = 4;
+  ck_assert_int_eq (clone_flush (d->clone), -1);
+  check_all ();
+
+  /* And a restart gets out of it, with what was durable. */
+  ck_assert_int_eq (mock_disk_close (d), -1);
+  ck_assert_int_eq (mock_disk_open (d), 0);
+  memcpy (model, mock_content (d->source), 4 * K);
+  check_all ();
+  must_write (5, 4 * K, 4 * K);
+  ck_assert_int_eq (clone_flush (d->clone), 0);
+}
+END_TEST
+
+/* ---- many threads ---- */
+
+#define THREADS 4
+
+struct client {
+  unsigned number;
+  struct mock_thread *thread;
+};
+
+/* Each client has every THREADSth 700 byte block of the disk, so that all share
+ * regions, and checks its own.
+ */
+static void
+client (void *opaque)
+{
+  const struct client *me = opaque;
+  uint64_t seed = me->number + 1;
+  uint8_t buf[700];
+
+  for (unsigned i = 0; i < 800; ++i) {
+    uint64_t block = mock_random (&seed) % (d->size / 700 / THREADS);
+    uint64_t offset = (block * THREADS + me->number) * 700;
+    uint64_t from = mock_random (&seed) % 700;
+    uint64_t count = 1 + mock_random (&seed) % (700 - from);
+    uint8_t byte = mock_random (&seed);
+
+    offset += from;
+    switch (mock_random (&seed) % 6) {
+    case 0: case 1:
+      if (write_bytes (byte, count, offset, i % 16 ? 0 : BACKEND_FUA) == -1)
+        abort ();
+      write_model (byte, count, offset);
+      break;
+    case 2:
+      if (clone_zero (d->clone, count, offset, BACKEND_MAY_TRIM) == -1)
+        abort ();
+      write_model (0, count, offset);
+      break;
+    case 3:
+      if (clone_cache (d->clone, count, offset) == -1)
+        abort ();
+      break;
+    case 4:
+      if (i % 8 == 0 && clone_flush (d->clone) == -1)
+        abort ();
+      break;
+    }
+    if (clone_pread (d->clone, buf, count, offset) == -1 ||
+        memcmp (buf, model + offset, count) != 0) {
+      fprintf (stderr, "client %u reads wrong data at %zu\n", me->number,
+               (size_t)offset);
+      abort ();
+    }
+  }
+}
+
+/* Clients whose blocks share regions never lose a byte to each other. */
+START_TEST (stress)
+{
+  struct client c[THREADS];
+
+  new_disk (_i ? 3 * M + 11 : 300 * K + 11, _i ? 2 * M : 4 * K);
+  mock_log_enable (d->log, false);
+  mock_set_delay (d->source, 30);
+  for (unsigned i = 0; i < THREADS; ++i) {
+    c[i].number = i;
+    c[i].thread = mock_thread (client, &c[i]);
+  }
+  for (unsigned i = 0; i < THREADS; ++i)
+    mock_join (c[i].thread);
+  mock_set_delay (d->source, 0);
+  check_all ();
+  ck_assert_int_eq (clone_cache (d->clone, d->size, 0), 0);
+  ck_assert_int_eq (clone_flush (d->clone), 0);
+  ck_assert_mem_eq (mock_durable (d->dest), model, d->size);
+}
+END_TEST
+
+/* ---- power cuts ---- */
+
+/* For each sector all that it may read as: what the last flush covered, and
+ * every version since.
+ */
+struct versions {
+  uint8_t (*content)[MOCK_SECTOR];
+  size_t n;
+};
+
+static struct versions *versions;
+
+#define SECTORS div_round_up (d->size, MOCK_SECTOR)
+
+static uint64_t
+sector_size (uint64_t s)
+{
+  return MIN ((uint64_t)MOCK_SECTOR, d->size - s * MOCK_SECTOR);
+}
+
+static void
+add_versions (void)
+{
+  for (uint64_t s = 0; s < SECTORS; ++s) {
+    struct versions *v = &versions[s];
+    const uint8_t *now = model + s * MOCK_SECTOR;
+
+    if (v->n > 0 && memcmp (v->content[v->n - 1], now, sector_size (s)) == 0)
+      continue;
+    v->content = realloc (v->content, (v->n + 1) * MOCK_SECTOR);
+    memcpy (v->content[v->n++], now, sector_size (s));
+  }
+}
+
+/* The sectors in [first, end) are durable as they are now. */
+static void
+forget_versions (uint64_t first, uint64_t last)
+{
+  for (uint64_t s = first; s < last; ++s) {
+    struct versions *v = &versions[s];
+
+    memcpy (v->content[0], v->content[v->n - 1], MOCK_SECTOR);
+    v->n = 1;
+  }
+}
+
+static void
+check_versions (void)
+{
+  CLEANUP_FREE uint8_t *now = malloc (d->size);
+
+  ck_assert_int_eq (clone_pread (d->clone, now, d->size, 0), 0);
+  for (uint64_t s = 0; s < SECTORS; ++s) {
+    const uint8_t *p = now + s * MOCK_SECTOR;
+    bool found = false;
+
+    for (size_t i = 0; i < versions[s].n && !found; ++i)
+      found = memcmp (versions[s].content[i], p, sector_size (s)) == 0;
+    if (!found)
+      ck_abort_msg ("sector %zu has none of its %zu versions, but %02x...%s",
+                    (size_t)s, versions[s].n, p[0],
+                    p[0] == MOCK_GARBAGE ? " (what the destination held)"
+                    : "");
+    memcpy (model + s * MOCK_SECTOR, p, sector_size (s));
+  }
+}
+
+/* A request; what it makes durable is forgotten. */
+static void
+request_before_cut (uint64_t *seed)
+{
+  uint64_t offset = mock_random (seed) % d->size;
+  uint64_t count = 1 + mock_random (seed) % MIN (d->size - offset, 10 * K);
+  unsigned flags = mock_random (seed) % 6 == 0 ? BACKEND_FUA : 0;
+  uint8_t byte = mock_random (seed);
+
+  switch (mock_random (seed) % 8) {
+  case 0:
+    ck_assert_int_eq (clone_flush (d->clone), 0);
+    forget_versions (0, SECTORS);
+    return;
+  case 1:
+    ck_assert_int_eq (clone_background_commit (d->clone), 0);
+    return;
+  case 2:
+    ck_assert_int_eq (clone_cache (d->clone, count, offset), 0);
+    return;
+  case 3:
+    ck_assert_int_eq (clone_zero (d->clone, count, offset, flags), 0);
+    write_model (0, count, offset);
+    break;
+  case 4:
+    trim_model (count, offset);
+    ck_assert_int_eq (clone_trim (d->clone, count, offset, 0), 0);
+    flags = 0;
+    break;
+  default:
+    ck_assert_int_eq (write_bytes (byte, count, offset, flags), 0);
+    write_model (byte, count, offset);
+  }
+  add_versions ();
+  if (flags & BACKEND_FUA)
+    forget_versions (offset / MOCK_SECTOR,
+                     div_round_up (offset + count, MOCK_SECTOR));
+}
+
+/* Requests, a power cut that keeps any sectors of either device, again and
+ * again: each sector reads as its last durable version or a later one (I7).
+ * The worst cases are there: all of one device kept and nothing of the other.
+ */
+START_TEST (power_cuts)
+{
+  static const struct { unsigned dest, meta; } keep[] = {
+    { 128, 128 }, { 0, 256 }, { 256, 0 }, { 0, 0 }, { 256, 256 },
+  };
+  uint64_t seed = _i;
+
+  new_disk (100 * K + 77, _i % 3 ? 4 * K : 16 * K);
+  mock_log_enable (d->log, false);
+  versions = calloc (SECTORS, sizeof *versions);
+  add_versions ();
+  for (unsigned cut = 0; cut < 40; ++cut) {
+    unsigned requests = mock_random (&seed) % 30;
+
+    for (unsigned i = 0; i < requests; ++i)
+      request_before_cut (&seed);
+    mock_disk_crash (d, keep[cut % 5].dest, keep[cut % 5].meta, seed);
+    ck_assert_int_eq (mock_disk_open (d), 0);
+    check_versions ();
+    /* What was read may be lost again: it is a version like others. */
+    add_versions ();
+  }
+  for (uint64_t s = 0; s < SECTORS; ++s)
+    free (versions[s].content);
+  free (versions);
+}
+END_TEST
+
+int
+main (void)
+{
+  Suite *suite = suite_create ("clone");
+  TCase *tc = tcase_create ("clone");
+  SRunner *runner;
+  int failed;
+
+  tcase_set_timeout (tc, 240);
+  tcase_add_checked_fixture (tc, NULL, teardown);
+  tcase_add_loop_test (tc, random_against_model, 0, SHAPES * 2);
+  tcase_add_test (tc, whole_regions_read_nothing);
+  tcase_add_test (tc, partial_write_reads_around);
+  tcase_add_test (tc, large_region_in_pieces);
+  tcase_add_test (tc, read_by_runs);
+  tcase_add_loop_test (tc, trim_rules, 0, 2);
+  tcase_add_loop_test (tc, trim_of_a_strange_device, 0, 2);
+  tcase_add_test (tc, partial_zero);
+  tcase_add_test (tc, fast_zero);
+  tcase_add_test (tc, fua);
+  tcase_add_test (tc, extents);
+  tcase_add_test (tc, extents_against_hydration);
+  tcase_add_loop_test (tc, partial_write_against_overwrite, 0, 2);
+  tcase_add_loop_test (tc, partial_write_against_trim, 0, 2);
+  tcase_add_test (tc, partial_writes_of_one_region);
+  tcase_add_loop_test (tc, one_edge_became_valid, 0, 2);
+  tcase_add_loop_test (tc, cache_against_write, 0, 4);
+  tcase_add_loop_test (tc, copy_in_flight, 0, 4);
+  tcase_add_test (tc, valid_regions_do_not_wait);
+  tcase_add_test (tc, read_against_write);
+  tcase_add_test (tc, source_is_drained);
+  tcase_add_test (tc, not_complete_before_durable);
+  tcase_add_test (tc, source_fails);
+  tcase_add_loop_test (tc, destination_is_full, 0, 5);
+  tcase_add_test (tc, read_only_mode);
+  tcase_add_loop_test (tc, stress, 0, 2);
+  tcase_add_loop_test (tc, power_cuts, 0, 20);
+  suite_add_tcase (suite, tc);
+
+  runner = srunner_create (suite);
+  srunner_run_all (runner, CK_ENV);
+  failed = srunner_ntests_failed (runner);
+  srunner_free (runner);
+  return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}

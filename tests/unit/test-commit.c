@@ -1,0 +1,638 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* Proves the commit's order (snapshot, flush the destination, write the bitmap,
+ * flush the metadata), that exactly the snapshot becomes durable, who shares
+ * which commit, and what remains true when a device fails (I5, I6, I8, I10).
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <check.h>
+
+#include "commit.h"
+#include "metadata.h"
+#include "mock-backend.h"
+#include "region-map.h"
+#include "rounding.h"
+
+#define SECTORS 20
+#define REGION UINT64_C (4096)
+#define BITMAP UINT64_C (8192)
+
+/* Region number r of bitmap sector s. */
+#define IN(s, r) ((uint64_t)(s) * REGIONS_PER_SECTOR + (r))
+
+static struct mock_log *history;
+static struct mock *dest, *meta;
+static struct metadata *md;
+static struct region_map *map;
+static struct commit commit;
+
+static void
+open_store (uint64_t regions)
+{
+  const struct superblock sb = {
+    .size = regions * REGION, .region_size = REGION
+  };
+
+  history = mock_log_new (false);
+  /* The commit only flushes it. */
+  dest = mock_new (history, "destination", 4096, false);
+  meta = mock_new (history, "metadata",
+                   metadata_store_size (sb.size, REGION), false);
+  md = metadata_create (mock_backend (meta), &sb, &mock_messages);
+  ck_assert_ptr_nonnull (md);
+  ck_assert_int_eq (metadata_set_flags (md, 0), 0);
+  map = region_map_new (sb.size, REGION);
+  ck_assert_int_eq (commit_init (&commit, mock_backend (dest), md, map,
+                                 &mock_messages), 0);
+  mock_log_clear (history);
+}
+
+static void
+setup (void)
+{
+  open_store (SECTORS * (uint64_t)REGIONS_PER_SECTOR);
+}
+
+static void
+teardown (void)
+{
+  commit_destroy (&commit);
+  region_map_free (map);
+  metadata_close (md);
+  mock_free (meta);
+  mock_free (dest);
+  mock_log_free (history);
+}
+
+/* Is the region's bit on the metadata's medium? */
+static bool
+on_medium (uint64_t region)
+{
+  uint64_t words[WORDS_PER_SECTOR];
+  uint32_t s = region / REGIONS_PER_SECTOR;
+  unsigned bit = region % REGIONS_PER_SECTOR;
+
+  ck_assert_int_eq (metadata_decode (md, s, mock_durable (meta) + BITMAP +
+                                     s * METADATA_SECTOR, words), 0);
+  return words[bit / 64] >> (bit % 64) & 1;
+}
+
+static uint64_t
+bits_on_medium (void)
+{
+  uint64_t words[WORDS_PER_SECTOR], n = 0;
+
+  for (uint32_t s = 0; s < region_map_sectors (map); ++s) {
+    ck_assert_int_eq (metadata_decode (md, s, mock_durable (meta) + BITMAP +
+                                       s * METADATA_SECTOR, words), 0);
+    for (unsigned i = 0; i < WORDS_PER_SECTOR; ++i)
+      n += __builtin_popcountll (words[i]);
+  }
+  return n;
+}
+
+/* A commit on a thread of its own. */
+struct caller {
+  struct mock_thread *thread;
+  uint64_t region;   /* to be looked at afterwards */
+  int result, error;
+  bool durable;
+};
+
+static void
+call_flush (void *opaque)
+{
+  struct caller *c = opaque;
+
+  c->result = commit_flush (&commit);
+  c->error = errno;
+  c->durable = region_map_is_durable (map, c->region, 1);
+}
+
+static void
+call (struct caller *c, uint64_t region)
+{
+  *c = (struct caller){ .region = region };
+  c->thread = mock_thread (call_flush, c);
+}
+
+static int
+wait_for (struct caller *c)
+{
+  mock_join (c->thread);
+  return c->result;
+}
+
+/* The four steps come one after the other, each after the end of the one
+ * before; sectors that are neighbours are one segment of one write, and no
+ * other sector is written.
+ */
+START_TEST (order)
+{
+  const struct mock_call *c[3];
+
+  region_map_set (map, IN (0, 5), 1);
+  region_map_set (map, IN (2, 0), 1);
+  region_map_set (map, IN (3, 4031), 1);
+  ck_assert_int_eq (commit_flush (&commit), 0);
+
+  ck_assert_uint_eq (mock_log_len (history), 3);
+  for (size_t i = 0; i < 3; ++i)
+    c[i] = mock_log_call (history, i);
+  ck_assert (c[0]->mock == dest && c[0]->kind == MOCK_FLUSH);
+  ck_assert (c[1]->mock == meta && c[1]->kind == MOCK_PWRITE);
+  ck_assert (c[2]->mock == meta && c[2]->kind == MOCK_FLUSH);
+  ck_assert_uint_lt (c[0]->end, c[1]->start);
+  ck_assert_uint_lt (c[1]->end, c[2]->start);
+
+  ck_assert_uint_eq (c[1]->n, 2);
+  ck_assert_uint_eq (c[1]->range[0].offset, BITMAP);
+  ck_assert_uint_eq (c[1]->range[0].count, 512);
+  ck_assert_uint_eq (c[1]->range[1].offset, BITMAP + 2 * 512);
+  ck_assert_uint_eq (c[1]->range[1].count, 2 * 512);
+
+  ck_assert (on_medium (IN (0, 5)));
+  ck_assert (on_medium (IN (2, 0)));
+  ck_assert (on_medium (IN (3, 4031)));
+  ck_assert_uint_eq (bits_on_medium (), 3);
+  ck_assert_uint_eq (region_map_count_durable (map), 3);
+  ck_assert_uint_eq (commit_count (&commit), 1);
+  ck_assert_int_eq (commit_mode (&commit), MODE_RW);
+}
+END_TEST
+
+/* Bits that are set while the destination is being flushed, in a sector of the
+ * snapshot and in another one, are not written by that commit: nothing says
+ * that the flush covers their data.  The next commit writes them.
+ */
+START_TEST (snapshot_is_taken_before_the_flush)
+{
+  struct caller a;
+  struct mock_gate *gate = mock_gate (dest, MOCK_FLUSH, MOCK_ANYWHERE, 1);
+
+  region_map_set (map, IN (1, 100), 1);
+  call (&a, IN (1, 100));
+  mock_gate_wait (gate);
+  region_map_set (map, IN (1, 101), 1);
+  region_map_set (map, IN (7, 0), 1);
+  mock_gate_open (gate);
+  ck_assert_int_eq (wait_for (&a), 0);
+  ck_assert (a.durable);
+
+  ck_assert (on_medium (IN (1, 100)));
+  ck_assert_uint_eq (bits_on_medium (), 1);
+  ck_assert (!region_map_is_durable (map, IN (1, 101), 1));
+  ck_assert (!region_map_is_durable (map, IN (7, 0), 1));
+  ck_assert (region_map_is_dirty (map));
+
+  ck_assert_int_eq (commit_flush (&commit), 0);
+  ck_assert_uint_eq (bits_on_medium (), 3);
+  ck_assert_uint_eq (region_map_count_durable (map), 3);
+}
+END_TEST
+
+/* The same at every later step: nothing that is set there becomes durable. */
+START_TEST (snapshot_does_not_grow)
+{
+  static const enum mock_kind kinds[] = { MOCK_PWRITE, MOCK_FLUSH };
+  struct caller a;
+
+  for (unsigned i = 0; i < 2; ++i) {
+    struct mock_gate *gate = mock_gate (meta, kinds[i], MOCK_ANYWHERE, 1);
+
+    region_map_set (map, IN (i, 0), 1);
+    call (&a, IN (i, 0));
+    mock_gate_wait (gate);
+    region_map_set (map, IN (i, 1), 1);
+    mock_gate_open (gate);
+    ck_assert_int_eq (wait_for (&a), 0);
+    ck_assert (on_medium (IN (i, 0)));
+    ck_assert (!on_medium (IN (i, 1)));
+    ck_assert (!region_map_is_durable (map, IN (i, 1), 1));
+  }
+}
+END_TEST
+
+/* All who ask while a commit runs share the next one, whose snapshot has their
+ * bits: none of them is content with the running one.
+ */
+START_TEST (group_commit)
+{
+  struct caller first, late[6];
+  struct mock_gate *gate = mock_gate (dest, MOCK_FLUSH, MOCK_ANYWHERE, 1);
+
+  region_map_set (map, IN (0, 0), 1);
+  call (&first, IN (0, 0));
+  mock_gate_wait (gate);
+  for (unsigned i = 0; i < 6; ++i) {
+    region_map_set (map, IN (0, i + 1), 1);
+    call (&late[i], IN (0, i + 1));
+  }
+  mock_settle ();
+  mock_gate_open (gate);
+  ck_assert_int_eq (wait_for (&first), 0);
+  for (unsigned i = 0; i < 6; ++i) {
+    ck_assert_int_eq (wait_for (&late[i]), 0);
+    ck_assert (late[i].durable);
+  }
+  ck_assert_uint_eq (mock_count (dest, MOCK_FLUSH), 2);
+  ck_assert_uint_eq (mock_count (meta, MOCK_PWRITE), 2);
+  ck_assert_uint_eq (commit_count (&commit), 2);
+  ck_assert_uint_eq (region_map_count_durable (map), 7);
+}
+END_TEST
+
+/* A flush that is asked for during a commit waits for a flush of the
+ * destination that begins afterwards, with no region dirty too: the client's
+ * data may have come after the running one began.
+ */
+START_TEST (late_flush_is_a_new_flush)
+{
+  struct caller first, second;
+  struct mock_gate *gate = mock_gate_after (dest, MOCK_FLUSH, MOCK_ANYWHERE,
+                                            1);
+
+  call (&first, 0);
+  mock_gate_wait (gate);
+  call (&second, 0);
+  mock_settle ();
+  ck_assert_uint_eq (mock_count (dest, MOCK_FLUSH), 1);
+  mock_gate_open (gate);
+  ck_assert_int_eq (wait_for (&first), 0);
+  ck_assert_int_eq (wait_for (&second), 0);
+  ck_assert_uint_eq (mock_count (dest, MOCK_FLUSH), 2);
+}
+END_TEST
+
+/* Without dirty regions a flush is the destination's alone, and the periodic
+ * commit is nothing at all.
+ */
+START_TEST (clean_commit_leaves_metadata_alone)
+{
+  ck_assert_int_eq (commit_flush (&commit), 0);
+  ck_assert_uint_eq (mock_log_len (history), 1);
+  ck_assert_uint_eq (mock_count (dest, MOCK_FLUSH), 1);
+
+  region_map_set (map, 1, 1);
+  ck_assert_int_eq (commit_background (&commit), 0);
+  ck_assert (on_medium (1));
+  mock_log_clear (history);
+  ck_assert_int_eq (commit_background (&commit), 0);
+  ck_assert_uint_eq (mock_log_len (history), 0);
+  ck_assert_uint_eq (commit_count (&commit), 1);
+}
+END_TEST
+
+/* After a failed flush of the destination no commit writes a bit any more,
+ * neither those of that snapshot nor later ones, though the next flush succeeds:
+ * Linux may have dropped the data.  Clients learn of it, each time.
+ */
+START_TEST (failed_flush_is_for_good)
+{
+  const unsigned errors = mock_errors ();
+
+  region_map_set (map, 1, 1);
+  ck_assert_int_eq (commit_flush (&commit), 0);
+
+  region_map_set (map, 2, 1);
+  mock_log_clear (history);
+  mock_fail (dest, MOCK_FLUSH, MOCK_ANYWHERE, 1, 1, EIO);
+  ck_assert_int_eq (commit_flush (&commit), -1);
+  ck_assert_int_eq (errno, EIO);
+  ck_assert_int_eq (commit_mode (&commit), MODE_RO);
+  ck_assert (!commit_may_set (&commit));
+
+  /* One that was under way. */
+  region_map_set (map, IN (5, 3), 1);
+  for (unsigned i = 0; i < 3; ++i) {
+    errno = 0;
+    ck_assert_int_eq (commit_flush (&commit), -1);
+    ck_assert_int_eq (errno, EIO);
+    ck_assert_int_eq (commit_background (&commit), -1);
+  }
+  ck_assert_int_eq (commit_mode (&commit), MODE_RO);
+  ck_assert_uint_eq (mock_count (meta, MOCK_PWRITE), 0);
+  ck_assert_uint_eq (mock_count (meta, MOCK_FLUSH), 0);
+  ck_assert_uint_eq (bits_on_medium (), 1);
+  ck_assert_uint_eq (region_map_count_durable (map), 1);
+  /* Memory does not go back. */
+  ck_assert (region_map_is_valid (map, 2));
+  ck_assert_uint_eq (mock_errors (), errors + 1);
+}
+END_TEST
+
+/* The same with bits that came while the failing flush ran, and with waiters of
+ * the next commit: their bits are not saved by a flush that succeeds.
+ */
+START_TEST (failed_flush_concerns_later_bits)
+{
+  struct caller first, second;
+  struct mock_gate *gate = mock_gate (dest, MOCK_FLUSH, MOCK_ANYWHERE, 1);
+
+  mock_fail (dest, MOCK_FLUSH, MOCK_ANYWHERE, 1, 1, ENOSPC);
+  region_map_set (map, 2, 1);
+  call (&first, 2);
+  mock_gate_wait (gate);
+  region_map_set (map, 3, 1);
+  call (&second, 3);
+  mock_settle ();
+  mock_gate_open (gate);
+  ck_assert_int_eq (wait_for (&first), -1);
+  ck_assert_int_eq (wait_for (&second), -1);
+  ck_assert_int_eq (first.error, EIO);
+  ck_assert_int_eq (second.error, EIO);
+  ck_assert_uint_eq (mock_count (meta, MOCK_PWRITE), 0);
+  ck_assert_uint_eq (bits_on_medium (), 0);
+}
+END_TEST
+
+/* Where no region was dirty when the flush failed, what is durable stays so and
+ * can be flushed; but no region may become valid.
+ */
+START_TEST (failed_flush_without_dirty_regions)
+{
+  region_map_set (map, 1, 1);
+  ck_assert_int_eq (commit_flush (&commit), 0);
+  mock_fail (dest, MOCK_FLUSH, MOCK_ANYWHERE, 1, 1, EIO);
+  ck_assert_int_eq (commit_flush (&commit), -1);
+  ck_assert (!commit_may_set (&commit));
+  mock_log_clear (history);
+  ck_assert_int_eq (commit_flush (&commit), 0);
+  ck_assert_uint_eq (mock_count (dest, MOCK_FLUSH), 1);
+  ck_assert (!commit_may_set (&commit));
+}
+END_TEST
+
+/* A metadata device that fails: the commit fails, the mode is ro, the bits stay
+ * dirty and are written anew by the next commit, after a new flush of the
+ * destination; when that succeeds the mode is rw again.
+ */
+START_TEST (failed_metadata_is_retried)
+{
+  /* _i: which step fails */
+  const enum mock_kind kind = _i == 0 ? MOCK_PWRITE : MOCK_FLUSH;
+
+  region_map_set (map, IN (1, 1), 1);
+  region_map_set (map, IN (4, 1), 1);
+  mock_fail (meta, kind, MOCK_ANYWHERE, 1, 2, ENOSPC);
+  ck_assert_int_eq (commit_flush (&commit), -1);
+  ck_assert_int_eq (errno, EIO);
+  ck_assert_int_eq (commit_mode (&commit), MODE_RO);
+  ck_assert (!commit_may_set (&commit));
+  ck_assert_uint_eq (region_map_count_durable (map), 0);
+  ck_assert (region_map_is_dirty (map));
+  ck_assert_int_eq (commit_background (&commit), -1);
+  ck_assert_int_eq (commit_mode (&commit), MODE_RO);
+
+  mock_log_clear (history);
+  ck_assert_int_eq (commit_background (&commit), 0);
+  ck_assert_int_eq (commit_mode (&commit), MODE_RW);
+  ck_assert (commit_may_set (&commit));
+  ck_assert_uint_eq (mock_count (dest, MOCK_FLUSH), 1);
+  ck_assert_uint_eq (mock_bytes (meta, MOCK_PWRITE), 2 * 512);
+  ck_assert_uint_eq (region_map_count_durable (map), 2);
+  ck_assert_uint_eq (bits_on_medium (), 2);
+}
+END_TEST
+
+/* A failed commit's waiters all fail, those of the next one do not. */
+START_TEST (one_commits_error_is_not_the_nexts)
+{
+  struct caller first, late;
+  struct mock_gate *gate = mock_gate (dest, MOCK_FLUSH, MOCK_ANYWHERE, 1);
+
+  mock_fail (meta, MOCK_PWRITE, MOCK_ANYWHERE, 1, 1, EIO);
+  region_map_set (map, 1, 1);
+  call (&first, 1);
+  mock_gate_wait (gate);
+  call (&late, 1);
+  mock_settle ();
+  mock_gate_open (gate);
+  ck_assert_int_eq (wait_for (&first), -1);
+  ck_assert_int_eq (wait_for (&late), 0);
+  ck_assert (late.durable);
+}
+END_TEST
+
+/* More segments than one write takes: all are written. */
+START_TEST (many_segments)
+{
+  teardown ();
+  open_store (300 * (uint64_t)REGIONS_PER_SECTOR);
+  for (uint32_t s = 0; s < 300; s += 2)
+    region_map_set (map, IN (s, s), 1);
+  ck_assert_int_eq (commit_flush (&commit), 0);
+  ck_assert_uint_eq (mock_bytes (meta, MOCK_PWRITE), 150 * 512);
+  ck_assert_uint_eq (mock_count (meta, MOCK_FLUSH), 1);
+  ck_assert_uint_eq (bits_on_medium (), 150);
+  for (uint32_t s = 0; s < 300; s += 2)
+    ck_assert (on_medium (IN (s, s)));
+}
+END_TEST
+
+/* An epoch of more sectors than one round takes: rounds, each with a flush of
+ * the destination of its own after its snapshot, and all is durable on return.
+ */
+START_TEST (rounds)
+{
+  const uint32_t sectors = 2 * COMMIT_SECTORS + 5;
+  size_t at = 0;
+
+  teardown ();
+  open_store (sectors * (uint64_t)REGIONS_PER_SECTOR);
+  for (uint32_t s = 0; s < sectors; ++s)
+    region_map_set (map, IN (s, 7), 1);
+  ck_assert_int_eq (commit_flush (&commit), 0);
+  ck_assert_uint_eq (region_map_count_durable (map), sectors);
+  ck_assert_uint_eq (bits_on_medium (), sectors);
+  ck_assert_uint_eq (mock_count (dest, MOCK_FLUSH), 3);
+  ck_assert_uint_eq (commit_count (&commit), 3);
+
+  for (unsigned round = 0; round < 3; ++round) {
+    const struct mock_call *flush, *write, *flush_meta;
+
+    flush = mock_log_find (history, dest, MOCK_FLUSH, at, &at);
+    write = mock_log_find (history, meta, MOCK_PWRITE, at, NULL);
+    flush_meta = mock_log_find (history, meta, MOCK_FLUSH, at, &at);
+    ck_assert_uint_lt (flush->end, write->start);
+    ck_assert_uint_lt (write->end, flush_meta->start);
+  }
+}
+END_TEST
+
+/* The superblock at this offset on the medium says complete. */
+static bool
+says_complete (uint64_t offset)
+{
+  return mock_durable (meta)[offset + 56] & METADATA_COMPLETE;
+}
+
+/* Complete is said after the last bits are durable and not before, first in one
+ * superblock, then, flushed between, in the other (I10).
+ */
+START_TEST (complete)
+{
+  struct caller a;
+  struct mock_gate *gate;
+  const struct mock_call *call_a, *call_b, *flush;
+  size_t at;
+
+  region_map_set (map, 0, region_map_regions (map));
+  gate = mock_gate_after (meta, MOCK_FLUSH, MOCK_ANYWHERE, 1);
+  call (&a, 0);
+  mock_gate_wait (gate);
+  ck_assert (!commit_is_complete (&commit));
+  ck_assert_uint_eq (mock_bytes_in (meta, MOCK_PWRITE, 0, BITMAP), 0);
+  mock_gate_open (gate);
+  ck_assert_int_eq (wait_for (&a), 0);
+  ck_assert (commit_is_complete (&commit));
+  ck_assert (says_complete (0) && says_complete (4096));
+
+  /* dest flush, bitmap, flush, A, flush, B, flush */
+  ck_assert_uint_eq (mock_log_len (history), 7);
+  flush = mock_log_find (history, meta, MOCK_FLUSH, 0, &at);
+  call_a = mock_log_find (history, meta, MOCK_PWRITE, at, &at);
+  ck_assert_uint_eq (call_a->range[0].offset % 4096, 0);
+  ck_assert_uint_lt (flush->end, call_a->start);
+  flush = mock_log_find (history, meta, MOCK_FLUSH, at, &at);
+  call_b = mock_log_find (history, meta, MOCK_PWRITE, at, &at);
+  ck_assert_uint_eq (call_b->range[0].offset,
+                     4096 - call_a->range[0].offset);
+  ck_assert_uint_lt (call_a->end, flush->start);
+  ck_assert_uint_lt (flush->end, call_b->start);
+
+  /* Nothing is written after that. */
+  mock_log_clear (history);
+  ck_assert_int_eq (commit_flush (&commit), 0);
+  ck_assert_uint_eq (mock_log_len (history), 1);
+}
+END_TEST
+
+/* One bit is missing: not complete. */
+START_TEST (almost_complete)
+{
+  region_map_set (map, 0, region_map_regions (map) - 1);
+  ck_assert_int_eq (commit_flush (&commit), 0);
+  ck_assert (!commit_is_complete (&commit));
+  ck_assert (!says_complete (0) && !says_complete (4096));
+}
+END_TEST
+
+/* Where the flag cannot be written, the clone is not complete, until a later
+ * commit, with no region dirty, could.
+ */
+START_TEST (complete_flag_is_retried)
+{
+  region_map_set (map, 0, region_map_regions (map));
+  /* _i: the bitmap is written first, then the superblocks fail */
+  mock_fail (meta, MOCK_PWRITE, _i ? 4096 : 0, 512, 1, 1, EIO);
+  ck_assert_int_eq (commit_flush (&commit), -1);
+  ck_assert (!commit_is_complete (&commit));
+  ck_assert_int_eq (commit_mode (&commit), MODE_RO);
+  ck_assert_int_eq (commit_background (&commit), 0);
+  ck_assert (commit_is_complete (&commit));
+  ck_assert_int_eq (commit_mode (&commit), MODE_RW);
+  ck_assert (says_complete (0) && says_complete (4096));
+}
+END_TEST
+
+#define CLIENTS 6
+
+static void
+client (void *opaque)
+{
+  uint64_t seed = (uintptr_t)opaque;
+
+  for (unsigned i = 0; i < 60; ++i) {
+    uint64_t r = mock_random (&seed) % region_map_regions (map);
+
+    region_map_set (map, r, 1);
+    if (mock_random (&seed) % 4 == 0)
+      continue;
+    if (commit_flush (&commit) == -1 || !region_map_is_durable (map, r, 1))
+      abort ();
+  }
+}
+
+static void
+periodic (void *opaque)
+{
+  const _Atomic bool *end = opaque;
+
+  while (!*end)
+    if (commit_background (&commit) == -1)
+      abort ();
+}
+
+/* Many clients and the periodic commit: whoever's flush has returned finds its
+ * region durable; in the end all are on the medium; and the clients shared
+ * commits.
+ */
+START_TEST (stress)
+{
+  struct mock_thread *thread[CLIENTS], *background;
+  _Atomic bool end = false;
+
+  mock_set_delay (dest, 200);
+  mock_set_delay (meta, 100);
+  background = mock_thread (periodic, &end);
+  for (uintptr_t i = 0; i < CLIENTS; ++i)
+    thread[i] = mock_thread (client, (void *)(i + 1));
+  for (unsigned i = 0; i < CLIENTS; ++i)
+    mock_join (thread[i]);
+  end = true;
+  mock_join (background);
+
+  ck_assert_int_eq (commit_flush (&commit), 0);
+  ck_assert_uint_eq (bits_on_medium (), region_map_count_valid (map));
+  ck_assert_uint_eq (region_map_count_durable (map),
+                     region_map_count_valid (map));
+  for (uint64_t r = 0; r < region_map_regions (map); ++r)
+    if (region_map_is_valid (map, r))
+      ck_assert (on_medium (r));
+}
+END_TEST
+
+int
+main (void)
+{
+  Suite *suite = suite_create ("commit");
+  TCase *tc = tcase_create ("commit");
+  SRunner *runner;
+  int failed;
+
+  tcase_set_timeout (tc, 120);
+  tcase_add_checked_fixture (tc, setup, teardown);
+  tcase_add_test (tc, order);
+  tcase_add_test (tc, snapshot_is_taken_before_the_flush);
+  tcase_add_test (tc, snapshot_does_not_grow);
+  tcase_add_test (tc, group_commit);
+  tcase_add_test (tc, late_flush_is_a_new_flush);
+  tcase_add_test (tc, clean_commit_leaves_metadata_alone);
+  tcase_add_test (tc, failed_flush_is_for_good);
+  tcase_add_test (tc, failed_flush_concerns_later_bits);
+  tcase_add_test (tc, failed_flush_without_dirty_regions);
+  tcase_add_loop_test (tc, failed_metadata_is_retried, 0, 2);
+  tcase_add_test (tc, one_commits_error_is_not_the_nexts);
+  tcase_add_test (tc, many_segments);
+  tcase_add_test (tc, rounds);
+  tcase_add_test (tc, complete);
+  tcase_add_test (tc, almost_complete);
+  tcase_add_loop_test (tc, complete_flag_is_retried, 0, 2);
+  tcase_add_test (tc, stress);
+  suite_add_tcase (suite, tc);
+
+  runner = srunner_create (suite);
+  srunner_run_all (runner, CK_ENV);
+  failed = srunner_ntests_failed (runner);
+  srunner_free (runner);
+  return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}

@@ -1,0 +1,1183 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* Proves that the control interface answers each request, right or wrong, as
+ * control.h says; that those who wait are answered when hydration completes or
+ * fails, when the interface stops, and that they cost neither a thread nor,
+ * when they have gone, a connection; that sockets of others are left alone;
+ * that settings change all or not at all; and that progress lines are whole and
+ * wait for nobody.
+ */
+
+#include <config.h>
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <check.h>
+#include <jansson.h>
+
+#include "clone.h"
+#include "control.h"
+#include "listen.h"
+#include "hydrate.h"
+#include "metadata.h"
+#include "mock-backend.h"
+#include "progress.h"
+#include "status.h"
+
+#define DISK_SIZE (UINT64_C (256) << 10)
+#define REGION UINT64_C (4096)
+#define REGIONS (DISK_SIZE / REGION)
+#define WAITERS 200
+
+/* ---- a paused clone of random data, and its control socket ---- */
+
+static char dir[] = "/tmp/test-control-XXXXXX";
+static char path[64];
+static struct mock_log *calls;
+static struct mock *source, *dest, *store;
+static struct service service;
+static struct control *control;
+
+static void
+setup (void)
+{
+  const struct superblock sb = { .size = DISK_SIZE, .region_size = REGION };
+  const struct hydrate_settings settings = {
+    .threshold = HYDRATE_THRESHOLD_DEFAULT, .batch = HYDRATE_BATCH_DEFAULT,
+  };
+  struct metadata *md;
+
+  strcpy (dir + sizeof dir - 7, "XXXXXX");
+  ck_assert_ptr_nonnull (mkdtemp (dir));
+  snprintf (path, sizeof path, "%s/ctl", dir);
+
+  calls = mock_log_new (false);
+  mock_log_enable (calls, false);
+  source = mock_new (calls, "source", DISK_SIZE, true);
+  mock_fill_random (source, DISK_SIZE, 0, 1);
+  dest = mock_new (calls, "destination", DISK_SIZE, false);
+  store = mock_new (calls, "metadata", metadata_store_size (DISK_SIZE, REGION),
+                    false);
+  md = metadata_create (mock_backend (store), &sb, &mock_messages);
+  ck_assert_ptr_nonnull (md);
+  service.clone = clone_new (mock_backend (source), mock_backend (dest), md,
+                             region_map_new (DISK_SIZE, REGION), true,
+                             &mock_messages);
+  ck_assert_ptr_nonnull (service.clone);
+  service.hydrate = hydrate_new (service.clone, &settings, true,
+                                 &mock_messages);
+  ck_assert_ptr_nonnull (service.hydrate);
+  control = NULL;
+}
+
+static void
+start (const char *address, const char *token)
+{
+  control = control_new (address, token, &service, &mock_messages);
+  ck_assert_ptr_nonnull (control);
+  hydrate_on_end (service.hydrate, control_wake, control);
+  ck_assert_int_eq (hydrate_start (service.hydrate), 0);
+  ck_assert_int_eq (control_start (control), 0);
+}
+
+static void
+teardown (void)
+{
+  if (control)
+    control_stop (control);
+  hydrate_stop (service.hydrate);
+  control_free (control);
+  hydrate_free (service.hydrate);
+  mock_heal (dest);
+  clone_close (service.clone);
+  mock_free (source);
+  mock_free (dest);
+  mock_free (store);
+  mock_log_free (calls);
+  unlink (path);
+  ck_assert_int_eq (rmdir (dir), 0);
+}
+
+/* ---- a client ---- */
+
+struct answer {
+  int code;
+  char text[8192]; /* all of it */
+  char *body;
+  json_t *json;
+};
+
+static int
+dial (void)
+{
+  struct sockaddr_un addr = { .sun_family = AF_UNIX };
+  const int fd = socket (AF_UNIX, SOCK_STREAM, 0);
+
+  snprintf (addr.sun_path, sizeof addr.sun_path, "%s", path);
+  ck_assert_int_ge (fd, 0);
+  ck_assert_int_eq (connect (fd, (struct sockaddr *)&addr, sizeof addr), 0);
+  return fd;
+}
+
+static void
+send_all (int fd, const char *buf, size_t len)
+{
+  while (len > 0) {
+    const ssize_t n = send (fd, buf, len, MSG_NOSIGNAL);
+
+    ck_assert_int_gt (n, 0);
+    buf += n;
+    len -= n;
+  }
+}
+
+/* headers: NULL, or lines that end in \r\n */
+static void
+send_request (int fd, const char *method, const char *target,
+              const char *headers, const char *body)
+{
+  char *head;
+  const int len =
+    asprintf (&head, "%s %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+              "%sContent-Length: %zu\r\n\r\n", method, target,
+              headers ? headers : "", body ? strlen (body) : 0);
+
+  ck_assert_int_gt (len, 0);
+  send_all (fd, head, len);
+  if (body)
+    send_all (fd, body, strlen (body));
+  free (head);
+}
+
+/* Read up to the end of the connection, and close it. */
+static void
+read_answer (int fd, struct answer *a)
+{
+  size_t len = 0;
+  ssize_t n;
+
+  while ((n = recv (fd, a->text + len, sizeof a->text - 1 - len, 0)) > 0)
+    len += n;
+  ck_assert_int_eq (n, 0);
+  close (fd);
+  a->text[len] = '\0';
+  ck_assert_int_eq (sscanf (a->text, "HTTP/1.1 %d ", &a->code), 1);
+  a->body = strstr (a->text, "\r\n\r\n");
+  ck_assert_ptr_nonnull (a->body);
+  a->body += 4;
+  ck_assert_ptr_nonnull (strstr (a->text,
+                                 "Content-Type: application/json\r\n"));
+  a->json = NULL;
+  if (a->body[0] != '\0') {
+    ck_assert_int_eq (a->text[len - 1], '\n');
+    a->json = json_loads (a->body, 0, NULL);
+    ck_assert_ptr_nonnull (a->json);
+  }
+}
+
+static void
+ask (struct answer *a, const char *method, const char *target,
+     const char *headers, const char *body)
+{
+  const int fd = dial ();
+
+  send_request (fd, method, target, headers, body);
+  read_answer (fd, a);
+}
+
+/* Ask for a thing that is wrong, which must be said in JSON. */
+static void
+ask_wrong (int code, const char *method, const char *target,
+           const char *headers, const char *body, const char *expect)
+{
+  struct answer a;
+
+  ask (&a, method, target, headers, body);
+  ck_assert_msg (a.code == code, "%s %s: %s", method, target, a.text);
+  ck_assert_ptr_nonnull (a.json);
+  ck_assert_ptr_nonnull (json_string_value (json_object_get (a.json,
+                                                             "error")));
+  ck_assert_msg (strstr (a.text, expect) != NULL, "%s: %s", expect, a.text);
+  json_decref (a.json);
+}
+
+static void
+assert_state (struct answer *a, const char *state)
+{
+  ck_assert_int_eq (a->code, 200);
+  ck_assert_str_eq (json_string_value (json_object_get (a->json, "state")),
+                    state);
+  json_decref (a->json);
+}
+
+static int
+send_wait (void)
+{
+  const int fd = dial ();
+
+  send_request (fd, "GET", "/wait", NULL, NULL);
+  return fd;
+}
+
+static bool
+is_readable (int fd)
+{
+  struct pollfd pfd = { .fd = fd, .events = POLLIN };
+
+  return poll (&pfd, 1, 0) > 0;
+}
+
+static unsigned
+count_entries (const char *name)
+{
+  DIR *d = opendir (name);
+  unsigned n = 0;
+
+  ck_assert_ptr_nonnull (d);
+  while (readdir (d))
+    n++;
+  closedir (d);
+  return n;
+}
+
+static double
+seconds (void)
+{
+  struct timespec ts;
+
+  clock_gettime (CLOCK_MONOTONIC, &ts);
+  return ts.tv_sec + ts.tv_nsec / 1e9;
+}
+
+/* ---- status and settings, without HTTP ---- */
+
+START_TEST (test_size)
+{
+  static const struct {
+    const char *str;
+    uint64_t size;
+  } good[] = {
+    { "0", 0 }, { "1", 1 }, { "007", 7 }, { "4096", 4096 }, { "1b", 1 },
+    { "3s", 1536 }, { "16M", 16 << 20 }, { "16m", 16 << 20 },
+    { "1k", 1024 }, { "1G", 1 << 30 }, { "2T", UINT64_C (2) << 40 },
+    { "1P", UINT64_C (1) << 50 }, { "7E", UINT64_C (7) << 60 },
+    { "9223372036854775807", INT64_MAX },
+  };
+  static const char *const bad[] = {
+    "", "M", " 1", "1 ", "-1", "+1", "1.5", "1e3", "0x10", "1MM", "1MiB",
+    "1K1", "fast", "1\n",
+  };
+  static const char *const large[] = {
+    "9223372036854775808", "18446744073709551616", "8E", "16E",
+    "18446744073709551620", "99999999999999999999999999999999",
+    "18014398509481984K",
+  };
+  uint64_t size = 42;
+  size_t i;
+
+  for (i = 0; i < sizeof good / sizeof good[0]; i++) {
+    ck_assert_int_eq (size_parse (good[i].str, &size), 0);
+    ck_assert_uint_eq (size, good[i].size);
+  }
+  size = 42;
+  for (i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+    ck_assert_msg (size_parse (bad[i], &size) == -1, "%s", bad[i]);
+    ck_assert_int_eq (errno, EINVAL);
+  }
+  for (i = 0; i < sizeof large / sizeof large[0]; i++) {
+    ck_assert_msg (size_parse (large[i], &size) == -1, "%s", large[i]);
+    ck_assert_int_eq (errno, ERANGE);
+  }
+  ck_assert_uint_eq (size, 42);
+}
+END_TEST
+
+static int
+patch (const char *text, struct hydrate_settings *settings, char **why)
+{
+  json_t *json = json_loads (text, JSON_DECODE_ANY, NULL);
+  int r;
+
+  ck_assert_msg (json != NULL, "%s", text);
+  r = settings_patch (json, settings, why);
+  json_decref (json);
+  return r;
+}
+
+START_TEST (test_patch)
+{
+  static const struct {
+    const char *text, *why;
+  } bad[] = {
+    { "[]", "object" },
+    { "1", "object" },
+    { "{\"nonsense\": 1}", "hydration-threshold" },
+    { "{\"hydration-rate\": -1}", "from 0 to" },
+    { "{\"hydration-rate\": 1.5}", "whole number" },
+    { "{\"hydration-rate\": 1e3}", "whole number" },
+    { "{\"hydration-rate\": null}", "whole number" },
+    { "{\"hydration-rate\": true}", "whole number" },
+    { "{\"hydration-rate\": [1]}", "whole number" },
+    { "{\"hydration-rate\": \"fast\"}", "\"fast\" is not a size" },
+    { "{\"hydration-rate\": \"\"}", "is not a size" },
+    { "{\"hydration-threshold\": \"8E\"}", "hydration-threshold must be from" },
+    { "{\"hydration-batch-size\": 4095}", "from 4096 to 33554432" },
+    { "{\"hydration-batch-size\": \"33M\"}", "from 4096 to 33554432" },
+    { "{\"hydration-rate\": 7, \"hydration-batch-size\": 0}", "batch-size" },
+    { "{\"hydration-rate\": 7, \"nonsense\": 0}", "nonsense" },
+  };
+  const struct hydrate_settings before = {
+    .rate = 1, .threshold = 2, .batch = HYDRATE_BATCH_MIN,
+  };
+  struct hydrate_settings s = before;
+  char *why;
+  size_t i;
+
+  for (i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+    ck_assert_msg (patch (bad[i].text, &s, &why) == -1, "%s", bad[i].text);
+    ck_assert_ptr_nonnull (why);
+    ck_assert_msg (strstr (why, bad[i].why) != NULL, "%s: %s", bad[i].text,
+                   why);
+    ck_assert_int_eq (memcmp (&s, &before, sizeof s), 0);
+    free (why);
+  }
+
+  ck_assert_int_eq (patch ("{}", &s, &why), 0);
+  ck_assert_int_eq (memcmp (&s, &before, sizeof s), 0);
+  ck_assert_int_eq (patch ("{\"hydration-rate\": \"1G\","
+                           " \"hydration-batch-size\": 33554432}", &s, &why),
+                    0);
+  ck_assert_uint_eq (s.rate, 1 << 30);
+  ck_assert_uint_eq (s.threshold, 2);
+  ck_assert_uint_eq (s.batch, HYDRATE_BATCH_MAX);
+}
+END_TEST
+
+static char *
+dump (const struct status *status)
+{
+  json_t *json = status_json (status);
+  char *text;
+
+  ck_assert_ptr_nonnull (json);
+  text = json_dumps (json, 0);
+  json_decref (json);
+  ck_assert_ptr_nonnull (text);
+  return text;
+}
+
+START_TEST (test_status_object)
+{
+  struct status s = {
+    .size = 1073741824, .region_size = 4096, .regions = 262144,
+    .hydrated = 5120, .durable = 4864, .bytes_hydrated = 20971520,
+    .mode = MODE_RW,
+    .hydration = {
+      .state = HYDRATE_HYDRATING, .hydrating = 256, .rate = 104857600,
+      .eta_known = true, .eta = 10, .source_connected = true,
+      .source_connections = 4,
+    },
+    .settings = { .rate = 0, .threshold = 16777216, .batch = 1048576 },
+  };
+  static const char *const states[] = {
+    "hydrating", "paused", "waiting", "complete", "failed"
+  };
+  static const char *const modes[] = { "rw", "ro", "fail" };
+  char expect[32], *text = dump (&s);
+  int i;
+
+  ck_assert_str_eq (text,
+    "{\"size\": 1073741824, \"region_size\": 4096, \"regions\": 262144, "
+    "\"hydrated\": 5120, \"hydrating\": 256, \"durable\": 4864, "
+    "\"state\": \"hydrating\", \"mode\": \"rw\", "
+    "\"bytes_hydrated\": 20971520, \"rate\": 104857600, \"eta_seconds\": 10, "
+    "\"source\": {\"connected\": true, \"connections\": 4}, "
+    "\"settings\": {\"hydration-rate\": 0, \"hydration-threshold\": 16777216, "
+    "\"hydration-batch-size\": 1048576}}");
+  free (text);
+
+  s.hydration.eta_known = false;
+  for (i = HYDRATE_HYDRATING; i <= HYDRATE_FAILED; i++) {
+    s.hydration.state = i;
+    text = dump (&s);
+    snprintf (expect, sizeof expect, "\"state\": \"%s\"", states[i]);
+    ck_assert_ptr_nonnull (strstr (text, expect));
+    ck_assert_ptr_nonnull (strstr (text, i == HYDRATE_COMPLETE
+                                   ? "\"eta_seconds\": 0,"
+                                   : "\"eta_seconds\": null,"));
+    ck_assert_int_eq (status_ended (&s),
+                      i == HYDRATE_COMPLETE || i == HYDRATE_FAILED);
+    free (text);
+  }
+  s.hydration.state = HYDRATE_PAUSED;
+  for (i = MODE_RW; i <= MODE_FAIL; i++) {
+    s.mode = i;
+    text = dump (&s);
+    snprintf (expect, sizeof expect, "\"mode\": \"%s\"", modes[i]);
+    ck_assert_ptr_nonnull (strstr (text, expect));
+    ck_assert_int_eq (status_ended (&s), i == MODE_FAIL);
+    free (text);
+  }
+}
+END_TEST
+
+/* ---- requests ---- */
+
+START_TEST (test_answers)
+{
+  struct answer a;
+  struct stat st;
+
+  start (path, NULL);
+  ck_assert_int_eq (lstat (path, &st), 0);
+  ck_assert_uint_eq (st.st_mode, S_IFSOCK | 0600);
+
+  ask (&a, "GET", "/status", NULL, NULL);
+  ck_assert_int_eq (json_integer_value (json_object_get (a.json, "regions")),
+                    REGIONS);
+  assert_state (&a, "paused");
+  ask (&a, "HEAD", "/status", NULL, NULL);
+  ck_assert_int_eq (a.code, 200);
+  ck_assert_ptr_null (a.json);
+
+  ask (&a, "PATCH", "/settings", NULL, "{\"hydration-rate\": \"1M\"}");
+  ck_assert_int_eq (a.code, 200);
+  ck_assert_str_eq (a.body, "{\"hydration-rate\": 1048576, "
+                    "\"hydration-threshold\": 16777216, "
+                    "\"hydration-batch-size\": 1048576}\n");
+  json_decref (a.json);
+  ask (&a, "PATCH", "/settings", NULL, "{\"hydration-rate\": 0}");
+  json_decref (a.json);
+  ask (&a, "GET", "/settings", NULL, NULL);
+  ck_assert_int_eq (a.code, 200);
+  ck_assert_int_eq (json_integer_value (json_object_get (a.json,
+                                                         "hydration-rate")),
+                    0);
+  json_decref (a.json);
+
+  ask (&a, "POST", "/pause", NULL, "a body is no harm");
+  assert_state (&a, "paused");
+  ask (&a, "POST", "/resume", NULL, NULL);
+  json_decref (a.json);
+  ask (&a, "GET", "/wait", NULL, NULL);
+  assert_state (&a, "complete");
+  ask (&a, "POST", "/pause", NULL, NULL);
+  assert_state (&a, "complete");
+}
+END_TEST
+
+/* A string of n blanks, to be freed. */
+static char *
+blanks (size_t n)
+{
+  char *s = malloc (n + 1);
+
+  ck_assert_ptr_nonnull (s);
+  memset (s, ' ', n);
+  s[n] = '\0';
+  return s;
+}
+
+START_TEST (test_refusals)
+{
+  char *fits = blanks (64 << 10), *large = blanks ((64 << 10) + 1);
+  struct answer a;
+
+  start (path, NULL);
+  ask_wrong (404, "GET", "/", NULL, NULL, "/status, /wait, /pause");
+  ask_wrong (404, "GET", "/status/", NULL, NULL, "/settings");
+  ask_wrong (404, "BREW", "/%ff%00", NULL, NULL, "/settings");
+  ask_wrong (405, "DELETE", "/status", NULL, NULL, "Allow: GET, HEAD\r\n");
+  ask_wrong (405, "GET", "/pause", NULL, NULL, "Allow: POST\r\n");
+  ask_wrong (405, "HEADS", "/wait", NULL, NULL, "Allow: GET, HEAD\r\n");
+  ask_wrong (405, "POST", "/settings", NULL, "{}",
+             "Allow: GET, HEAD, PATCH\r\n");
+  ask_wrong (400, "PATCH", "/settings", NULL, NULL, "not valid JSON");
+  ask_wrong (400, "PATCH", "/settings", NULL, "{", "not valid JSON");
+  ask_wrong (400, "PATCH", "/settings", NULL, "{\"\xff\": \"\xc3\"}",
+             "not valid JSON");
+  ask_wrong (400, "PATCH", "/settings", NULL, "{} x", "not valid JSON");
+  ask_wrong (400, "PATCH", "/settings", NULL, "[\xc3\xa4\xe2\x82\xac",
+             "not valid JSON");
+  ask_wrong (400, "PATCH", "/settings", NULL,
+             "{\"hydration-rate\": 1, \"hydration-rate\": 2}",
+             "not valid JSON");
+  ask_wrong (400, "PATCH", "/settings", NULL,
+             "{\"hydration-rate\": 99999999999999999999}", "not valid JSON");
+  ask_wrong (400, "PATCH", "/settings", NULL, "{\"\xc3\xa4\": 1}",
+             "\xc3\xa4");
+  ask_wrong (400, "PATCH", "/settings", NULL, fits, "not valid JSON");
+  ask_wrong (413, "PATCH", "/settings", NULL, large, "64 KiB");
+  ask_wrong (413, "POST", "/resume", NULL, large, "64 KiB");
+  ask_wrong (404, "POST", "/nothing", NULL, large, "/settings");
+  free (large);
+  free (fits);
+
+  /* None of them changed anything. */
+  ck_assert_uint_eq (mock_count (source, MOCK_PREAD), 0);
+  ask (&a, "GET", "/status", NULL, NULL);
+  ck_assert_ptr_nonnull (strstr (a.body, "\"hydration-rate\": 0"));
+  assert_state (&a, "paused");
+}
+END_TEST
+
+START_TEST (test_token)
+{
+  struct answer a;
+
+  start (path, "Se.cret+/=");
+  ask_wrong (401, "GET", "/status", NULL, NULL, "WWW-Authenticate: Bearer");
+  ask_wrong (401, "GET", "/nothing", NULL, NULL, "WWW-Authenticate: Bearer");
+  ask_wrong (401, "POST", "/resume", "Authorization: Bearer\r\n", NULL, "");
+  ask_wrong (401, "POST", "/resume", "Authorization: Bearer \r\n", NULL, "");
+  ask_wrong (401, "POST", "/resume", "Authorization: Bearer Se.cret+/\r\n",
+             NULL, "");
+  ask_wrong (401, "POST", "/resume", "Authorization: Bearer Se.cret+/=S\r\n",
+             NULL, "");
+  ask_wrong (401, "POST", "/resume", "Authorization: Bearer Se.cret+/-\r\n",
+             NULL, "");
+  ask_wrong (401, "POST", "/resume", "Authorization: Basic Se.cret+/=\r\n",
+             NULL, "");
+  ask_wrong (401, "POST", "/resume", "X-Token: Bearer Se.cret+/=\r\n", NULL,
+             "");
+  ask (&a, "GET", "/status", "Authorization: bearer Se.cret+/=\r\n", NULL);
+  assert_state (&a, "paused");
+}
+END_TEST
+
+START_TEST (test_bad_token)
+{
+  const unsigned errors = mock_errors ();
+
+  ck_assert_ptr_null (control_new (path, "", &service, &mock_messages));
+  ck_assert_ptr_null (control_new (path, "a b", &service, &mock_messages));
+  ck_assert_ptr_null (control_new (path, "a\n", &service, &mock_messages));
+  ck_assert_uint_eq (mock_errors (), errors + 3);
+  ck_assert_int_eq (access (path, F_OK), -1);
+}
+END_TEST
+
+/* What is no HTTP, or stops in the middle, is in nobody's way. */
+START_TEST (test_garbage)
+{
+  static const char *const garbage[] = {
+    "", "\n", "GET", "GET /status", "GET /status HTTP/1.1\r\n",
+    "\1\2\3\r\n\r\n",
+    "GET /status HTTP/9.9\r\n\r\n", "GET  HTTP/1.1\r\n\r\n",
+    "PATCH /settings HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{",
+    "PATCH /settings HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n{",
+    "PATCH /settings HTTP/1.1\r\nHost: x\r\n"
+    "Transfer-Encoding: chunked\r\n\r\nx",
+    "GET /wait HTTP/1.1\r\nHost: x\r\n\r\nGET /wait HTTP/1.1\r\n",
+  };
+  enum { n = sizeof garbage / sizeof garbage[0] };
+  char zeroes[5000] = "";
+  int fd[2 * n + 1];
+  struct answer a;
+  double begin;
+  size_t i;
+
+  start (path, NULL);
+  for (i = 0; i < 2 * n; i++) {
+    fd[i] = dial ();
+    send_all (fd[i], garbage[i / 2], strlen (garbage[i / 2]));
+  }
+  fd[i] = dial ();
+  send_all (fd[i], zeroes, sizeof zeroes);
+  for (i = 0; i < 2 * n; i += 2)
+    close (fd[i]);
+  ask (&a, "GET", "/status", NULL, NULL);
+  assert_state (&a, "paused");
+
+  begin = seconds ();
+  control_stop (control);
+  ck_assert_double_lt (seconds () - begin, 5);
+  for (i = 1; i < 2 * n; i += 2)
+    close (fd[i]);
+  close (fd[2 * n]);
+}
+END_TEST
+
+/* A signal that comes to the process is never handled on our threads. */
+START_TEST (test_signals)
+{
+  const int fd = open ("/dev/null", O_WRONLY);
+  struct progress *p;
+  struct answer a;
+  sigset_t set;
+
+  p = progress_new (fd, &service, &mock_messages);
+  ck_assert_ptr_nonnull (p);
+  close (fd);
+  start (path, NULL);
+  ck_assert_int_eq (progress_start (p), 0);
+  ask (&a, "GET", "/status", NULL, NULL);
+  assert_state (&a, "paused");
+
+  sigemptyset (&set);
+  sigaddset (&set, SIGUSR1);
+  ck_assert_int_eq (pthread_sigmask (SIG_BLOCK, &set, NULL), 0);
+  ck_assert_int_eq (kill (getpid (), SIGUSR1), 0);
+  mock_settle ();
+  ck_assert_int_eq (sigpending (&set), 0);
+  ck_assert_int_eq (sigismember (&set, SIGUSR1), 1);
+  progress_stop (p);
+  progress_free (p);
+}
+END_TEST
+
+/* ---- those who wait ---- */
+
+START_TEST (test_wait_complete)
+{
+  struct answer a;
+  unsigned threads;
+  int fd[WAITERS], i;
+
+  start (path, NULL);
+  threads = count_entries ("/proc/self/task");
+  for (i = 0; i < WAITERS; i++)
+    fd[i] = send_wait ();
+  mock_settle ();
+  ask (&a, "GET", "/status", NULL, NULL);
+  assert_state (&a, "paused");
+  for (i = 0; i < WAITERS; i++)
+    ck_assert (!is_readable (fd[i]));
+  ck_assert_uint_eq (count_entries ("/proc/self/task"), threads);
+
+  ask (&a, "POST", "/resume", NULL, NULL);
+  json_decref (a.json);
+  for (i = 0; i < WAITERS; i++) {
+    read_answer (fd[i], &a);
+    ck_assert_int_eq (json_integer_value (json_object_get (a.json, "durable")),
+                      REGIONS);
+    assert_state (&a, "complete");
+  }
+}
+END_TEST
+
+START_TEST (test_wait_failed)
+{
+  struct answer a;
+  int fd;
+
+  start (path, NULL);
+  mock_fail (dest, MOCK_PWRITE, MOCK_ANYWHERE, 1, 0, EIO);
+  mock_fail (dest, MOCK_ZERO, MOCK_ANYWHERE, 1, 0, EIO);
+  fd = send_wait ();
+  ask (&a, "POST", "/resume", NULL, NULL);
+  json_decref (a.json);
+  read_answer (fd, &a);
+  assert_state (&a, "failed");
+  ask (&a, "GET", "/wait", NULL, NULL);
+  assert_state (&a, "failed");
+
+  mock_heal (dest);
+  ask (&a, "POST", "/resume", NULL, NULL);
+  json_decref (a.json);
+  ask (&a, "GET", "/wait", NULL, NULL);
+  assert_state (&a, "complete");
+}
+END_TEST
+
+/* Nobody calls control_wake then: the periodic look does it. */
+START_TEST (test_wait_mode)
+{
+  struct answer a;
+  int fd;
+
+  start (path, NULL);
+  fd = send_wait ();
+  mock_settle ();
+  ck_assert (!is_readable (fd));
+  service.clone->commit.mode = MODE_FAIL;
+  read_answer (fd, &a);
+  ck_assert_str_eq (json_string_value (json_object_get (a.json, "mode")),
+                    "fail");
+  assert_state (&a, "paused");
+  service.clone->commit.mode = MODE_RW;
+}
+END_TEST
+
+static bool
+has_files (void *opaque)
+{
+  return count_entries ("/proc/self/fd") == *(unsigned *)opaque;
+}
+
+START_TEST (test_wait_and_go_away)
+{
+  unsigned files;
+  int fd[WAITERS], i;
+
+  start (path, NULL);
+  files = count_entries ("/proc/self/fd");
+  for (i = 0; i < WAITERS; i++)
+    fd[i] = send_wait ();
+  mock_settle ();
+  ck_assert_uint_gt (count_entries ("/proc/self/fd"), files + WAITERS);
+  for (i = 0; i < WAITERS; i++)
+    close (fd[i]);
+  mock_wait_until (has_files, &files);
+}
+END_TEST
+
+/* A client that asks and asks, and never reads an answer. */
+static int
+dial_and_jam (void)
+{
+  static const char request[] = "GET /status HTTP/1.1\r\nHost: x\r\n\r\n";
+  const int fd = dial ();
+  int idle = 0;
+
+  while (idle < 5) {
+    if (send (fd, request, strlen (request), MSG_DONTWAIT | MSG_NOSIGNAL) ==
+        (ssize_t)strlen (request))
+      idle = 0;
+    else {
+      idle++;
+      usleep (10000);
+    }
+  }
+  return fd;
+}
+
+START_TEST (test_stop)
+{
+  struct answer a;
+  double begin;
+  int fd[WAITERS], slow, jammed, i;
+
+  start (path, NULL);
+  for (i = 0; i < WAITERS; i++)
+    fd[i] = send_wait ();
+  slow = dial ();
+  send_all (slow, "GET /wait HTTP/1.1\r\n", 20);
+  jammed = dial_and_jam ();
+  ask (&a, "GET", "/status", NULL, NULL);
+  assert_state (&a, "paused");
+
+  begin = seconds ();
+  control_stop (control);
+  ck_assert_double_lt (seconds () - begin, 5);
+  for (i = 0; i < WAITERS; i++) {
+    read_answer (fd[i], &a);
+    assert_state (&a, "paused");
+  }
+  ck_assert (is_readable (slow));
+  close (slow);
+  close (jammed);
+}
+END_TEST
+
+/* ---- sockets ---- */
+
+START_TEST (test_address_is_path)
+{
+  ck_assert (listen_address_is_path ("/run/clone"));
+  ck_assert (listen_address_is_path ("clone.sock"));
+  ck_assert (listen_address_is_path ("./a:80"));
+  ck_assert (listen_address_is_path ("a:/b"));
+  ck_assert (!listen_address_is_path ("localhost:80"));
+  ck_assert (!listen_address_is_path ("[::1]:80"));
+  ck_assert (!listen_address_is_path (":"));
+}
+END_TEST
+
+static void
+refuse (const char *address, const char *why)
+{
+  const unsigned errors = mock_errors ();
+
+  ck_assert_msg (control_new (address, NULL, &service, &mock_messages) == NULL,
+                 "%s", address);
+  ck_assert_uint_eq (mock_errors (), errors + 1);
+  ck_assert_msg (strstr (mock_last_error (), why) != NULL, "%s: %s", why,
+                 mock_last_error ());
+}
+
+START_TEST (test_path)
+{
+  char longer[200];
+  struct sockaddr_un addr = { .sun_family = AF_UNIX };
+  struct stat st;
+  int fd;
+
+  /* Something else. */
+  fd = open (path, O_CREAT | O_WRONLY, 0600);
+  close (fd);
+  refuse (path, "not a socket");
+  ck_assert_int_eq (lstat (path, &st), 0);
+  ck_assert (S_ISREG (st.st_mode));
+  unlink (path);
+  ck_assert_int_eq (symlink ("elsewhere", path), 0);
+  refuse (path, "not a socket");
+  unlink (path);
+  snprintf (longer, sizeof longer, "%s/%0120d", dir, 0);
+  refuse (longer, "107");
+  snprintf (longer, sizeof longer, "%s/no/socket", dir);
+  refuse (longer, "No such file");
+
+  /* Not one of ours, whatever it is for. */
+  snprintf (addr.sun_path, sizeof addr.sun_path, "%s", path);
+  fd = socket (AF_UNIX, SOCK_DGRAM, 0);
+  ck_assert_int_eq (bind (fd, (struct sockaddr *)&addr, sizeof addr), 0);
+  refuse (path, "not known");
+  close (fd);
+  unlink (path);
+
+  /* One that is in use, one that is left behind. */
+  start (path, NULL);
+  refuse (path, "another process");
+  control_stop (control);
+  refuse (path, "another process");
+  control_free (control);
+  ck_assert_int_eq (lstat (path, &st), -1);
+
+  fd = socket (AF_UNIX, SOCK_STREAM, 0);
+  ck_assert_int_eq (bind (fd, (struct sockaddr *)&addr, sizeof addr), 0);
+  close (fd);
+  control = control_new (path, NULL, &service, &mock_messages);
+  ck_assert_ptr_nonnull (control);
+  close (dial ());
+
+  /* What another one put there is his. */
+  unlink (path);
+  fd = open (path, O_CREAT | O_WRONLY, 0600);
+  close (fd);
+  control_free (control);
+  control = NULL;
+  ck_assert_int_eq (lstat (path, &st), 0);
+}
+END_TEST
+
+/* A port that nobody has at this moment. */
+static unsigned
+free_port (void)
+{
+  struct sockaddr_in addr = { .sin_family = AF_INET };
+  socklen_t len = sizeof addr;
+  const int fd = socket (AF_INET, SOCK_STREAM, 0);
+
+  addr.sin_addr.s_addr = htonl (INADDR_LOOPBACK);
+  ck_assert_int_eq (bind (fd, (struct sockaddr *)&addr, sizeof addr), 0);
+  ck_assert_int_eq (getsockname (fd, (struct sockaddr *)&addr, &len), 0);
+  close (fd);
+  return ntohs (addr.sin_port);
+}
+
+START_TEST (test_tcp)
+{
+  struct sockaddr_in addr = { .sin_family = AF_INET };
+  char address[64];
+  struct answer a;
+  unsigned port = free_port ();
+  int fd;
+
+  refuse ("127.0.0.1:", "ADDRESS:PORT");
+  refuse ("127.0.0.1:http", "ADDRESS:PORT");
+  refuse ("127.0.0.1:0", "ADDRESS:PORT");
+  refuse ("127.0.0.1:65536", "ADDRESS:PORT");
+  refuse ("127.0.0.1:99999999999999999999", "ADDRESS:PORT");
+  refuse ("127.0.0.1:-1", "ADDRESS:PORT");
+  refuse ("127.0.0.1:1 ", "ADDRESS:PORT");
+  refuse (":80", "ADDRESS:PORT");
+  refuse (":", "ADDRESS:PORT");
+  refuse ("[]:80", "ADDRESS:PORT");
+  refuse ("[:80", "ADDRESS:PORT");
+  refuse ("::1:80", "ADDRESS:PORT");
+  refuse ("1.2.3.4.5:80", "no such address");
+  refuse ("0.0.0.0:80", "control-token=+FILE");
+  refuse ("[::]:80", "control-token=+FILE");
+  refuse ("10.0.0.1:80", "control-token=+FILE");
+
+  snprintf (address, sizeof address, "127.0.0.1:%u", port);
+  start (address, NULL);
+  refuse (address, "Address already in use");
+  addr.sin_port = htons (port);
+  addr.sin_addr.s_addr = htonl (INADDR_LOOPBACK);
+  fd = socket (AF_INET, SOCK_STREAM, 0);
+  ck_assert_int_eq (connect (fd, (struct sockaddr *)&addr, sizeof addr), 0);
+  send_request (fd, "GET", "/status", NULL, NULL);
+  read_answer (fd, &a);
+  assert_state (&a, "paused");
+}
+END_TEST
+
+START_TEST (test_tcp_token)
+{
+  struct control *c;
+  char address[64];
+
+  snprintf (address, sizeof address, "0.0.0.0:%u", free_port ());
+  c = control_new (address, "token", &service, &mock_messages);
+  ck_assert_ptr_nonnull (c);
+  control_free (c);
+}
+END_TEST
+
+/* ---- progress ---- */
+
+/* Each line of a text is a status; the state of the last is returned. */
+static const char *
+check_lines (char *text, unsigned *n)
+{
+  static char state[16];
+  char *end;
+
+  for (*n = 0; *text; text = end + 1, (*n)++) {
+    json_t *json;
+
+    end = strchr (text, '\n');
+    ck_assert_ptr_nonnull (end);
+    *end = '\0';
+    json = json_loads (text, 0, NULL);
+    ck_assert_msg (json != NULL, "%s", text);
+    ck_assert_int_eq (json_integer_value (json_object_get (json, "regions")),
+                      REGIONS);
+    snprintf (state, sizeof state, "%s",
+              json_string_value (json_object_get (json, "state")));
+    json_decref (json);
+  }
+  return state;
+}
+
+static size_t
+read_all (int fd, char *buf, size_t size)
+{
+  size_t len = 0;
+  ssize_t n;
+
+  while (len < size - 1 && (n = read (fd, buf + len, size - 1 - len)) > 0)
+    len += n;
+  buf[len] = '\0';
+  return len;
+}
+
+START_TEST (test_progress)
+{
+  static char text[65536];
+  struct progress *p;
+  unsigned n;
+  int fd[2];
+
+  ck_assert_int_eq (_i ? pipe (fd)
+                    : socketpair (AF_UNIX, SOCK_STREAM, 0, fd), 0);
+  p = progress_new (fd[1], &service, &mock_messages);
+  ck_assert_ptr_nonnull (p);
+  close (fd[1]);
+  ck_assert_int_eq (hydrate_start (service.hydrate), 0);
+  ck_assert_int_eq (progress_start (p), 0);
+  hydrate_resume (service.hydrate);
+  /* Up to the end of the file, which comes without progress_stop. */
+  read_all (fd[0], text, sizeof text);
+  ck_assert_str_eq (check_lines (text, &n), "complete");
+  ck_assert_uint_ge (n, 1);
+  progress_stop (p);
+  progress_free (p);
+  close (fd[0]);
+}
+END_TEST
+
+START_TEST (test_progress_stop)
+{
+  static char text[65536];
+  struct progress *p;
+  unsigned n;
+  int fd[2];
+
+  ck_assert_int_eq (pipe (fd), 0);
+  p = progress_new (fd[1], &service, &mock_messages);
+  ck_assert_int_eq (progress_start (p), 0);
+  progress_stop (p);
+  progress_stop (p);
+  progress_free (p);
+  close (fd[1]);
+  read_all (fd[0], text, sizeof text);
+  ck_assert_str_eq (check_lines (text, &n), "paused");
+  ck_assert_uint_eq (n, 2);
+  close (fd[0]);
+}
+END_TEST
+
+/* Nobody reads.  The lines before the pipe was full are whole, and the file
+ * that we share with others has not become non-blocking.
+ */
+START_TEST (test_progress_full)
+{
+  static char text[1 << 20];
+  struct progress *p;
+  char byte = '\n';
+  size_t filled = 0;
+  double begin;
+  unsigned n;
+  int fd[2];
+
+  ck_assert_int_eq (_i ? pipe (fd)
+                    : socketpair (AF_UNIX, SOCK_STREAM, 0, fd), 0);
+  ck_assert_int_eq (fcntl (fd[1], F_SETFL, O_NONBLOCK), 0);
+  while (write (fd[1], text, 4096) > 0)
+    filled += 4096;
+  while (write (fd[1], &byte, 1) > 0)
+    filled++;
+  ck_assert_int_eq (fcntl (fd[1], F_SETFL, 0), 0);
+
+  p = progress_new (fd[1], &service, &mock_messages);
+  ck_assert_int_eq (progress_start (p), 0);
+  mock_settle ();
+  ck_assert_int_eq (fcntl (fd[1], F_GETFL) & O_NONBLOCK, 0);
+  begin = seconds ();
+  progress_stop (p);
+  ck_assert_double_lt (seconds () - begin, 5);
+  progress_free (p);
+  close (fd[1]);
+  ck_assert_uint_lt (filled, sizeof text);
+  filled -= read (fd[0], text, filled);
+  while (filled > 0)
+    filled -= read (fd[0], text, filled);
+  read_all (fd[0], text, sizeof text);
+  check_lines (text, &n);
+  ck_assert_uint_eq (n, 0);
+  close (fd[0]);
+}
+END_TEST
+
+START_TEST (test_progress_nobody)
+{
+  const unsigned errors = mock_errors ();
+  struct progress *p;
+  int fd[2];
+
+  ck_assert_int_eq (_i ? pipe (fd)
+                    : socketpair (AF_UNIX, SOCK_STREAM, 0, fd), 0);
+  p = progress_new (fd[1], &service, &mock_messages);
+  ck_assert_ptr_nonnull (p);
+  close (fd[0]);
+  /* SIGPIPE, which nobody ignores here, would end the test. */
+  ck_assert_int_eq (progress_start (p), 0);
+  mock_settle ();
+  progress_stop (p);
+  progress_free (p);
+  close (fd[1]);
+  ck_assert_uint_eq (mock_errors (), errors);
+}
+END_TEST
+
+START_TEST (test_progress_fd)
+{
+  const int fd = open ("/dev/null", O_RDONLY);
+
+  ck_assert_int_ge (fd, 0);
+  ck_assert_ptr_null (progress_new (fd, &service, &mock_messages));
+  ck_assert_ptr_nonnull (strstr (mock_last_error (), "for writing"));
+  close (fd);
+  ck_assert_ptr_null (progress_new (fd, &service, &mock_messages));
+  ck_assert_ptr_nonnull (strstr (mock_last_error (), "is not open"));
+  ck_assert_ptr_null (progress_new (-1, &service, &mock_messages));
+}
+END_TEST
+
+/* Lines in a file come after what is there, and what others write to it comes
+ * after them.
+ */
+START_TEST (test_progress_file)
+{
+  char name[80], text[8192];
+  struct progress *p;
+  unsigned n;
+  int fd;
+
+  snprintf (name, sizeof name, "%s/lines", dir);
+  fd = open (name, O_CREAT | O_RDWR, 0600);
+  ck_assert_int_eq (write (fd, "before\n", 7), 7);
+  p = progress_new (fd, &service, &mock_messages);
+  ck_assert_int_eq (progress_start (p), 0);
+  progress_stop (p);
+  progress_free (p);
+  ck_assert_int_eq (write (fd, "after\n", 6), 6);
+  ck_assert_int_eq (lseek (fd, 0, SEEK_SET), 0);
+  read_all (fd, text, sizeof text);
+  close (fd);
+  unlink (name);
+  ck_assert_int_eq (strncmp (text, "before\n", 7), 0);
+  ck_assert_str_eq (text + strlen (text) - 7, "\nafter\n");
+  text[strlen (text) - 6] = '\0';
+  ck_assert_str_eq (check_lines (text + 7, &n), "paused");
+  ck_assert_uint_eq (n, 2);
+}
+END_TEST
+
+static Suite *
+control_suite (void)
+{
+  Suite *s = suite_create ("control");
+  TCase *pure = tcase_create ("status and settings");
+  TCase *http = tcase_create ("http");
+  TCase *lines = tcase_create ("progress");
+
+  tcase_add_test (pure, test_size);
+  tcase_add_test (pure, test_patch);
+  tcase_add_test (pure, test_status_object);
+  tcase_add_test (pure, test_address_is_path);
+  suite_add_tcase (s, pure);
+
+  tcase_add_checked_fixture (http, setup, teardown);
+  tcase_set_timeout (http, 60);
+  tcase_add_test (http, test_answers);
+  tcase_add_test (http, test_refusals);
+  tcase_add_test (http, test_token);
+  tcase_add_test (http, test_bad_token);
+  tcase_add_test (http, test_garbage);
+  tcase_add_test (http, test_signals);
+  tcase_add_test (http, test_wait_complete);
+  tcase_add_test (http, test_wait_failed);
+  tcase_add_test (http, test_wait_mode);
+  tcase_add_test (http, test_wait_and_go_away);
+  tcase_add_test (http, test_stop);
+  tcase_add_test (http, test_path);
+  tcase_add_test (http, test_tcp);
+  tcase_add_test (http, test_tcp_token);
+  suite_add_tcase (s, http);
+
+  tcase_add_checked_fixture (lines, setup, teardown);
+  tcase_set_timeout (lines, 60);
+  tcase_add_loop_test (lines, test_progress, 0, 2);
+  tcase_add_test (lines, test_progress_stop);
+  tcase_add_loop_test (lines, test_progress_full, 0, 2);
+  tcase_add_loop_test (lines, test_progress_nobody, 0, 2);
+  tcase_add_test (lines, test_progress_fd);
+  tcase_add_test (lines, test_progress_file);
+  suite_add_tcase (s, lines);
+  return s;
+}
+
+int
+main (void)
+{
+  SRunner *runner = srunner_create (control_suite ());
+  int failed;
+
+  srunner_run_all (runner, CK_ENV);
+  failed = srunner_ntests_failed (runner);
+  srunner_free (runner);
+  return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}

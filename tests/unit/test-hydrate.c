@@ -1,0 +1,677 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* Proves that hydration copies every region, holes as holes, within its limits;
+ * that a client's write always wins against a copy; that it stops on errors and
+ * at a pause, goes on when told to, and ends when the clone is durably complete.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include <check.h>
+
+#include "cleanup.h"
+#include "clone.h"
+#include "hydrate.h"
+#include "mock-backend.h"
+#include "rounding.h"
+
+#define K UINT64_C (1024)
+#define M (K * K)
+
+static struct mock_disk *d;
+static struct hydrate *h;
+static uint8_t *model;
+static _Atomic unsigned ends;
+
+static void
+on_end (void *opaque)
+{
+  ends++;
+}
+
+static const struct hydrate_settings defaults = {
+  .threshold = HYDRATE_THRESHOLD_DEFAULT, .batch = HYDRATE_BATCH_DEFAULT
+};
+
+/* A disk, not yet hydrating.  async: many requests are in flight at once. */
+static void
+new_disk (uint64_t size, uint64_t region_size, bool async)
+{
+  d = mock_disk_new (size, region_size, 5000);
+  if (async) {
+    mock_set_async (d->source);
+    mock_set_async (d->dest);
+  }
+  model = malloc (size);
+  memcpy (model, mock_content (d->source), size);
+  ends = 0;
+}
+
+static void
+make_hole (uint64_t count, uint64_t offset)
+{
+  mock_fill (d->source, NULL, count, offset);
+  memset (model + offset, 0, count);
+}
+
+static void
+begin (const struct hydrate_settings *settings, bool paused)
+{
+  h = hydrate_new (d->clone, settings, paused, &mock_messages);
+  ck_assert_ptr_nonnull (h);
+  hydrate_on_end (h, on_end, NULL);
+  ck_assert_int_eq (hydrate_start (h), 0);
+}
+
+static void
+stop (void)
+{
+  hydrate_stop (h);
+  hydrate_free (h);
+  h = NULL;
+}
+
+static void
+teardown (void)
+{
+  if (h)
+    stop ();
+  if (d)
+    mock_disk_free (d);
+  free (model);
+  d = NULL;
+  model = NULL;
+}
+
+static bool
+has_state (void *opaque)
+{
+  struct hydrate_status st;
+
+  hydrate_get_status (h, &st);
+  return st.state == *(enum hydrate_state *)opaque;
+}
+
+static void
+wait_for (enum hydrate_state state)
+{
+  mock_wait_until (has_state, &state);
+}
+
+static bool
+has_ended (void *opaque)
+{
+  return ends > 0;
+}
+
+/* It is complete, durably; the source is closed; the destination has it all. */
+static void
+check_complete (void)
+{
+  wait_for (HYDRATE_COMPLETE);
+  mock_wait_until (has_ended, NULL);
+  stop ();
+  ck_assert (commit_is_complete (&d->clone->commit));
+  ck_assert (mock_is_closed (d->source));
+  ck_assert_mem_eq (mock_content (d->dest), model, d->size);
+  ck_assert_mem_eq (mock_durable (d->dest), model, d->size);
+}
+
+static void
+must_write (uint8_t byte, uint64_t count, uint64_t offset)
+{
+  memset (model + offset, byte, count);
+  ck_assert_int_eq (clone_pwrite (d->clone, model + offset, count, offset, 0),
+                    0);
+}
+
+static const struct { uint64_t size, region_size; } shapes[] = {
+  { 1, 4 * K }, { 511, 4 * K }, { 4096, 4 * K }, { 4097, 4 * K },
+  { 3 * M + 77, 4 * K }, { 5 * M + 1, 64 * K }, { 9 * M + 513, 4 * M },
+  { 2 * M, 32 * M },
+};
+#define SHAPES (int)(sizeof shapes / sizeof shapes[0])
+
+/* Data and holes at random places, some regions already written by clients:
+ * all ends up right, and each byte of data is read once.
+ */
+START_TEST (everything)
+{
+  const uint64_t size = shapes[_i / 4].size;
+  const struct hydrate_settings settings = {
+    .threshold = 3 * M, .batch = _i & 2 ? HYDRATE_BATCH_MIN * 3 : M
+  };
+  uint64_t seed = _i;
+
+  new_disk (size, shapes[_i / 4].region_size, _i & 1);
+  for (unsigned i = 0; i < 12; ++i) {
+    uint64_t offset = round_down (mock_random (&seed) % size, 512);
+
+    make_hole (1 + mock_random (&seed) % MIN (size - offset, 400 * K), offset);
+  }
+  for (unsigned i = 0; i < 10; ++i) {
+    uint64_t offset = mock_random (&seed) % size;
+
+    must_write (i + 1, 1 + mock_random (&seed) % MIN (size - offset, 9 * K),
+                offset);
+  }
+  mock_log_clear (d->log);
+  begin (&settings, false);
+  check_complete ();
+  ck_assert_uint_eq (ends, 1);
+  ck_assert_uint_le (mock_bytes (d->source, MOCK_PREAD), size);
+}
+END_TEST
+
+/* Holes are not read, and become holes. */
+START_TEST (holes)
+{
+  uint64_t from, to;
+
+  new_disk (16 * M, 4 * K, _i);
+  make_hole (6 * M, 2 * M);
+  make_hole (4 * M, 12 * M);
+  begin (&defaults, false);
+  check_complete ();
+  ck_assert_uint_eq (mock_bytes (d->source, MOCK_PREAD), 6 * M);
+  ck_assert_uint_eq (mock_bytes_in (d->source, MOCK_PREAD, 2 * M, 6 * M), 0);
+  ck_assert_uint_eq (mock_bytes (d->dest, MOCK_PWRITE), 6 * M);
+  for (size_t i = 0; i < mock_log_len (d->log); ++i)
+    if (mock_log_call (d->log, i)->kind == MOCK_ZERO)
+      ck_assert (mock_log_call (d->log, i)->flags & BACKEND_MAY_TRIM);
+  from = mock_bytes_in (d->dest, MOCK_ZERO, 2 * M, 6 * M);
+  to = mock_bytes_in (d->dest, MOCK_ZERO, 12 * M, 4 * M);
+  ck_assert_uint_eq (from + to, 10 * M);
+}
+END_TEST
+
+/* Zeroes that the source does not know as such become holes too. */
+START_TEST (unknown_zeroes)
+{
+  new_disk (8 * M, 4 * K, true);
+  make_hole (4 * M, 2 * M);
+  mock_backend (d->source)->knows_extents = false;
+  begin (&defaults, false);
+  check_complete ();
+  ck_assert_uint_eq (mock_count (d->source, MOCK_EXTENTS), 0);
+  ck_assert_uint_eq (mock_bytes (d->source, MOCK_PREAD), 8 * M);
+  ck_assert_uint_ge (mock_bytes (d->dest, MOCK_ZERO), 2 * M);
+}
+END_TEST
+
+/* A source that fails to tell its extents is copied as data. */
+START_TEST (extents_fail)
+{
+  new_disk (2 * M, 4 * K, true);
+  make_hole (M, 0);
+  mock_fail (d->source, MOCK_EXTENTS, MOCK_ANYWHERE, 1, 0, EIO);
+  begin (&defaults, false);
+  check_complete ();
+  ck_assert_uint_eq (mock_bytes (d->source, MOCK_PREAD), 2 * M);
+}
+END_TEST
+
+/* Never more than the threshold is being read at once, and no copy is larger
+ * than a batch; but several are in flight.
+ */
+START_TEST (limits)
+{
+  const struct hydrate_settings settings = {
+    .threshold = 512 * K, .batch = 64 * K
+  };
+
+  new_disk (8 * M, 4 * K, true);
+  mock_set_delay (d->source, 1000);
+  begin (&settings, false);
+  check_complete ();
+  ck_assert_uint_le (mock_max_reading (d->source), 512 * K);
+  ck_assert_uint_ge (mock_max_reading (d->source), 128 * K);
+  for (size_t i = 0; i < mock_log_len (d->log); ++i) {
+    const struct mock_call *call = mock_log_call (d->log, i);
+
+    if (call->kind == MOCK_PREAD)
+      ck_assert_uint_le (call->range[0].count, 64 * K);
+  }
+}
+END_TEST
+
+/* A region larger than a batch is read in pieces of a batch, and is invalid
+ * until the last of them is in the destination.
+ */
+START_TEST (large_regions)
+{
+  const struct hydrate_settings settings = {
+    .threshold = M, .batch = 256 * K
+  };
+  struct mock_gate *gate;
+
+  new_disk (8 * M + 100, 4 * M, true);
+  gate = mock_gate (d->dest, MOCK_PWRITE, 4 * M - 1, 1, 1);
+  begin (&settings, false);
+  mock_gate_wait (gate);
+  mock_settle ();
+  ck_assert (!region_map_is_valid (d->clone->map, 0));
+  mock_gate_open (gate);
+  check_complete ();
+  for (size_t i = 0; i < mock_log_len (d->log); ++i) {
+    const struct mock_call *call = mock_log_call (d->log, i);
+
+    if (call->kind == MOCK_PREAD)
+      ck_assert_uint_le (call->range[0].count, 256 * K);
+  }
+}
+END_TEST
+
+static double
+now (void)
+{
+  struct timespec ts;
+
+  clock_gettime (CLOCK_MONOTONIC, &ts);
+  return ts.tv_sec + ts.tv_nsec / 1e9;
+}
+
+/* The rate is kept: 2 MiB at 2 MiB a second take about a second. */
+START_TEST (rate)
+{
+  const struct hydrate_settings settings = {
+    .threshold = 16 * M, .batch = 64 * K, .rate = 2 * M
+  };
+  const double then = now ();
+
+  new_disk (2 * M, 4 * K, true);
+  begin (&settings, false);
+  check_complete ();
+  ck_assert (now () - then > 0.8);
+  ck_assert (now () - then < 20);
+}
+END_TEST
+
+/* Paused from the start: nothing happens until it is resumed.  Paused on the
+ * way: what is under way ends, nothing new begins.
+ */
+START_TEST (pause_and_resume)
+{
+  const struct hydrate_settings settings = {
+    .threshold = 64 * K, .batch = 64 * K
+  };
+  struct mock_gate *gate;
+  uint64_t valid;
+
+  new_disk (4 * M, 4 * K, _i);
+  begin (&settings, true);
+  wait_for (HYDRATE_PAUSED);
+  mock_settle ();
+  ck_assert_uint_eq (mock_count (d->source, MOCK_PREAD), 0);
+
+  gate = mock_gate (d->dest, MOCK_PWRITE, MOCK_ANYWHERE, 5);
+  hydrate_resume (h);
+  mock_gate_wait (gate);
+  hydrate_pause (h);
+  mock_gate_open (gate);
+  wait_for (HYDRATE_PAUSED);
+  mock_settle ();
+  mock_settle ();
+  valid = region_map_count_valid (d->clone->map);
+  ck_assert_uint_gt (valid, 0);
+  ck_assert_uint_lt (valid, region_map_regions (d->clone->map));
+  mock_settle ();
+  ck_assert_uint_eq (region_map_count_valid (d->clone->map), valid);
+  hydrate_resume (h);
+  check_complete ();
+}
+END_TEST
+
+/* A threshold of 0 is a pause, another one ends it. */
+START_TEST (threshold_of_zero)
+{
+  struct hydrate_settings settings = defaults, got;
+
+  new_disk (2 * M, 4 * K, true);
+  settings.threshold = 0;
+  begin (&settings, false);
+  wait_for (HYDRATE_PAUSED);
+  mock_settle ();
+  ck_assert_uint_eq (mock_count (d->source, MOCK_PREAD), 0);
+  settings.threshold = 128 * K;
+  hydrate_set_settings (h, &settings);
+  hydrate_get_settings (h, &got);
+  ck_assert_uint_eq (got.threshold, 128 * K);
+  check_complete ();
+}
+END_TEST
+
+/* A client's write comes between the copier's read of the source and its write:
+ * the client's data survive, and it did not wait.  _i: the whole region, or
+ * part of it; small regions, or one in pieces.
+ */
+START_TEST (write_wins)
+{
+  const uint64_t region = _i & 2 ? 4 * M : 64 * K;
+  struct mock_gate *gate;
+
+  new_disk (2 * region, region, true);
+  gate = mock_gate_after (d->source, MOCK_PREAD, 0, 512, 1);
+  begin (&defaults, false);
+  mock_gate_wait (gate);
+  if (_i & 1)
+    must_write (1, region, 0);
+  else
+    must_write (1, 1000, 300);
+  ck_assert (region_map_is_valid (d->clone->map, 0));
+  mock_gate_open (gate);
+  check_complete ();
+}
+END_TEST
+
+struct writer {
+  uint64_t count, offset;
+  bool trim;
+  _Atomic bool done;
+};
+
+static void
+run_writer (void *opaque)
+{
+  struct writer *w = opaque;
+
+  if (w->trim) {
+    if (clone_trim (d->clone, w->count, w->offset, 0) == -1)
+      abort ();
+  }
+  else if (clone_pwrite (d->clone, model + w->offset, w->count, w->offset,
+                         0) == -1)
+    abort ();
+  w->done = true;
+}
+
+/* The copier is writing to the destination, as owner: clients wait for that
+ * write, and come after it.
+ */
+START_TEST (copy_in_flight)
+{
+  struct mock_gate *gate;
+  struct mock_thread *thread;
+  struct writer w = { .trim = _i == 2 };
+
+  new_disk (128 * K, 64 * K, true);
+  w.count = _i ? 64 * K : 1000;
+  memset (model, w.trim ? 0 : 7, w.count);
+  gate = mock_gate (d->dest, MOCK_PWRITE, 0, 64 * K, 1);
+  begin (&defaults, false);
+  mock_gate_wait (gate);
+  thread = mock_thread (run_writer, &w);
+  mock_settle ();
+  ck_assert (!w.done);
+  mock_gate_open (gate);
+  mock_join (thread);
+  /* The client may have come after the commit that made it complete. */
+  wait_for (HYDRATE_COMPLETE);
+  ck_assert_int_eq (clone_flush (d->clone), 0);
+  check_complete ();
+}
+END_TEST
+
+static bool
+others_are_valid (void *opaque)
+{
+  return region_map_count_valid (d->clone->map) == 15;
+}
+
+/* The copier must wait for a client that owns the region, goes on with others
+ * meanwhile, and finds the client's data in the end.
+ */
+START_TEST (copier_waits_for_client)
+{
+  struct mock_gate *gate;
+  struct mock_thread *thread;
+  struct writer w = { .count = 1000, .offset = 70 * K };
+
+  new_disk (1 * M, 64 * K, true);
+  memset (model + w.offset, 7, w.count);
+  gate = mock_gate (d->dest, MOCK_PWRITE, 64 * K, 64 * K, 1);
+  thread = mock_thread (run_writer, &w);
+  mock_gate_wait (gate);
+  begin (&(struct hydrate_settings){ .threshold = M, .batch = 64 * K }, false);
+  mock_wait_until (others_are_valid, NULL);
+  ck_assert (!region_map_is_valid (d->clone->map, 1));
+  mock_gate_open (gate);
+  mock_join (thread);
+  check_complete ();
+}
+END_TEST
+
+/* An error of the source or the destination stops it, is told once, and loses
+ * nothing; when the cause is gone, resume goes on to the end.
+ */
+START_TEST (errors)
+{
+  const unsigned before = mock_errors ();
+
+  new_disk (4 * M, _i & 2 ? 2 * M : 4 * K, _i & 1);
+  if (_i & 4)
+    mock_fail (d->source, MOCK_PREAD, M, 64 * K, 1, 0, EIO);
+  else
+    mock_fail (d->dest, MOCK_PWRITE, M, 64 * K, 1, 0, ENOSPC);
+  begin (&(struct hydrate_settings){ .threshold = M, .batch = 256 * K },
+         false);
+  wait_for (HYDRATE_FAILED);
+  mock_wait_until (has_ended, NULL);
+  mock_settle ();
+  ck_assert (has_state (&(enum hydrate_state){ HYDRATE_FAILED }));
+  ck_assert_uint_eq (mock_errors (), before + 1);
+  must_write (1, 5000, 3 * M + 7);
+
+  mock_heal (d->source);
+  mock_heal (d->dest);
+  ends = 0;
+  hydrate_resume (h);
+  check_complete ();
+}
+END_TEST
+
+/* The last commit fails: not complete, the source stays open, and resume, with
+ * a metadata device that works again, ends it.
+ */
+START_TEST (last_commit_fails)
+{
+  new_disk (M, 4 * K, true);
+  mock_fail (d->meta, MOCK_FLUSH, MOCK_ANYWHERE, 1, 0, EIO);
+  begin (&defaults, false);
+  wait_for (HYDRATE_FAILED);
+  ck_assert (!commit_is_complete (&d->clone->commit));
+  ck_assert (!mock_is_closed (d->source));
+  mock_heal (d->meta);
+  hydrate_resume (h);
+  check_complete ();
+}
+END_TEST
+
+/* Complete is not said before the bitmap is durably full. */
+START_TEST (complete_when_durable)
+{
+  struct mock_gate *gate;
+  struct hydrate_status st;
+
+  new_disk (M, 4 * K, true);
+  gate = mock_gate (d->meta, MOCK_FLUSH, MOCK_ANYWHERE, 1);
+  begin (&defaults, false);
+  mock_gate_wait (gate);
+  ck_assert_uint_eq (region_map_count_valid (d->clone->map),
+                     region_map_regions (d->clone->map));
+  hydrate_get_status (h, &st);
+  ck_assert_int_ne (st.state, HYDRATE_COMPLETE);
+  ck_assert_uint_eq (ends, 0);
+  ck_assert (!mock_is_closed (d->source));
+  mock_gate_open (gate);
+  check_complete ();
+}
+END_TEST
+
+/* Clients write all of the disk: the flush that makes that durable ends
+ * hydration, that is paused, too.
+ */
+START_TEST (completed_by_clients)
+{
+  new_disk (M, 4 * K, true);
+  begin (&defaults, true);
+  must_write (1, M, 0);
+  ck_assert_int_eq (clone_flush (d->clone), 0);
+  check_complete ();
+}
+END_TEST
+
+static void
+run_stop (void *opaque)
+{
+  _Atomic bool *stopped = opaque;
+
+  hydrate_stop (h);
+  *stopped = true;
+}
+
+static bool
+is_true (void *opaque)
+{
+  return *(_Atomic bool *)opaque;
+}
+
+/* Stop waits for what is under way, and for no longer, and what is copied stays
+ * valid; a new start goes on where that one was.
+ */
+START_TEST (stop_in_flight)
+{
+  static _Atomic bool stopped;
+  struct mock_thread *thread;
+  struct mock_gate *gate[6];
+  uint64_t valid;
+
+  new_disk (8 * M, 4 * K, true);
+  for (unsigned i = 0; i < 6; ++i)
+    gate[i] = mock_gate_after (_i ? d->source : d->dest,
+                               _i ? MOCK_PREAD : MOCK_PWRITE, MOCK_ANYWHERE,
+                               1);
+  begin (&(struct hydrate_settings){ .threshold = M, .batch = 64 * K }, false);
+  for (unsigned i = 0; i < 6; ++i)
+    mock_gate_wait (gate[i]);
+  stopped = false;
+  thread = mock_thread (run_stop, &stopped);
+  mock_settle ();
+  ck_assert (!stopped);
+  for (unsigned i = 0; i < 6; ++i)
+    mock_gate_open (gate[i]);
+  mock_wait_until (is_true, &stopped);
+  mock_join (thread);
+  hydrate_free (h);
+  h = NULL;
+
+  valid = region_map_bytes_valid (d->clone->map);
+  ck_assert_int_eq (mock_disk_close (d), 0);
+  ck_assert_int_eq (mock_disk_open (d), 0);
+  ck_assert_uint_eq (region_map_bytes_valid (d->clone->map), valid);
+  mock_log_clear (d->log);
+  ends = 0;
+  begin (&defaults, false);
+  check_complete ();
+  ck_assert_uint_eq (mock_bytes (d->source, MOCK_PREAD), 8 * M - valid);
+}
+END_TEST
+
+static void
+client (void *opaque)
+{
+  const unsigned number = (uintptr_t)opaque;
+  uint64_t seed = number + 1;
+  uint8_t buf[700];
+
+  for (unsigned i = 0; i < 400; ++i) {
+    uint64_t block = mock_random (&seed) % (d->size / 700 / 3);
+    uint64_t offset = (block * 3 + number) * 700;
+
+    if (i % 3 == 0) {
+      if (clone_zero (d->clone, 700, offset, 0) == -1)
+        abort ();
+      memset (model + offset, 0, 700);
+    }
+    else {
+      memset (buf, mock_random (&seed), 700);
+      if (clone_pwrite (d->clone, buf, 700, offset, 0) == -1)
+        abort ();
+      memcpy (model + offset, buf, 700);
+    }
+    if (i % 50 == 0 && clone_flush (d->clone) == -1)
+      abort ();
+    if (clone_pread (d->clone, buf, 700, offset) == -1 ||
+        memcmp (buf, model + offset, 700) != 0)
+      abort ();
+  }
+}
+
+/* Clients that write all over the disk while it hydrates, with regions that they
+ * share, never lose a byte.
+ */
+START_TEST (stress)
+{
+  struct mock_thread *thread[3];
+  const struct hydrate_settings settings = {
+    .threshold = M, .batch = 64 * K
+  };
+
+  new_disk (6 * M + 11, _i ? M : 4 * K, true);
+  mock_log_enable (d->log, false);
+  mock_set_delay (d->source, 500);
+  mock_set_delay (d->dest, 100);
+  begin (&settings, false);
+  for (uintptr_t i = 0; i < 3; ++i)
+    thread[i] = mock_thread (client, (void *)i);
+  for (unsigned i = 0; i < 3; ++i)
+    mock_join (thread[i]);
+  wait_for (HYDRATE_COMPLETE);
+  ck_assert_int_eq (clone_flush (d->clone), 0);
+  check_complete ();
+}
+END_TEST
+
+int
+main (void)
+{
+  Suite *suite = suite_create ("hydrate");
+  TCase *tc = tcase_create ("hydrate");
+  SRunner *runner;
+  int failed;
+
+  tcase_set_timeout (tc, 120);
+  tcase_add_checked_fixture (tc, NULL, teardown);
+  tcase_add_loop_test (tc, everything, 0, SHAPES * 4);
+  tcase_add_loop_test (tc, holes, 0, 2);
+  tcase_add_test (tc, unknown_zeroes);
+  tcase_add_test (tc, extents_fail);
+  tcase_add_test (tc, limits);
+  tcase_add_test (tc, large_regions);
+  tcase_add_test (tc, rate);
+  tcase_add_loop_test (tc, pause_and_resume, 0, 2);
+  tcase_add_test (tc, threshold_of_zero);
+  tcase_add_loop_test (tc, write_wins, 0, 4);
+  tcase_add_loop_test (tc, copy_in_flight, 0, 3);
+  tcase_add_test (tc, copier_waits_for_client);
+  tcase_add_loop_test (tc, errors, 0, 8);
+  tcase_add_test (tc, last_commit_fails);
+  tcase_add_test (tc, complete_when_durable);
+  tcase_add_test (tc, completed_by_clients);
+  tcase_add_loop_test (tc, stop_in_flight, 0, 2);
+  tcase_add_loop_test (tc, stress, 0, 2);
+  suite_add_tcase (suite, tc);
+
+  runner = srunner_create (suite);
+  srunner_run_all (runner, CK_ENV);
+  failed = srunner_ntests_failed (runner);
+  srunner_free (runner);
+  return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}

@@ -1,0 +1,813 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* Proves that the metadata's bytes are those of the format in metadata.h, read
+ * and written here by hand; that creation's order leaves no half-made store;
+ * and that no damage is ever taken for a valid store that says less.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <check.h>
+
+#include "crc32c.h"
+#include "metadata.h"
+#include "mock-backend.h"
+#include "region-map.h"
+
+#define K UINT64_C (1024)
+
+/* Three bitmap sectors; the last has 9 regions, the last of them short. */
+#define REGIONS (2 * REGIONS_PER_SECTOR + 9)
+#define SIZE ((REGIONS - 1) * 4 * K + 513)
+#define STORE 12288
+
+static struct mock_log *history;
+static struct mock *meta;
+
+/* ---- the format, by hand ---- */
+
+static uint64_t
+get (const uint8_t *p, unsigned n)
+{
+  uint64_t v = 0;
+
+  while (n-- > 0)
+    v = v << 8 | p[n];
+  return v;
+}
+
+static void
+put (uint8_t *p, unsigned n, uint64_t v)
+{
+  for (unsigned i = 0; i < n; ++i, v >>= 8)
+    p[i] = v;
+}
+
+/* RFC 3720's CRC, bit by bit, independent of the library's. */
+static uint32_t
+slow_crc (uint32_t crc, const uint8_t *p, size_t n)
+{
+  crc = ~crc;
+  while (n-- > 0) {
+    crc ^= *p++;
+    for (unsigned i = 0; i < 8; ++i)
+      crc = crc >> 1 ^ (crc & 1 ? 0x82f63b78 : 0);
+  }
+  return ~crc;
+}
+
+static uint32_t
+superblock_crc (const uint8_t *sector)
+{
+  uint8_t copy[512];
+
+  memcpy (copy, sector, 512);
+  memset (copy + 12, 0, 4);
+  return slow_crc (0, copy, 512);
+}
+
+static uint32_t
+bitmap_crc (const uint8_t *uuid, uint64_t s, const uint8_t *sector)
+{
+  uint8_t number[8];
+  uint32_t crc;
+
+  put (number, 8, s);
+  crc = slow_crc (0, uuid, 16);
+  crc = slow_crc (crc, number, 8);
+  return slow_crc (crc, sector, 508);
+}
+
+/* ---- stores ---- */
+
+static struct superblock
+parameters (void)
+{
+  struct superblock sb = {
+    .size = SIZE, .region_size = 4 * K, .generation = 99, .flags = 77
+  };
+
+  for (unsigned i = 0; i < FINGERPRINT_SAMPLES; ++i)
+    sb.fingerprint.crc[i] = 0x01020304 * (i + 1);
+  return sb;
+}
+
+static void
+setup (void)
+{
+  history = mock_log_new (true);
+  meta = mock_new (history, "metadata", STORE, false);
+}
+
+static void
+teardown (void)
+{
+  mock_free (meta);
+  mock_log_free (history);
+}
+
+/* Make a store with these regions valid. */
+static void
+make_store (uint32_t flags, unsigned n, ...)
+{
+  const struct superblock sb = parameters ();
+  struct metadata *md = metadata_create (mock_backend (meta), &sb,
+                                         &mock_messages);
+  va_list args;
+
+  ck_assert_ptr_nonnull (md);
+  va_start (args, n);
+  for (unsigned i = 0; i < n; ++i) {
+    uint64_t r = va_arg (args, uint64_t);
+    uint32_t s = r / REGIONS_PER_SECTOR;
+    uint64_t words[WORDS_PER_SECTOR];
+    uint8_t image[1][METADATA_SECTOR];
+
+    ck_assert_int_eq (metadata_decode (md, s, mock_content (meta) + 8192 +
+                                       512 * s, words), 0);
+    words[r % REGIONS_PER_SECTOR / 64] |= UINT64_C (1) << (r % 64);
+    metadata_encode (md, s, words, image[0]);
+    ck_assert_int_eq (metadata_write (md, &s, image, 1), 0);
+  }
+  va_end (args);
+  ck_assert_int_eq (metadata_flush (md), 0);
+  ck_assert_int_eq (metadata_set_flags (md, flags), 0);
+  metadata_close (md);
+  mock_reopen (meta);
+}
+
+/* What one finds when opening the store in m. */
+struct found {
+  enum metadata_presence presence;
+  bool opens;
+  struct superblock sb;
+  uint64_t valid;              /* regions */
+  uint64_t sum;                /* of the regions' numbers */
+};
+
+static struct found
+look (struct mock *m)
+{
+  struct found f = { 0 };
+  struct metadata *md;
+  struct region_map *map;
+
+  f.presence = metadata_probe (mock_backend (m), &mock_messages);
+  md = metadata_open (mock_backend (m), &mock_messages);
+  if (md == NULL)
+    return f;
+  f.sb = md->sb;
+  map = region_map_new (md->sb.size, md->sb.region_size);
+  ck_assert_ptr_nonnull (map);
+  f.opens = metadata_load (md, map) == 0;
+  if (f.opens) {
+    f.valid = region_map_count_valid (map);
+    ck_assert_uint_eq (region_map_count_durable (map), f.valid);
+    for (uint64_t r = 0; r < region_map_regions (map); ++r)
+      f.sum += region_map_is_valid (map, r) ? r : 0;
+  }
+  region_map_free (map);
+  metadata_close (md);
+  mock_reopen (m);
+  return f;
+}
+
+/* ---- tests ---- */
+
+/* The CRC is Castagnoli's, whole and in parts. */
+START_TEST (crc)
+{
+  uint8_t buf[1000];
+
+  ck_assert_uint_eq (crc32c (0, "123456789", 9), 0xe3069283);
+  ck_assert_uint_eq (crc32c (crc32c (0, "1234", 4), "56789", 5), 0xe3069283);
+  ck_assert_uint_eq (slow_crc (0, (const uint8_t *)"123456789", 9),
+                     0xe3069283);
+  for (unsigned i = 0; i < sizeof buf; ++i)
+    buf[i] = i * i >> 3;
+  for (unsigned i = 0; i <= sizeof buf; ++i)
+    ck_assert_uint_eq (crc32c (7, buf, i), slow_crc (7, buf, i));
+}
+END_TEST
+
+/* Every byte of a store, decoded by hand. */
+START_TEST (format)
+{
+  const uint8_t *p, *a, *b;
+  struct superblock sb = parameters ();
+
+  make_store (METADATA_CLEAN, 4, UINT64_C (0), UINT64_C (65),
+              (uint64_t)REGIONS_PER_SECTOR - 1, (uint64_t)REGIONS - 1);
+  ck_assert_uint_eq (metadata_store_size (SIZE, 4 * K), STORE);
+  p = mock_durable (meta);
+  a = p;
+  b = p + 4096;
+
+  ck_assert_mem_eq (a, b, 512);
+  ck_assert_mem_eq (a, "NBDCLONE", 8);
+  ck_assert_uint_eq (get (a + 8, 4), 1);
+  ck_assert_uint_eq (get (a + 12, 4), superblock_crc (a));
+  ck_assert_uint_eq (get (a + 32, 8), 1);
+  ck_assert_uint_eq (get (a + 40, 8), SIZE);
+  ck_assert_uint_eq (get (a + 48, 8), 4096);
+  ck_assert_uint_eq (get (a + 56, 4), 1);
+  ck_assert_uint_eq (get (a + 60, 4), 0);
+  for (unsigned i = 0; i < 32; ++i)
+    ck_assert_uint_eq (get (a + 64 + 4 * i, 4), sb.fingerprint.crc[i]);
+  for (unsigned i = 192; i < 512; ++i)
+    ck_assert_uint_eq (a[i], 0);
+
+  for (unsigned s = 0; s < 3; ++s) {
+    const uint8_t *q = p + 8192 + 512 * s;
+    unsigned bits = 0;
+
+    for (unsigned i = 0; i < 504; ++i)
+      bits += __builtin_popcount (q[i]);
+    ck_assert_uint_eq (bits, s == 0 ? 3 : s == 1 ? 0 : 1);
+    ck_assert_mem_eq (q + 504, "CLBM", 4);
+    ck_assert_uint_eq (get (q + 508, 4), bitmap_crc (a + 16, s, q));
+  }
+  ck_assert_uint_eq (p[8192], 1);               /* region 0 */
+  ck_assert_uint_eq (p[8192 + 8], 2);           /* region 65 */
+  ck_assert_uint_eq (p[8192 + 503], 0x80);      /* region 4031 */
+  ck_assert_uint_eq (p[8192 + 1024 + 1], 1);    /* region 2 * 4032 + 8 */
+
+  /* What is not used is zero. */
+  for (unsigned i = 0; i < STORE; ++i)
+    if ((i >= 512 && i < 4096) || (i >= 4608 && i < 8192) ||
+        i >= 8192 + 3 * 512)
+      ck_assert_uint_eq (p[i], 0);
+}
+END_TEST
+
+/* A store whose bytes were put together by hand, to the letter of the format,
+ * is read as what it says.
+ */
+START_TEST (reads_foreign_hand)
+{
+  uint8_t image[STORE] = { 0 };
+  struct found f;
+
+  for (unsigned copy = 0; copy < 2; ++copy) {
+    uint8_t *sb = image + 4096 * copy;
+
+    memcpy (sb, "NBDCLONE", 8);
+    put (sb + 8, 4, 1);
+    memcpy (sb + 16, "0123456789abcdef", 16);
+    put (sb + 32, 8, 0x1122334455667788 - copy);
+    put (sb + 40, 8, 100 * K);
+    put (sb + 48, 8, 8 * K);
+    put (sb + 56, 4, 0);
+    put (sb + 64 + 4 * 31, 4, 0xcafe);
+    put (sb + 12, 4, superblock_crc (sb));
+  }
+  image[8192 + 1] = 0x10;       /* region 12, the last */
+  image[8192] = 0x04;           /* region 2 */
+  memcpy (image + 8192 + 504, "CLBM", 4);
+  put (image + 8192 + 508, 4, bitmap_crc (image + 16, 0, image + 8192));
+  mock_fill (meta, image, STORE, 0);
+
+  f = look (meta);
+  ck_assert_int_eq (f.presence, METADATA_PRESENT);
+  ck_assert (f.opens);
+  ck_assert_uint_eq (f.sb.generation, 0x1122334455667788);
+  ck_assert_uint_eq (f.sb.size, 100 * K);
+  ck_assert_uint_eq (f.sb.region_size, 8 * K);
+  ck_assert_uint_eq (f.sb.fingerprint.crc[31], 0xcafe);
+  ck_assert_uint_eq (f.valid, 2);
+  ck_assert_uint_eq (f.sum, 14);
+}
+END_TEST
+
+/* The next call must be of this kind, after the end of the one before. */
+static const struct mock_call *
+next (size_t *i, enum mock_kind kind)
+{
+  const struct mock_call *call = mock_log_call (history, *i);
+
+  ck_assert_ptr_nonnull (call);
+  ck_assert_int_eq (call->kind, kind);
+  if (*i > 0)
+    ck_assert_uint_lt (mock_log_call (history, *i - 1)->end, call->start);
+  ++*i;
+  return call;
+}
+
+/* Creation: superblocks become zero, flush, bitmap, flush, superblock A, flush,
+ * superblock B, flush, and nothing else.
+ */
+START_TEST (creation_order)
+{
+  const struct superblock sb = parameters ();
+  const struct mock_call *call;
+  struct metadata *md;
+  uint8_t old[STORE];
+  size_t i = 0;
+
+  memset (old, 0x55, sizeof old);
+  mock_fill (meta, old, sizeof old, 0);
+  md = metadata_create (mock_backend (meta), &sb, &mock_messages);
+  ck_assert_ptr_nonnull (md);
+  ck_assert_int_eq (mock_errors (), 0);
+
+  call = next (&i, MOCK_ZERO);
+  ck_assert_uint_eq (call->range[0].offset, 0);
+  ck_assert_uint_ge (call->range[0].count, 4608);
+  next (&i, MOCK_FLUSH);
+  call = next (&i, MOCK_PWRITE);
+  ck_assert_uint_eq (call->n, 1);
+  ck_assert_uint_eq (call->range[0].offset, 8192);
+  ck_assert_uint_eq (call->range[0].count, 3 * 512);
+  next (&i, MOCK_FLUSH);
+  call = next (&i, MOCK_PWRITE);
+  ck_assert_uint_eq (call->n, 1);
+  ck_assert_uint_eq (call->range[0].offset, 0);
+  ck_assert_uint_eq (call->range[0].count, 512);
+  next (&i, MOCK_FLUSH);
+  call = next (&i, MOCK_PWRITE);
+  ck_assert_uint_eq (call->range[0].offset, 4096);
+  next (&i, MOCK_FLUSH);
+  ck_assert_uint_eq (mock_log_len (history), i);
+
+  /* Two stores do not get the same name. */
+  ck_assert_mem_ne (md->sb.uuid, ((uint8_t[16]){ 0 }), 16);
+  ck_assert_uint_eq (md->sb.generation, 1);
+  metadata_close (md);
+}
+END_TEST
+
+static bool
+keep_randomly (uint64_t sector, void *seed)
+{
+  return mock_random (seed) % 2;
+}
+
+/* A power cut at any call of creation leaves, whatever subset of sectors was
+ * kept, either the old content that is no store of ours, or nothing, or damage
+ * that is refused, or a whole and empty store; and what is said to be
+ * absent can be created anew.
+ */
+START_TEST (creation_cut)
+{
+  static const enum mock_kind kinds[] = {
+    MOCK_ZERO, MOCK_FLUSH, MOCK_PWRITE, MOCK_FLUSH, MOCK_PWRITE, MOCK_FLUSH,
+    MOCK_PWRITE, MOCK_FLUSH
+  };
+  const struct superblock sb = parameters ();
+  unsigned whole = 0, absent = 0;
+  uint64_t seed = 5;
+  uint8_t old[STORE];
+
+  memset (old, 0x55, sizeof old);
+  for (unsigned cut = 0; cut < 8; ++cut)
+    for (unsigned variant = 0; variant < 60; ++variant) {
+      struct mock *m = mock_new (history, "cut", STORE, false);
+      unsigned nth[MOCK_KINDS] = { 0 };
+      struct found f;
+
+      if (variant % 2)
+        mock_fill (m, old, sizeof old, 0);
+      for (unsigned i = 0; i <= cut; ++i)
+        nth[kinds[i]]++;
+      mock_fail (m, kinds[cut], MOCK_ANYWHERE, nth[kinds[cut]], 0, EIO);
+      ck_assert_ptr_null (metadata_create (mock_backend (m), &sb,
+                                           &mock_messages));
+      mock_heal (m);
+      mock_crash (m, keep_randomly, &seed);
+
+      f = look (m);
+      switch (f.presence) {
+      case METADATA_PRESENT:
+        ck_assert (f.opens);
+        ck_assert_uint_eq (f.valid, 0);
+        ck_assert_uint_ge (cut, 5);
+        whole++;
+        break;
+      case METADATA_ABSENT:
+        ck_assert_uint_le (cut, 5);
+        absent++;
+        break;
+      case METADATA_FOREIGN:
+        ck_assert_uint_le (cut, 1);
+        ck_assert (!f.opens);
+        break;
+      default:
+        ck_abort_msg ("cut %u: presence %d", cut, f.presence);
+      }
+      mock_free (m);
+    }
+  ck_assert_uint_gt (whole, 60);
+  ck_assert_uint_gt (absent, 60);
+}
+END_TEST
+
+/* Flags are written to one superblock after the other, with a flush between;
+ * a cut after any call leaves a valid store with old or new flags.
+ */
+START_TEST (flags_cut)
+{
+  uint64_t seed = 6;
+
+  for (unsigned cut = 0; cut < 4; ++cut)
+    for (unsigned variant = 0; variant < 20; ++variant) {
+      struct metadata *md;
+      struct found f;
+
+      make_store (0, 1, UINT64_C (3));
+      md = metadata_open (mock_backend (meta), &mock_messages);
+      mock_fail (meta, cut % 2 ? MOCK_FLUSH : MOCK_PWRITE, MOCK_ANYWHERE,
+                 cut / 2 + 1, 0, EIO);
+      ck_assert_int_eq (metadata_set_flags (md, METADATA_CLEAN), -1);
+      ck_assert_int_eq (errno, EIO);
+      ck_assert_uint_eq (md->sb.flags, 0);
+      metadata_close (md);
+      mock_heal (meta);
+      mock_crash (meta, keep_randomly, &seed);
+      f = look (meta);
+      ck_assert (f.opens);
+      ck_assert_uint_eq (f.valid, 1);
+      ck_assert_uint_eq (f.sum, 3);
+      if (cut == 0)             /* A's write failed */
+        ck_assert_uint_eq (f.sb.flags, 0);
+      else if (cut == 1)        /* A may be there */
+        ck_assert (f.sb.flags == 0 || f.sb.flags == METADATA_CLEAN);
+      else
+        ck_assert_uint_eq (f.sb.flags, METADATA_CLEAN);
+    }
+}
+END_TEST
+
+/* Flags that stay the same cost nothing. */
+START_TEST (same_flags)
+{
+  struct metadata *md;
+
+  make_store (METADATA_CLEAN, 0);
+  md = metadata_open (mock_backend (meta), &mock_messages);
+  mock_log_clear (history);
+  ck_assert_int_eq (metadata_set_flags (md, METADATA_CLEAN), 0);
+  ck_assert_uint_eq (mock_log_len (history), 0);
+  metadata_close (md);
+}
+END_TEST
+
+/* Either copy of the superblock is enough, with the other zeroed or filled with
+ * anything.
+ */
+START_TEST (one_superblock_is_enough)
+{
+  uint8_t junk[512];
+
+  make_store (METADATA_CLEAN, 2, UINT64_C (7), (uint64_t)REGIONS - 1);
+  memset (junk, _i & 2 ? 0xa5 : 0, sizeof junk);
+  mock_fill (meta, junk, sizeof junk, _i & 1 ? 4096 : 0);
+
+  struct found f = look (meta);
+  ck_assert_int_eq (f.presence, METADATA_PRESENT);
+  ck_assert (f.opens);
+  ck_assert_uint_eq (f.valid, 2);
+  ck_assert_uint_eq (f.sum, 7 + REGIONS - 1);
+  ck_assert_uint_eq (f.sb.flags, METADATA_CLEAN);
+}
+END_TEST
+
+/* Change superblock `copy' by hand, with a right CRC. */
+static void
+edit_superblock (unsigned copy, unsigned at, unsigned n, uint64_t v)
+{
+  uint8_t sb[512];
+
+  memcpy (sb, mock_content (meta) + 4096 * copy, 512);
+  put (sb + at, n, v);
+  put (sb + 12, 4, superblock_crc (sb));
+  mock_fill (meta, sb, 512, 4096 * copy);
+}
+
+/* Of two valid superblocks the higher generation counts, in 64 bits, whichever
+ * copy has it.
+ */
+START_TEST (higher_generation)
+{
+  static const uint64_t low[] = { 1, 0xffffffff, 0x7fffffffffffffff };
+
+  for (unsigned i = 0; i < 3; ++i)
+    for (unsigned newer = 0; newer < 2; ++newer) {
+      struct found f;
+
+      make_store (0, 0);
+      edit_superblock (newer, 56, 4, METADATA_CLEAN);
+      edit_superblock (newer, 32, 8, low[i] + 1);
+      edit_superblock (1 - newer, 32, 8, low[i]);
+      f = look (meta);
+      ck_assert (f.opens);
+      ck_assert_uint_eq (f.sb.generation, low[i] + 1);
+      ck_assert_uint_eq (f.sb.flags, METADATA_CLEAN);
+    }
+}
+END_TEST
+
+/* Two valid superblocks that belong to different stores, geometries or sources
+ * are refused.
+ */
+START_TEST (superblocks_disagree)
+{
+  /* In the UUID, the size, the region size and the fingerprint. */
+  static const struct { unsigned at, n; uint64_t flip; } t[] = {
+    { 16, 1, 0x80 }, { 31, 1, 1 }, { 40, 8, 1 }, { 48, 8, 4 * K ^ 8 * K },
+    { 64, 4, 1 }, { 188, 4, 0x80000000 },
+  };
+  const unsigned i = _i / 2, copy = _i % 2;
+
+  make_store (0, 0);
+  edit_superblock (copy, t[i].at, t[i].n, t[i].flip ^
+                   get (mock_content (meta) + 4096 * copy + t[i].at, t[i].n));
+  ck_assert (!look (meta).opens);
+  ck_assert_ptr_nonnull (strstr (mock_last_error (), "different stores"));
+}
+END_TEST
+
+/* Superblocks with a right CRC that say what cannot be, or what this version
+ * does not know, are refused.
+ */
+START_TEST (impossible_superblocks)
+{
+  static const struct { unsigned at, n; uint64_t v; } t[] = {
+    { 0, 1, 'n' }, { 8, 4, 0 }, { 8, 4, 2 }, { 40, 8, 0 },
+    { 40, 8, UINT64_MAX }, { 40, 8, (UINT64_C (1) << 43) + 1 },
+    { 48, 8, 0 }, { 48, 8, 2 * K }, { 48, 8, 4 * K + 1 }, { 48, 8, 12 * K },
+    { 48, 8, 2 * K * K * K }, { 56, 4, 4 }, { 56, 4, 0x80000000 },
+    { 60, 4, 1 }, { 192, 1, 1 }, { 511, 1, 1 },
+  };
+
+  make_store (0, 0);
+  for (unsigned copy = 0; copy < 2; ++copy)
+    edit_superblock (copy, t[_i].at, t[_i].n, t[_i].v);
+  ck_assert (!look (meta).opens);
+}
+END_TEST
+
+/* A store that says complete must have every bit. */
+START_TEST (complete_with_a_hole)
+{
+  make_store (0, 1, UINT64_C (1));
+  edit_superblock (0, 56, 4, METADATA_COMPLETE);
+  edit_superblock (1, 56, 4, METADATA_COMPLETE);
+  ck_assert (!look (meta).opens);
+  ck_assert_ptr_nonnull (strstr (mock_last_error (), "complete"));
+}
+END_TEST
+
+/* A bit for a region past the end is refused although the CRC is right. */
+START_TEST (stray_bit)
+{
+  uint8_t sector[512];
+
+  make_store (0, 0);
+  memcpy (sector, mock_content (meta) + 8192 + 1024, 512);
+  sector[1] |= 2;               /* region 2 * 4032 + 9 */
+  put (sector + 508, 4, bitmap_crc (mock_content (meta) + 16, 2, sector));
+  mock_fill (meta, sector, 512, 8192 + 1024);
+  ck_assert (!look (meta).opens);
+}
+END_TEST
+
+/* A bitmap sector of another place or another store is refused. */
+START_TEST (misplaced_sector)
+{
+  uint8_t sector[512];
+
+  make_store (0, 1, UINT64_C (5));
+  memcpy (sector, mock_content (meta) + 8192, 512);
+  mock_fill (meta, sector, 512, 8192 + 512);
+  ck_assert (!look (meta).opens);
+
+  make_store (0, 0);            /* the same geometry, another UUID */
+  mock_fill (meta, sector, 512, 8192);
+  ck_assert (!look (meta).opens);
+}
+END_TEST
+
+/* Whatever was done to the store, it is refused or it says all that it said. */
+static void
+check_harmless (const struct found *f)
+{
+  if (!f->opens)
+    return;
+  ck_assert_uint_eq (f->valid, 3);
+  ck_assert_uint_eq (f->sum, 9 + REGIONS_PER_SECTOR + REGIONS - 1);
+  ck_assert_uint_eq (f->sb.size, SIZE);
+  ck_assert_uint_eq (f->sb.region_size, 4 * K);
+}
+
+static void
+make_store_to_damage (void)
+{
+  make_store (0, 3, UINT64_C (9), (uint64_t)REGIONS_PER_SECTOR,
+              (uint64_t)REGIONS - 1);
+}
+
+/* Every flipped bit.  In the bitmap it must be refused. */
+START_TEST (flip_every_bit)
+{
+  unsigned refused = 0;
+
+  make_store_to_damage ();
+  for (unsigned bit = 0; bit < STORE * 8; ++bit) {
+    uint8_t byte = mock_content (meta)[bit / 8] ^ 1 << bit % 8;
+    struct found f;
+
+    mock_fill (meta, &byte, 1, bit / 8);
+    f = look (meta);
+    check_harmless (&f);
+    refused += !f.opens;
+    ck_assert_int_eq (f.presence, METADATA_PRESENT);
+    if (bit / 8 >= 8192 && bit / 8 < 8192 + 3 * 512) {
+      ck_assert (!f.opens);
+      ck_assert_ptr_nonnull (strstr (mock_last_error (), "metadata"));
+    }
+    byte ^= 1 << bit % 8;
+    mock_fill (meta, &byte, 1, bit / 8);
+  }
+  ck_assert_uint_eq (refused, 3 * 512 * 8);
+}
+END_TEST
+
+/* Every sector zeroed, and every pair of sectors. */
+START_TEST (zero_every_sector)
+{
+  uint8_t image[STORE];
+
+  make_store_to_damage ();
+  memcpy (image, mock_content (meta), STORE);
+  for (unsigned i = 0; i < STORE / 512; ++i)
+    for (unsigned j = i; j < STORE / 512; ++j) {
+      bool bitmap = (i >= 16 && i < 19) || (j >= 16 && j < 19);
+      struct found f;
+
+      mock_fill (meta, NULL, 512, i * 512);
+      mock_fill (meta, NULL, 512, j * 512);
+      f = look (meta);
+      check_harmless (&f);
+      if (bitmap || (i == 0 && j == 8))
+        ck_assert (!f.opens);
+      else
+        ck_assert (f.opens);
+      /* Both superblocks gone looks like no store at all, by design: what is
+       * in the destination must speak then.
+       */
+      ck_assert_int_eq (f.presence, i == 0 && j == 8 ? METADATA_ABSENT
+                        : METADATA_PRESENT);
+      mock_fill (meta, image, STORE, 0);
+    }
+}
+END_TEST
+
+/* Every length that it can be cut to is refused. */
+START_TEST (truncate_at_every_length)
+{
+  make_store_to_damage ();
+  for (uint64_t size = 0; size < STORE; ++size) {
+    struct mock *cut = mock_new (history, "cut", size, false);
+    struct found f;
+
+    if (size > 0)
+      mock_fill (cut, mock_content (meta), size, 0);
+    f = look (cut);
+    check_harmless (&f);
+    ck_assert (!f.opens);
+    if (size == 0)
+      ck_assert_int_eq (f.presence, METADATA_ABSENT);
+    else if (size < 8)
+      ck_assert_int_eq (f.presence, METADATA_FOREIGN);
+    else if (size < 192)
+      ck_assert_int_eq (f.presence, METADATA_DAMAGED);
+    else                        /* what is missing is zero in superblock A */
+      ck_assert_int_eq (f.presence, METADATA_PRESENT);
+    mock_free (cut);
+  }
+}
+END_TEST
+
+/* What probe says, and that it changes nothing. */
+START_TEST (probe)
+{
+  uint8_t junk[STORE];
+
+  ck_assert_int_eq (look (meta).presence, METADATA_ABSENT);
+  memset (junk, 0x11, sizeof junk);
+  mock_fill (meta, junk, 512, 512);   /* not where a superblock is */
+  ck_assert_int_eq (look (meta).presence, METADATA_ABSENT);
+  mock_fill (meta, junk, 1, 4096);
+  ck_assert_int_eq (look (meta).presence, METADATA_FOREIGN);
+  mock_fill (meta, junk, sizeof junk, 0);
+  ck_assert_int_eq (look (meta).presence, METADATA_FOREIGN);
+
+  make_store (0, 0);
+  ck_assert_int_eq (look (meta).presence, METADATA_PRESENT);
+  mock_fill (meta, junk, 1, 100);
+  ck_assert_int_eq (look (meta).presence, METADATA_PRESENT);
+  mock_fill (meta, junk, 1, 4196);
+  ck_assert_int_eq (look (meta).presence, METADATA_DAMAGED);
+  mock_fill (meta, NULL, 512, 0);
+  ck_assert_int_eq (look (meta).presence, METADATA_DAMAGED);
+
+  mock_log_clear (history);
+  mock_fail (meta, MOCK_PREAD, MOCK_ANYWHERE, 1, 1, EIO);
+  ck_assert_int_eq (metadata_probe (mock_backend (meta), &mock_messages),
+                    METADATA_IO_ERROR);
+  ck_assert_uint_eq (mock_log_len (history), mock_count (meta, MOCK_PREAD));
+}
+END_TEST
+
+/* A read error while opening or loading is an error, never an empty store. */
+START_TEST (read_errors)
+{
+  const struct superblock sb = parameters ();
+  struct region_map *map = region_map_new (sb.size, sb.region_size);
+  struct metadata *md;
+
+  make_store_to_damage ();
+  mock_fail (meta, MOCK_PREAD, MOCK_ANYWHERE, 1, 1, EIO);
+  ck_assert_ptr_null (metadata_open (mock_backend (meta), &mock_messages));
+
+  md = metadata_open (mock_backend (meta), &mock_messages);
+  mock_fail (meta, MOCK_PREAD, 8192 + 1024, 512, 1, 1, EIO);
+  ck_assert_int_eq (metadata_load (md, map), -1);
+  metadata_close (md);
+  region_map_free (map);
+}
+END_TEST
+
+/* More sectors than are read and written at once. */
+START_TEST (large_store)
+{
+  const uint64_t regions = 5000 * (uint64_t)REGIONS_PER_SECTOR - 1;
+  const struct superblock sb = {
+    .size = regions * 4 * K, .region_size = 4 * K
+  };
+  struct mock *m = mock_new (history, "large",
+                             metadata_store_size (sb.size, 4 * K), false);
+  uint64_t words[WORDS_PER_SECTOR] = { 1 };
+  uint8_t image[1][METADATA_SECTOR];
+  const uint32_t last = 4999;
+  struct metadata *md;
+  struct found f;
+
+  md = metadata_create (mock_backend (m), &sb, &mock_messages);
+  ck_assert_ptr_nonnull (md);
+  metadata_encode (md, last, words, image[0]);
+  ck_assert_int_eq (metadata_write (md, &last, image, 1), 0);
+  metadata_close (md);
+  mock_reopen (m);
+  f = look (m);
+  ck_assert (f.opens);
+  ck_assert_uint_eq (f.valid, 1);
+  ck_assert_uint_eq (f.sum, 4999 * (uint64_t)REGIONS_PER_SECTOR);
+  mock_free (m);
+}
+END_TEST
+
+int
+main (void)
+{
+  Suite *suite = suite_create ("metadata");
+  TCase *tc = tcase_create ("metadata");
+  SRunner *runner;
+  int failed;
+
+  tcase_set_timeout (tc, 240);
+  tcase_add_checked_fixture (tc, setup, teardown);
+  tcase_add_test (tc, crc);
+  tcase_add_test (tc, format);
+  tcase_add_test (tc, reads_foreign_hand);
+  tcase_add_test (tc, creation_order);
+  tcase_add_test (tc, creation_cut);
+  tcase_add_test (tc, flags_cut);
+  tcase_add_test (tc, same_flags);
+  tcase_add_loop_test (tc, one_superblock_is_enough, 0, 4);
+  tcase_add_test (tc, higher_generation);
+  tcase_add_loop_test (tc, superblocks_disagree, 0, 12);
+  tcase_add_loop_test (tc, impossible_superblocks, 0, 16);
+  tcase_add_test (tc, complete_with_a_hole);
+  tcase_add_test (tc, stray_bit);
+  tcase_add_test (tc, misplaced_sector);
+  tcase_add_test (tc, flip_every_bit);
+  tcase_add_test (tc, zero_every_sector);
+  tcase_add_test (tc, truncate_at_every_length);
+  tcase_add_test (tc, probe);
+  tcase_add_test (tc, read_errors);
+  tcase_add_test (tc, large_store);
+  suite_add_tcase (suite, tc);
+
+  runner = srunner_create (suite);
+  srunner_run_all (runner, CK_ENV);
+  failed = srunner_ntests_failed (runner);
+  srunner_free (runner);
+  return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}

@@ -1,0 +1,479 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* Proves that the map's bits, runs, counts and list of dirty sectors are those
+ * of a naive model, at all boundaries of words and sectors, that a commit never
+ * misses a bit that somebody can see, and that the memory is bounded.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <malloc.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <check.h>
+
+#include "mock-backend.h"
+#include "region-map.h"
+#include "rounding.h"
+
+#define K UINT64_C (1024)
+
+/* Sizes and region sizes at the limits, and one step outside of them. */
+START_TEST (limits)
+{
+  static const struct {
+    uint64_t size, region_size, regions; /* regions 0: refused */
+    uint32_t sectors;
+  } t[] = {
+    { 1, 4 * K, 1, 1 },
+    { 4 * K, 4 * K, 1, 1 },
+    { 4 * K + 1, 4 * K, 2, 1 },
+    { 4032 * 4 * K, 4 * K, 4032, 1 },
+    { 4032 * 4 * K + 1, 4 * K, 4033, 2 },
+    { 5 * K * K * K, K * K * K, 5, 1 },
+    { UINT64_C (1) << 43, 4 * K, UINT64_C (1) << 31, 532611 },
+    { (UINT64_C (1) << 43) + 1, 4 * K, 0, 0 },
+    { 0, 4 * K, 0, 0 },
+    { 1, 2 * K, 0, 0 },
+    { 1, 5 * K, 0, 0 },
+    { 1, 0, 0, 0 },
+    { 1, 2 * K * K * K, 0, 0 },
+    { UINT64_MAX, K * K * K, 0, 0 },
+  };
+
+  for (unsigned i = 0; i < sizeof t / sizeof t[0]; ++i) {
+    struct region_map *map = region_map_new (t[i].size, t[i].region_size);
+
+    if (t[i].regions == 0) {
+      ck_assert_ptr_null (map);
+      ck_assert_int_eq (errno, EINVAL);
+      continue;
+    }
+    ck_assert_ptr_nonnull (map);
+    ck_assert_uint_eq (region_map_size (map), t[i].size);
+    ck_assert_uint_eq (region_map_region_size (map), t[i].region_size);
+    ck_assert_uint_eq (region_map_regions (map), t[i].regions);
+    ck_assert_uint_eq (region_map_sectors (map), t[i].sectors);
+    ck_assert_uint_eq (region_map_count_valid (map), 0);
+    ck_assert (!region_map_is_dirty (map));
+    region_map_free (map);
+  }
+  region_map_free (NULL);
+}
+END_TEST
+
+/* Regions of the naive model. */
+#define REGIONS (3 * REGIONS_PER_SECTOR - 37)
+
+static bool model[REGIONS], model_durable[REGIONS];
+
+static struct region_map *
+new_map (void)
+{
+  /* The last region has 1000 bytes. */
+  struct region_map *map =
+    region_map_new ((REGIONS - 1) * 4 * K + 1000, 4 * K);
+
+  ck_assert_ptr_nonnull (map);
+  ck_assert_uint_eq (region_map_regions (map), REGIONS);
+  memset (model, 0, sizeof model);
+  memset (model_durable, 0, sizeof model_durable);
+  return map;
+}
+
+static void
+set (struct region_map *map, uint64_t first, uint64_t count)
+{
+  region_map_set (map, first, count);
+  memset (model + first, true, count);
+}
+
+static void
+check_run (struct region_map *map, uint64_t first, uint64_t end)
+{
+  uint64_t n = 1;
+  bool valid;
+
+  while (first + n < end && model[first + n] == model[first])
+    n++;
+  ck_assert_uint_eq (region_map_run (map, first, end, &valid), n);
+  ck_assert_int_eq (valid, model[first]);
+}
+
+static void
+check_counts (struct region_map *map)
+{
+  uint64_t valid = 0, durable = 0, bytes = 0;
+
+  for (uint64_t r = 0; r < REGIONS; ++r) {
+    ck_assert_int_eq (region_map_is_valid (map, r), model[r]);
+    ck_assert_int_eq (region_map_is_durable (map, r, 1), model_durable[r]);
+    valid += model[r];
+    durable += model_durable[r];
+    bytes += !model[r] ? 0 : r == REGIONS - 1 ? 1000 : 4 * K;
+  }
+  ck_assert_uint_eq (region_map_count_valid (map), valid);
+  ck_assert_uint_eq (region_map_count_durable (map), durable);
+  ck_assert_uint_eq (region_map_bytes_valid (map), bytes);
+}
+
+/* Interesting places: around multiples of 64 and of a sector's regions. */
+static uint64_t
+random_region (uint64_t *seed)
+{
+  static const uint64_t base[] = {
+    0, 64, 128, REGIONS_PER_SECTOR, 2 * REGIONS_PER_SECTOR, REGIONS
+  };
+  int64_t r;
+
+  if (mock_random (seed) % 2)
+    return mock_random (seed) % REGIONS;
+  r = base[mock_random (seed) % 6] + mock_random (seed) % 5 - 2;
+  return MIN (MAX (r, 0), (int64_t)REGIONS - 1);
+}
+
+/* Sets, runs and counts equal the model's after random sets. */
+START_TEST (random_against_model)
+{
+  struct region_map *map = new_map ();
+  uint64_t seed = 1;
+
+  check_counts (map);
+  for (unsigned i = 0; i < 300; ++i) {
+    uint64_t first = random_region (&seed);
+    uint64_t count = 1 + mock_random (&seed) %
+      MIN (REGIONS - first, i % 10 ? 70 : UINT64_C (5000));
+
+    /* Leave something invalid for as long as possible. */
+    set (map, first, i % 10 || i > 250 ? count : 1);
+    for (unsigned j = 0; j < 100; ++j) {
+      uint64_t from = random_region (&seed);
+
+      check_run (map, from,
+                 from + 1 + mock_random (&seed) % (REGIONS - from));
+    }
+    if (i % 30 == 0)
+      check_counts (map);
+  }
+  check_counts (map);
+  set (map, 0, REGIONS);
+  check_counts (map);
+  check_run (map, 0, REGIONS);
+  region_map_free (map);
+}
+END_TEST
+
+/* Each pair of boundaries around a word: a set there sets these bits only, and
+ * runs find both ends.
+ */
+START_TEST (word_boundaries)
+{
+  for (uint64_t first = 60; first < 70; ++first)
+    for (uint64_t end = first + 1; end < 200; ++end) {
+      struct region_map *map = region_map_new (256 * 4 * K, 4 * K);
+      bool valid;
+
+      region_map_set (map, first, end - first);
+      ck_assert_uint_eq (region_map_count_valid (map), end - first);
+      ck_assert_uint_eq (region_map_run (map, 0, 256, &valid), first);
+      ck_assert (!valid);
+      ck_assert_uint_eq (region_map_run (map, first, 256, &valid),
+                         end - first);
+      ck_assert (valid);
+      ck_assert_uint_eq (region_map_run (map, end, 256, &valid), 256 - end);
+      ck_assert (!valid);
+      region_map_free (map);
+    }
+}
+END_TEST
+
+/* Runs in bytes begin anywhere in a region and end where they are told to; the
+ * last region is short.
+ */
+START_TEST (runs_in_bytes)
+{
+  struct region_map *map = region_map_new (10 * 4 * K + 1000, 4 * K);
+  bool valid;
+
+  region_map_set (map, 2, 3);
+  region_map_set (map, 10, 1);
+  ck_assert_uint_eq (region_map_run_bytes (map, 1, 40 * K, &valid),
+                     8 * K - 1);
+  ck_assert (!valid);
+  ck_assert_uint_eq (region_map_run_bytes (map, 1, 2, &valid), 1);
+  ck_assert_uint_eq (region_map_run_bytes (map, 8 * K + 5, 8 * K + 6, &valid),
+                     1);
+  ck_assert (valid);
+  ck_assert_uint_eq (region_map_run_bytes (map, 12 * K - 1, 40 * K, &valid),
+                     8 * K + 1);
+  ck_assert (valid);
+  ck_assert_uint_eq (region_map_run_bytes (map, 40 * K, 40 * K + 1000, &valid),
+                     1000);
+  ck_assert (valid);
+
+  ck_assert_uint_eq (region_map_bytes (map, 0, 11), 40 * K + 1000);
+  ck_assert_uint_eq (region_map_bytes (map, 9, 2), 4 * K + 1000);
+  ck_assert_uint_eq (region_map_bytes (map, 10, 1), 1000);
+  ck_assert_uint_eq (region_map_bytes (map, 3, 2), 8 * K);
+  ck_assert_uint_eq (region_map_bytes_valid (map), 12 * K + 1000);
+  region_map_free (map);
+}
+END_TEST
+
+/* Take everything dirty and make it durable, as a commit does. */
+static void
+commit_all (struct region_map *map, size_t max)
+{
+  uint64_t words[WORDS_PER_SECTOR];
+  uint32_t sectors[8];
+  size_t n;
+
+  do {
+    n = region_map_take_dirty (map, sectors, max);
+    for (size_t i = 0; i < n; ++i) {
+      ck_assert (i == 0 || sectors[i] > sectors[i - 1]);
+      region_map_snapshot (map, sectors[i], words);
+      region_map_set_durable (map, sectors[i], words);
+    }
+  } while (n == max);
+}
+
+/* A sector with new bits is on the list once; one that was taken is off it
+ * until it has new bits or is put back; the counts of durable ones follow.
+ */
+START_TEST (dirty_list)
+{
+  struct region_map *map = new_map ();
+  uint32_t sectors[8];
+
+  set (map, 2 * REGIONS_PER_SECTOR, 1);
+  set (map, REGIONS_PER_SECTOR - 1, 2);
+  set (map, 5, 1);
+  ck_assert (region_map_is_dirty (map));
+
+  ck_assert_uint_eq (region_map_take_dirty (map, sectors, 8), 3);
+  ck_assert_uint_eq (sectors[0], 0);
+  ck_assert_uint_eq (sectors[1], 1);
+  ck_assert_uint_eq (sectors[2], 2);
+  ck_assert (!region_map_is_dirty (map));
+  ck_assert_uint_eq (region_map_take_dirty (map, sectors, 8), 0);
+
+  /* No news: the bit was set already. */
+  set (map, 5, 1);
+  ck_assert (!region_map_is_dirty (map));
+  set (map, 6, 1);
+  ck_assert_uint_eq (region_map_take_dirty (map, sectors, 8), 1);
+  ck_assert_uint_eq (sectors[0], 0);
+
+  for (uint32_t s = 0; s < 3; ++s) {
+    region_map_put_dirty (map, s);
+    region_map_put_dirty (map, s);
+  }
+  ck_assert_uint_eq (region_map_count_durable (map), 0);
+  commit_all (map, 2);
+  memcpy (model_durable, model, sizeof model);
+  check_counts (map);
+  ck_assert (!region_map_is_dirty (map));
+
+  ck_assert (region_map_is_durable (map, REGIONS_PER_SECTOR - 1, 2));
+  ck_assert (!region_map_is_durable (map, REGIONS_PER_SECTOR - 2, 3));
+  ck_assert (!region_map_is_durable (map, REGIONS_PER_SECTOR - 1, 3));
+
+  /* Dirty neighbours of durable bits. */
+  set (map, REGIONS_PER_SECTOR + 1, 1);
+  ck_assert (!region_map_is_durable (map, REGIONS_PER_SECTOR - 1, 3));
+  region_map_free (map);
+}
+END_TEST
+
+/* What was loaded is valid and durable, and nothing is dirty. */
+START_TEST (load)
+{
+  struct region_map *map = new_map ();
+  uint64_t words[WORDS_PER_SECTOR] = { 0 };
+
+  words[0] = 0x8000000000000001;
+  words[62] = UINT64_C (1) << 63;
+  ck_assert_int_eq (region_map_load (map, 1, words), 0);
+  model[REGIONS_PER_SECTOR] = model[REGIONS_PER_SECTOR + 63] =
+    model[2 * REGIONS_PER_SECTOR - 1] = true;
+  memcpy (model_durable, model, sizeof model);
+  check_counts (map);
+  ck_assert (!region_map_is_dirty (map));
+  region_map_free (map);
+}
+END_TEST
+
+/* Each bit of the last sector that stands for no region is refused, and leaves
+ * nothing behind; each that stands for one is not.
+ */
+START_TEST (load_refuses_stray_bits)
+{
+  for (unsigned bit = 0; bit < REGIONS_PER_SECTOR; ++bit) {
+    struct region_map *map = new_map ();
+    uint64_t words[WORDS_PER_SECTOR] = { 0 };
+    bool ok = 2 * REGIONS_PER_SECTOR + bit < REGIONS;
+
+    words[bit / 64] = UINT64_C (1) << (bit % 64);
+    errno = 0;
+    ck_assert_int_eq (region_map_load (map, 2, words), ok ? 0 : -1);
+    ck_assert_int_eq (errno, ok ? 0 : EINVAL);
+    ck_assert_uint_eq (region_map_count_valid (map), ok);
+    ck_assert_uint_eq (region_map_count_durable (map), ok);
+    region_map_free (map);
+  }
+}
+END_TEST
+
+/* ---- threads ---- */
+
+#define SETTERS 3
+
+static struct region_map *shared;
+static _Atomic bool stop;
+
+/* Each its own third of the regions, in small pieces. */
+static void
+setter (void *opaque)
+{
+  uint64_t i = (uintptr_t)opaque, seed = i;
+  uint64_t r = i * REGIONS / SETTERS, end = (i + 1) * REGIONS / SETTERS;
+
+  while (r < end) {
+    uint64_t n = MIN (1 + mock_random (&seed) % 5, end - r);
+
+    region_map_set (shared, r, n);
+    r += n;
+  }
+}
+
+static void
+committer (void *opaque)
+{
+  while (!stop)
+    commit_all (shared, 2);
+}
+
+/* Commits that run while bits are set leave none of them behind: when the
+ * setters are done, one more commit makes all durable.
+ */
+START_TEST (commits_miss_no_bit)
+{
+  for (unsigned round = 0; round < 30; ++round) {
+    struct mock_thread *s[SETTERS], *c;
+
+    shared = new_map ();
+    stop = false;
+    c = mock_thread (committer, NULL);
+    for (uintptr_t i = 0; i < SETTERS; ++i)
+      s[i] = mock_thread (setter, (void *)i);
+    for (unsigned i = 0; i < SETTERS; ++i)
+      mock_join (s[i]);
+    stop = true;
+    mock_join (c);
+    commit_all (shared, 2);
+    ck_assert_uint_eq (region_map_count_valid (shared), REGIONS);
+    ck_assert_uint_eq (region_map_count_durable (shared), REGIONS);
+    ck_assert (region_map_is_durable (shared, 0, REGIONS));
+    region_map_free (shared);
+  }
+}
+END_TEST
+
+#define VISIBLE 20000
+
+static void
+slow_setter (void *opaque)
+{
+  for (uint64_t r = 0; r < VISIBLE && !stop; ++r) {
+    region_map_set (shared, r, 1);
+    /* Wait for the other thread to have looked. */
+    while (!region_map_is_durable (shared, r, 1) && !stop)
+      ;
+  }
+}
+
+/* Whoever sees a region valid, and then asks for a commit, gets a commit with
+ * that region in its snapshot, also while its owner is not back yet from
+ * region_map_set: a flush that follows a write to a region that has just become
+ * valid relies on it.
+ */
+START_TEST (visible_bit_is_in_next_snapshot)
+{
+  struct mock_thread *thread;
+  uint64_t missed = 0;
+
+  shared = region_map_new (VISIBLE * 4 * K, 4 * K);
+  stop = false;
+  thread = mock_thread (slow_setter, NULL);
+  for (uint64_t r = 0; r < VISIBLE; ++r) {
+    while (!region_map_is_valid (shared, r))
+      ;
+    commit_all (shared, 8);
+    if (!region_map_is_durable (shared, r, 1)) {
+      missed++;
+      /* The owner lists it a moment later. */
+      while (!region_map_is_durable (shared, r, 1))
+        commit_all (shared, 8);
+    }
+  }
+  stop = true;
+  mock_join (thread);
+  region_map_free (shared);
+  ck_assert_uint_eq (missed, 0);
+}
+END_TEST
+
+/* P10: no more than 2.5 bits a region, even with every bit set and dirty. */
+START_TEST (memory)
+{
+  const uint64_t regions = UINT64_C (1) << 26;
+  const struct mallinfo2 before = mallinfo2 ();
+  struct region_map *map = region_map_new (regions * 4 * K, 4 * K);
+  struct mallinfo2 after;
+  uint64_t bytes;
+
+  ck_assert_ptr_nonnull (map);
+  region_map_set (map, 0, regions);
+  after = mallinfo2 ();
+  bytes = after.uordblks + after.hblkhd - before.uordblks - before.hblkhd;
+  region_map_free (map);
+  ck_assert_uint_le (bytes * 8, regions * 5 / 2);
+#if !defined (__SANITIZE_ADDRESS__) && !defined (__SANITIZE_THREAD__)
+  if (getenv ("CK_FORK") == NULL) /* valgrind's malloc does not count */
+    ck_assert_uint_ge (bytes * 8, regions * 2);
+#endif
+}
+END_TEST
+
+int
+main (void)
+{
+  Suite *suite = suite_create ("region-map");
+  TCase *tc = tcase_create ("region-map");
+  SRunner *runner;
+  int failed;
+
+  tcase_set_timeout (tc, 120);
+  tcase_add_test (tc, limits);
+  tcase_add_test (tc, random_against_model);
+  tcase_add_test (tc, word_boundaries);
+  tcase_add_test (tc, runs_in_bytes);
+  tcase_add_test (tc, dirty_list);
+  tcase_add_test (tc, load);
+  tcase_add_test (tc, load_refuses_stray_bits);
+  tcase_add_test (tc, commits_miss_no_bit);
+  tcase_add_test (tc, visible_bit_is_in_next_snapshot);
+  tcase_add_test (tc, memory);
+  suite_add_tcase (suite, tc);
+
+  runner = srunner_create (suite);
+  srunner_run_all (runner, CK_ENV);
+  failed = srunner_ntests_failed (runner);
+  srunner_free (runner);
+  return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
