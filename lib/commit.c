@@ -110,7 +110,8 @@ metadata_has_failed (struct commit *c)
 {
   if (!c->metadata_failed)
     log_error (c->log, "metadata %s: cannot write: %m; no other region can "
-               "become valid until this works again", c->metadata->backend->name);
+               "become valid until this works again",
+               c->metadata->backend->name);
   c->metadata_failed = true;
   c->mode = MODE_RO;
 }

@@ -2,8 +2,8 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* How a range is copied is drawn in hydrate.h; which range comes next is decided
- * in plan.c; how many are under way at once, in next_range below.
+/* How a range is copied is drawn in hydrate.h; which range comes next is
+ * decided in plan.c; how many are under way at once, in next_range below.
  *
  * Locking: h->lock protects the plan, the settings and the counters, and is
  * never held across I/O.  All else belongs to one worker and is touched on

@@ -16,8 +16,9 @@
  *
  * Locking: none is needed to look.  region_map_is_valid and region_map_run are
  * atomic loads.  region_map_set wants the caller to own the regions
- * (ownership.h), and has a lock inside that is never held across I/O.  The functions of the "for commit" group are called by one
- * thread at a time, the one that runs the commit.
+ * (ownership.h), and has a lock inside that is never held across I/O.  The
+ * functions of the "for commit" group are called by one thread at a time, the
+ * one that runs the commit.
  *
  * Memory: 2 bits a region, and 4 bytes for each 4032 regions.
  */

@@ -984,7 +984,7 @@ mock_is_volatile (struct mock *m, uint64_t sector)
   uint64_t n = MIN (start + MOCK_SECTOR, m->b.size) - start;
   LOCK_FOR_SCOPE (&m->lock);
 
-  /* Not the versions: what a failed flush gave up may have been written or not. */
+  /* Not the versions: what a failed flush gave up may be written or not. */
   return memcmp (m->cache + start, m->durable + start, n) != 0;
 }
 

@@ -553,7 +553,7 @@ get_extents (uint64_t offset, uint64_t count, unsigned flags, uint8_t *say)
   }
 }
 
-/* Extents are the source's where a region is invalid and the destination's where
+/* Extents are the source's where a region is invalid, the destination's where
  * it is valid, for any request and however little each side tells at once; what
  * is said to be zero is.
  */

@@ -292,7 +292,7 @@ START_TEST (clean_commit_leaves_metadata_alone)
 END_TEST
 
 /* After a failed flush of the destination no commit writes a bit any more,
- * neither those of that snapshot nor later ones, though the next flush succeeds:
+ * neither those of that snapshot nor later ones, though the next one succeeds:
  * Linux may have dropped the data.  Clients learn of it, each time.
  */
 START_TEST (failed_flush_is_for_good)

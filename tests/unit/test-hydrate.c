@@ -4,7 +4,7 @@
 
 /* Proves that hydration copies every region, holes as holes, within its limits;
  * that a client's write always wins against a copy; that it stops on errors and
- * at a pause, goes on when told to, and ends when the clone is durably complete.
+ * at a pause, goes on when told, and ends when the clone is durably complete.
  */
 
 #include <config.h>
@@ -614,7 +614,7 @@ client (void *opaque)
   }
 }
 
-/* Clients that write all over the disk while it hydrates, with regions that they
+/* Clients that write all over the disk while it hydrates, in regions that they
  * share, never lose a byte.
  */
 START_TEST (stress)
