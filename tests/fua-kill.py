@@ -1,0 +1,127 @@
+#!/usr/bin/python3
+# nbdkit-clone
+# SPDX-License-Identifier: BSD-3-Clause
+
+"""Kill a server amid FUA writes, and see what is left.
+
+  fua-kill.py MODEL URI kill PID WRITES [--seed N]
+  fua-kill.py MODEL URI check
+
+MODEL is a file that holds what the export should read as.  `kill' writes
+from four connections at once, unaligned and with FUA, sends SIGKILL to PID
+when WRITES of them were acknowledged, and brings MODEL up to date with what
+was.  The writes without an answer go to MODEL.pending: there, `check' accepts
+each byte of the old and of the new content, and takes over what it finds.
+"""
+
+import argparse
+import os
+import pickle
+import random
+import signal
+import sys
+import threading
+
+import nbd
+
+p = argparse.ArgumentParser()
+p.add_argument("model")
+p.add_argument("uri")
+p.add_argument("command", choices=("kill", "check"))
+p.add_argument("pid", type=int, nargs="?")
+p.add_argument("writes", type=int, nargs="?")
+p.add_argument("--seed", type=int, default=1)
+args = p.parse_args()
+
+THREADS = 4
+STRIPE = 10000  # bytes; unaligned, so that threads share regions
+
+with open(args.model, "rb") as f:
+    model = bytearray(f.read())
+size = len(model)
+
+
+def connect():
+    h = nbd.NBD()
+    h.connect_uri(args.uri)
+    return h
+
+
+def kill():
+    lock = threading.Lock()
+    acknowledged = 0
+    killed = False
+    pending = []
+    unexpected = []
+
+    def writer(number):
+        nonlocal acknowledged, killed
+        rand = random.Random(args.seed * 100 + number)
+        h = connect()
+        stripes = range(number, (size + STRIPE - 1) // STRIPE, THREADS)
+        while True:
+            start = rand.choice(stripes) * STRIPE
+            end = min(start + STRIPE, size)
+            offset = rand.randint(start, end - 1)
+            data = rand.randbytes(rand.randint(1, end - offset))
+            try:
+                h.pwrite(data, offset, nbd.CMD_FLAG_FUA)
+            except nbd.Error as e:
+                with lock:
+                    pending.append((offset, data))
+                    if not killed:
+                        unexpected.append(str(e))
+                return
+            with lock:
+                model[offset:offset + len(data)] = data
+                acknowledged += 1
+                if acknowledged >= args.writes and not killed:
+                    killed = True
+                    os.kill(args.pid, signal.SIGKILL)
+
+    threads = [threading.Thread(target=writer, args=(i,))
+               for i in range(THREADS)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    if unexpected:
+        sys.exit("fua-kill.py: a write failed: " + unexpected[0])
+    with open(args.model, "wb") as f:
+        f.write(model)
+    with open(args.model + ".pending", "wb") as f:
+        pickle.dump(pending, f)
+    print("%d acknowledged, %d without an answer"
+          % (acknowledged, len(pending)))
+
+
+def check():
+    allowed = {}
+    if os.path.exists(args.model + ".pending"):
+        with open(args.model + ".pending", "rb") as f:
+            for offset, data in pickle.load(f):
+                for i, byte in enumerate(data):
+                    allowed[offset + i] = byte
+    h = connect()
+    if h.get_size() != size:
+        sys.exit("fua-kill.py: the size is %d" % h.get_size())
+    for offset in range(0, size, 1 << 20):
+        n = min(1 << 20, size - offset)
+        data = h.pread(n, offset)
+        if data == model[offset:offset + n]:
+            continue
+        for i in range(n):
+            got = data[i]
+            if got != model[offset + i]:
+                if allowed.get(offset + i) != got:
+                    sys.exit("fua-kill.py: byte %d is %02x, should be %02x"
+                             % (offset + i, got, model[offset + i]))
+                model[offset + i] = got
+    h.shutdown()
+    with open(args.model, "wb") as f:
+        f.write(model)
+    if os.path.exists(args.model + ".pending"):
+        os.unlink(args.model + ".pending")
+
+
+{"kill": kill, "check": check}[args.command]()

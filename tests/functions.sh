@@ -1,0 +1,314 @@
+# nbdkit-clone
+# SPDX-License-Identifier: BSD-3-Clause
+# shellcheck shell=bash
+
+# What the shell tests have in common.  A test begins with
+#
+#   . "$(dirname "$0")/functions.sh"
+#
+# and then has a directory of its own, $tmp, which goes away with it, together
+# with every server that it started.  A test that cannot run here says so with
+# `skip' or `requires'.  It fails with the first command that fails.
+#
+# Servers have names.  The server NAME listens on the unix socket
+# $tmp/NAME.sock, its messages are in $tmp/NAME.log, its process in
+# $tmp/NAME.pid.  Only these processes are ever killed.
+#
+# No test depends on the clock: what must happen is waited for, and the bound
+# of every wait is only there so that a broken program does not hang the suite.
+
+set -eu -o pipefail
+export LC_ALL=C
+PATH=$PATH:/usr/sbin:/sbin
+
+srcdir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# The build tree: where `make check' says, or the default one.
+builddir=${CLONE_BUILDDIR:-$srcdir/../build}
+plugin=$builddir/plugin/.libs/nbdkit-clone-plugin.so
+python=/usr/bin/python3
+
+tmp=$(mktemp -d "${TMPDIR:-/tmp}/clone-XXXXXX")
+pids=()
+
+cleanup ()
+{
+  local status=$? pid log
+  set +ex
+  for pid in "${pids[@]}"; do kill -9 "$pid" 2>/dev/null; done
+  for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null; done
+  if [ $status -ne 0 ] && [ $status -ne 77 ]; then
+    for log in "$tmp"/*.log; do
+      [ -s "$log" ] || continue
+      echo "--- $(basename "$log"), its last lines:"
+      tail -n 40 "$log"
+    done
+  fi
+  type -t at_exit >/dev/null && at_exit
+  rm -rf "$tmp"
+  exit $status
+}
+trap cleanup EXIT
+trap 'exit 1' HUP INT TERM
+
+fail ()
+{
+  { set +x; } 2>/dev/null
+  echo "$(basename "$0"): FAILED: $*"
+  exit 1
+}
+
+skip ()
+{
+  { set +x; } 2>/dev/null
+  echo "$(basename "$0"): $*"
+  exit 77
+}
+
+# Skip the test unless this command succeeds.
+requires ()
+{
+  "$@" >/dev/null 2>&1 || skip "needs: $*"
+}
+
+requires_command ()
+{
+  local c
+  for c; do
+    command -v "$c" >/dev/null || skip "needs the command $c"
+  done
+}
+
+# The opposite of a command, for which `!' is no use: it hides the failure
+# from `set -e'.
+fails ()
+{
+  if "$@"; then fail "should not succeed: $*"; fi
+}
+
+# Run a command until it succeeds, for a minute at most.
+eventually ()
+{
+  local i
+  { set +x; } 2>/dev/null
+  for ((i = 0; i < 1200; i++)); do
+    if "$@"; then set -x; return 0; fi
+    sleep 0.05
+  done
+  fail "did not come true: $*"
+}
+
+# Servers.
+
+uri ()
+{
+  echo "nbd+unix:///?socket=$tmp/$1.sock"
+}
+
+is_running ()
+{
+  kill -0 "$(cat "$tmp/$1.pid")" 2>/dev/null
+}
+
+# For eventually: does the server listen?  It may have failed instead.
+server_is_up ()
+{
+  [ -s "$tmp/$1.pid" ] && [ -S "$tmp/$1.sock" ] && return 0
+  kill -0 "$2" 2>/dev/null || fail "the server $1 did not start"
+  return 1
+}
+
+# server NAME COMMAND...: run it in the background, wait until it listens.  If
+# COMMAND is a function, it ends with exec.
+server ()
+{
+  local name=$1 pid
+  shift
+  rm -f "$tmp/$name.sock" "$tmp/$name.pid"
+  "$@" >>"$tmp/$name.log" 2>&1 </dev/null &
+  pid=$!
+  pids+=("$pid")
+  eventually server_is_up "$name" "$pid"
+}
+
+# serve NAME NBDKIT-ARGUMENT...
+serve ()
+{
+  local name=$1
+  shift
+  server "$name" nbdkit -f -P "$tmp/$name.pid" -U "$tmp/$name.sock" "$@"
+}
+
+# serve_qemu NAME QEMU-NBD-ARGUMENT...
+serve_qemu ()
+{
+  local name=$1
+  shift
+  server "$name" qemu-nbd -t --pid-file="$tmp/$name.pid" \
+         -k "$tmp/$name.sock" "$@"
+}
+
+# serve_clone KEY=VALUE...: the server "clone", with a control socket.
+# Arguments for nbdkit itself are in the array nbdkit_args, and a command to
+# run nbdkit under in nbdkit_wrapper.
+nbdkit_args=()
+nbdkit_wrapper=()
+serve_clone ()
+{
+  rm -f "$tmp/clone.ctl"
+  server clone "${nbdkit_wrapper[@]}" nbdkit -f -P "$tmp/clone.pid" \
+         -U "$tmp/clone.sock" "${nbdkit_args[@]}" "$plugin" \
+         control="$tmp/clone.ctl" "$@"
+}
+
+# stop NAME: SIGTERM; the result is the server's exit status.
+stop ()
+{
+  local pid
+  pid=$(cat "$tmp/$1.pid")
+  kill -TERM "$pid"
+  reap "$1" "$pid"
+}
+
+# kill9 NAME: SIGKILL.
+kill9 ()
+{
+  local pid
+  pid=$(cat "$tmp/$1.pid")
+  # Perhaps somebody else has been faster.
+  kill -KILL "$pid" 2>/dev/null || :
+  reap "$1" "$pid" || :
+}
+
+has_ended ()
+{
+  # A zombie has: our wait is all that it waits for.
+  ! kill -0 "$1" 2>/dev/null ||
+    [ "$(cut -d' ' -f3 "/proc/$1/stat" 2>/dev/null || echo Z)" = Z ]
+}
+
+reap ()
+{
+  local i left=() status=0
+  eventually has_ended "$2"
+  wait "$2" || status=$?
+  for i in "${pids[@]}"; do [ "$i" = "$2" ] || left+=("$i"); done
+  pids=("${left[@]}")
+  rm -f "$tmp/$1.pid"
+  return $status
+}
+
+# The control interface.
+
+# control METHOD PATH [CURL-ARGUMENT...]: prints the body.  It fails where the
+# answer is not 2xx.
+control ()
+{
+  local method=$1 path=$2
+  shift 2
+  curl -sS --fail-with-body --max-time 300 --unix-socket "$tmp/clone.ctl" \
+       -X "$method" "$@" "http://localhost$path"
+}
+
+# http_code METHOD PATH [CURL-ARGUMENT...]: the body goes to $tmp/body.
+http_code ()
+{
+  local method=$1 path=$2
+  shift 2
+  curl -sS --max-time 300 --unix-socket "$tmp/clone.ctl" -o "$tmp/body" \
+       -w '%{http_code}' -X "$method" "$@" "http://localhost$path"
+}
+
+# status FILTER: one value of /status, by a jq filter.
+status ()
+{
+  control GET /status | jq -r "$1"
+}
+
+# status_is FILTER: is it true of the status?
+status_is ()
+{
+  [ "$(status "$1")" = true ]
+}
+
+set_settings ()
+{
+  control PATCH /settings -d "$1" >/dev/null
+}
+
+wait_complete ()
+{
+  control GET /wait >/dev/null
+  status_is '.state == "complete"' || fail "not complete: $(control GET /status)"
+}
+
+# Disks.
+
+# make_disk FILE SIZE [SEED]: bytes without structure, the same for a seed.
+make_disk ()
+{
+  rm -f "$1"
+  "$python" - "$1" "$(numfmt --from=iec "$2")" "${3:-1}" <<'PY'
+import random, sys
+path, size, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+r = random.Random(seed)
+with open(path, "wb") as f:
+    while size > 0:
+        n = min(size, 1 << 20)
+        f.write(r.randbytes(n))
+        size -= n
+PY
+}
+
+# garbage FILE SIZE: what must never be seen again, and is easy to recognise.
+make_garbage ()
+{
+  rm -f "$1"
+  { yes 'garbage of old  ' || :; } | tr -d '\n' |
+    head -c "$(numfmt --from=iec "$2")" >"$1" || :
+}
+
+# same FILE FILE: equal in every byte, and in size.
+same ()
+{
+  cmp "$1" "$2" || fail "$1 and $2 differ"
+}
+
+# export_to NAME FILE: read all of a server's export.
+export_to ()
+{
+  rm -f "$2"
+  nbdcopy "$(uri "$1")" "$2"
+}
+
+# refused WORD KEY=VALUE...: nbdkit says one error, in which WORD (a regular
+# expression, case ignored) is found, has exit status 1, and creates and changes
+# nothing in $tmp.
+refused ()
+{
+  local word=$1 before after rc=0 errors
+  shift
+  rm -f "$tmp/refused.out"
+  : >"$tmp/refused.out"
+  # Its own output is not what it must leave alone.
+  before=$(find "$tmp" -mindepth 1 ! -name 'refused.*' ! -name '*.log' \
+             -printf '%p %y %s %T@ %C@ %i\n' | sort)
+  timeout 60 nbdkit -f -U "$tmp/refused.sock" -P "$tmp/refused.pid" \
+          "${nbdkit_args[@]}" "$plugin" "$@" >"$tmp/refused.out" 2>&1 \
+          </dev/null || rc=$?
+  cat "$tmp/refused.out"
+  [ $rc -eq 1 ] || fail "exit status $rc, not 1: $*"
+  after=$(find "$tmp" -mindepth 1 ! -name 'refused.*' ! -name '*.log' \
+            -printf '%p %y %s %T@ %C@ %i\n' | sort)
+  [ "$before" = "$after" ] ||
+    fail "something was created or changed: $(diff <(echo "$before") <(echo "$after"))"
+  errors=$(grep -c 'error:' "$tmp/refused.out" || :)
+  [ "$errors" -eq 1 ] || fail "$errors errors instead of one: $*"
+  [ "$(wc -l <"$tmp/refused.out")" -le 1 ] || fail "more than one line: $*"
+  grep -i -q -E -e "$word" "$tmp/refused.out" ||
+    fail "the message does not mention $word: $*"
+}
+
+[ -f "$plugin" ] || fail "$plugin is not built"
+requires_command nbdkit nbdinfo nbdcopy curl jq
+
+set -x

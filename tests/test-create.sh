@@ -1,0 +1,71 @@
+#!/bin/bash
+# nbdkit-clone
+# SPDX-License-Identifier: BSD-3-Clause
+
+# Proves the rules of create=: auto makes metadata only for a destination that
+# is new or holds no data, always also for one with content, never does not; and
+# none of them overwrites valid metadata, nor what lies behind the clone in a
+# larger destination.
+
+. "$(dirname "$0")/functions.sh"
+
+make_disk "$tmp/src" 2M
+model=("$python" "$srcdir/model.py" "$tmp/src" "$(uri clone)")
+
+finish ()
+{
+  wait_complete
+  "${model[@]}"
+  stop clone
+  head -c 2M "$tmp/dest" >"$tmp/out"
+  same "$tmp/out" "$tmp/src"
+}
+
+# auto: a new destination, sparse; one of holes; one of zeroes.
+for create in auto always; do
+  rm -f "$tmp"/dest*
+  serve_clone "$tmp/src" destination="$tmp/dest" create=$create hydration=off
+  test "$(stat -c %s "$tmp/dest")" -eq $((2 << 20))
+  test "$(stat -c %b "$tmp/dest")" -le 16
+  control POST /resume
+  finish
+done
+rm -f "$tmp"/dest*
+truncate -s 3M "$tmp/dest"
+serve_clone "$tmp/src" destination="$tmp/dest"
+finish
+rm -f "$tmp"/dest*
+dd if=/dev/zero of="$tmp/dest" bs=1M count=2 status=none
+serve_clone "$tmp/src" destination="$tmp/dest"
+finish
+
+# auto and never leave a destination with one byte in it alone.
+rm -f "$tmp"/dest*
+truncate -s 2M "$tmp/dest"
+printf x | dd of="$tmp/dest" bs=1 seek=1999999 conv=notrunc status=none
+refused create=always "$tmp/src" destination="$tmp/dest"
+refused create=always "$tmp/src" destination="$tmp/dest" create=auto
+refused metadata "$tmp/src" destination="$tmp/dest" create=never
+
+# always: the content is lost, what lies behind the source's size is not.
+make_garbage "$tmp/dest" 3M
+cp "$tmp/dest" "$tmp/garbage"
+serve_clone "$tmp/src" destination="$tmp/dest" create=always hydration=off
+"${model[@]}"
+control POST /resume
+finish
+cmp -i 2M "$tmp/dest" "$tmp/garbage"
+
+# Valid metadata are used by all of them.
+rm -f "$tmp"/dest*
+serve_clone "$tmp/src" destination="$tmp/dest" hydration=off
+qemu-io -f raw -c 'write -P 0x77 0 1M' "$(uri clone)"
+cp "$tmp/src" "$tmp/model"
+qemu-io -f raw -c 'write -P 0x77 0 1M' "$tmp/model"
+stop clone
+for create in always auto never; do
+  serve_clone "$tmp/src" destination="$tmp/dest" create=$create hydration=off
+  status_is '.hydrated == 256 and .durable == 256'
+  $python "$srcdir/model.py" "$tmp/model" "$(uri clone)"
+  stop clone
+done

@@ -1,0 +1,87 @@
+#!/bin/bash
+# nbdkit-clone
+# SPDX-License-Identifier: BSD-3-Clause
+
+# Proves that metadata which were damaged are refused with a message, and never
+# read as "invalid", which would bring the source's old content back; and that
+# one damaged superblock of the two does no harm.
+
+. "$(dirname "$0")/functions.sh"
+
+make_disk "$tmp/src" 40M
+cp "$tmp/src" "$tmp/model"
+model=("$python" "$srcdir/model.py" "$tmp/model" "$(uri clone)")
+meta=$tmp/dest.clone
+
+# 10240 regions of 4K: three sectors of the bitmap.
+serve_clone "$tmp/src" destination="$tmp/dest" region-size=4K hydration=off
+"${model[@]}" --writes 60
+stop clone
+cp "$meta" "$tmp/good"
+size=$(stat -c %s "$meta")
+
+flip ()
+{
+  cp "$tmp/good" "$meta"
+  $python - "$meta" "$1" <<'PY'
+import sys
+with open(sys.argv[1], "r+b") as f:
+    f.seek(int(sys.argv[2]))
+    b = f.read(1)[0]
+    f.seek(int(sys.argv[2]))
+    f.write(bytes([b ^ 0x10]))
+PY
+}
+
+bad ()
+{
+  refused "$1" "$tmp/src" destination="$tmp/dest" hydration=off
+}
+
+# A bit of the bitmap: in each sector, in the bits and behind them.
+for offset in 8192 8500 8695 8696 8703 8704 9215 9216 9727; do
+  flip $offset
+  bad 'damage|corrupt|checksum|crc'
+done
+# A sector that was lost, or is another's.
+cp "$tmp/good" "$meta"
+dd if=/dev/zero of="$meta" bs=512 seek=17 count=1 conv=notrunc status=none
+bad 'damage|corrupt|checksum|crc|bitmap'
+cp "$tmp/good" "$meta"
+dd if="$tmp/good" of="$meta" bs=512 skip=16 seek=17 count=1 conv=notrunc \
+   status=none
+bad 'damage|corrupt|checksum|crc|bitmap'
+# Shorter than it was.
+used=$((8192 + 3 * 512))
+test "$size" -ge $used
+for length in 0 1 511 512 4095 4096 4607 4608 8191 8192 8703 8704 \
+              $((used - 512)) $((used - 1)); do
+  cp "$tmp/good" "$meta"
+  truncate -s $length "$meta"
+  bad .
+done
+# Both superblocks, each in its own way; or both gone, with a destination that
+# was written to.
+flip 20
+dd if=/dev/zero of="$meta" bs=512 seek=8 count=1 conv=notrunc status=none
+bad 'damage|corrupt|checksum|crc|superblock|metadata'
+cp "$tmp/good" "$meta"
+dd if=/dev/zero of="$meta" bs=4608 count=1 conv=notrunc status=none
+bad .
+# No metadata at all.
+rm "$meta"
+bad .
+
+# One superblock is enough.
+for offset in 0 20 70 4096 4120 4300; do
+  flip $offset
+  serve_clone "$tmp/src" destination="$tmp/dest" hydration=off
+  "${model[@]}"
+  stop clone
+done
+cp "$tmp/good" "$meta"
+serve_clone "$tmp/src" destination="$tmp/dest"
+"${model[@]}"
+wait_complete
+stop clone
+same "$tmp/dest" "$tmp/model"

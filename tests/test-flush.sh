@@ -1,0 +1,77 @@
+#!/bin/bash
+# nbdkit-clone
+# SPDX-License-Identifier: BSD-3-Clause
+
+# Proves that after a flush, or a write with FUA, the regions that were written
+# are durable, bits included: a server that is killed right after it finds them
+# again (I6); and that flushes with nothing to commit leave the metadata alone.
+
+. "$(dirname "$0")/functions.sh"
+
+make_disk "$tmp/src" 4M
+cp "$tmp/src" "$tmp/model"
+# The periodic commit must not do the work.
+args=("$tmp/src" destination="$tmp/dest" region-size=64K hydration=off
+      commit-interval=3600)
+
+serve_clone "${args[@]}"
+status_is '.hydrated == 0 and .durable == 0'
+qemu-io -f raw -c 'write -P 1 0 64k' "$(uri clone)"
+# At its end qemu-io has flushed.
+status_is '.hydrated == 1 and .durable == 1'
+kill9 clone
+serve_clone "${args[@]}"
+status_is '.hydrated >= 1'
+
+$python - "$(uri clone)" <<'PY'
+import nbd, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+h.pwrite(b"3" * 65536, 131072)
+h.flush()
+h.pwrite(b"4" * 10, 1 << 20, nbd.CMD_FLAG_FUA)
+h.zero(65536, 2 << 20, nbd.CMD_FLAG_FUA)
+h.trim(65536, 3 << 20, nbd.CMD_FLAG_FUA)
+PY
+hydrated=$(status .hydrated)
+status_is '.durable >= 4'
+kill9 clone
+serve_clone "${args[@]}"
+status_is ".durable >= 4 and .hydrated <= $hydrated"
+$python - "$(uri clone)" <<'PY'
+import nbd, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+assert h.pread(65536, 131072) == b"3" * 65536
+assert h.pread(10, 1 << 20) == b"4" * 10
+assert not any(h.pread(65536, 2 << 20))
+h.flush()
+PY
+
+# Nothing is dirty now: neither flush nor FUA touches the metadata.
+before=$(md5sum <"$tmp/dest.clone"; stat -c %y "$tmp/dest.clone")
+$python - "$(uri clone)" <<'PY'
+import nbd, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+for i in range(20):
+    h.pwrite(b"5" * 65536, 131072, nbd.CMD_FLAG_FUA)
+    h.flush()
+PY
+control GET /status
+test "$before" = "$(md5sum <"$tmp/dest.clone"; stat -c %y "$tmp/dest.clone")"
+stop clone
+
+# The periodic commit makes durable what nobody flushes.
+serve_clone "$tmp/src" destination="$tmp/dest" hydration=off commit-interval=1
+$python - "$(uri clone)" <<'PY'
+import nbd, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+h.pwrite(b"6" * 65536, 3 << 19)
+PY
+hydrated=$(status .hydrated)
+eventually status_is ".durable == $hydrated"
+kill9 clone
+serve_clone "${args[@]}"
+status_is ".durable == $hydrated"

@@ -1,0 +1,68 @@
+#!/bin/bash
+# nbdkit-clone
+# SPDX-License-Identifier: BSD-3-Clause
+
+# Proves that a sparse disk of 5 TiB works, with data beyond 4 TiB: offsets
+# and region numbers keep all their bits, holes are not copied, and the
+# automatic region size keeps the bitmap within 32 MiB.
+
+. "$(dirname "$0")/functions.sh"
+
+requires truncate -s 5T "$tmp/dest-would-fit"
+rm -f "$tmp/dest-would-fit"
+
+serve src data size=5T data='
+  @0 "first" @512 "the first sectors"
+  @0x3fffffffff0 "across the end of 4T"
+  @0x40000123456 "beyond 4T"
+  @0x4fffffffffa "at end"'
+
+serve_clone source="$(uri src)" destination="$tmp/dest" hydration=off
+status_is '.region_size == 32768 and .size == 5497558138880'
+
+cat >"$tmp/look.py" <<'PY'
+import nbd, sys
+T = 1 << 40
+expect = {
+    0: b"first\0", 512: b"the first sectors\0",
+    4 * T - 17: b"\0across the end of 4T\0", 4 * T + 0x123456: b"beyond 4T\0",
+    5 * T - 6: b"at end",
+    4 * T + 5000001: b"", 3 * T + 77: b"", 4 * T + (1 << 39): b"",
+}
+if sys.argv[2] != "before":
+    expect[4 * T + 5000001] = b"a client's"
+    expect[3 * T + 77] = b"another"
+    # 2 ^ 32 bytes, sectors and regions further on nothing appeared.
+    for o in (5000001, 77, (4 * T + 5000001) % (1 << 32)):
+        expect[o] = bytes(100)
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+if sys.argv[2] == "write":
+    h.pwrite(b"a client's", 4 * T + 5000001)
+    h.pwrite(b"another", 3 * T + 77)
+    h.zero(1 << 31, 4 * T + (1 << 39) + 5)
+    h.trim(1 << 31, 2 * T + 3)
+    h.flush()
+for offset, data in expect.items():
+    n = min(4096, 5 * T - offset)
+    got = h.pread(n, offset)
+    if not got.startswith(data) or (not data and any(got)):
+        sys.exit("at %d: %r instead of %r" % (offset, got[:64], data))
+h.shutdown()
+PY
+
+$python "$tmp/look.py" "$(uri clone)" before
+$python "$tmp/look.py" "$(uri clone)" write
+control POST /resume
+$python "$tmp/look.py" "$(uri clone)" during
+wait_complete
+$python "$tmp/look.py" "$(uri clone)" after
+stop clone
+test "$(stat -c %s "$tmp/dest")" -eq $((5 << 40))
+# Nothing but the data takes space: 64 MiB are plenty for that.
+test "$(stat -c %b "$tmp/dest")" -le $((64 << 11))
+# The bitmap, two superblocks, and change.
+test "$(stat -c %s "$tmp/dest.clone")" -le $((33 << 20))
+
+serve file file "$tmp/dest"
+$python "$tmp/look.py" "$(uri file)" after

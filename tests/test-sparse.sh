@@ -1,0 +1,68 @@
+#!/bin/bash
+# nbdkit-clone
+# SPDX-License-Identifier: BSD-3-Clause
+
+# Proves that holes stay holes: hydration does not fill them, and copies out of
+# the clone by nbdcopy and qemu-img, hydrated or not, are sparse and right.
+
+. "$(dirname "$0")/functions.sh"
+
+requires_command qemu-img
+truncate -s 1G "$tmp/src"
+for mb in 0 1 100 511 1023; do
+  make_disk "$tmp/data" 1M $((mb + 1))
+  dd if="$tmp/data" of="$tmp/src" bs=1M seek=$mb conv=notrunc status=none
+done
+# Zeroes that are no hole.
+dd if=/dev/zero of="$tmp/src" bs=1M seek=200 count=4 conv=notrunc status=none
+max=$((9 << 11)) # 512 byte sectors
+test "$(stat -c %b "$tmp/src")" -le $((10 << 11)) ||
+  skip "no holes in this file system"
+serve src file "$tmp/src"
+
+copies_are_sparse ()
+{
+  export_to clone "$tmp/out"
+  cmp "$tmp/out" "$1"
+  test "$(stat -c %b "$tmp/out")" -le $2
+  rm "$tmp/out"
+  qemu-img convert -f raw -O raw "$(uri clone)" "$tmp/out"
+  cmp "$tmp/out" "$1"
+  test "$(stat -c %b "$tmp/out")" -le $2
+  rm "$tmp/out"
+  # What is said to be data is not much more than the data.
+  test "$(nbdinfo --map --json "$(uri clone)" |
+            jq '[.[] | select(.type == 0) | .length] | add')" \
+       -le $(($2 * 512))
+}
+
+for source in "$(uri src)" "$tmp/src"; do
+  rm -f "$tmp/dest" "$tmp/dest.clone"
+  cp --sparse=always "$tmp/src" "$tmp/model"
+  serve_clone "$source" destination="$tmp/dest" hydration=off
+  copies_are_sparse "$tmp/model" $((max + (4 << 11)))
+  # A hole in data, a hole in a hole, and data in a hole.
+  for f in "$(uri clone)" "$tmp/model"; do
+    qemu-io -f raw -d unmap -c 'write -P 3 300M 64k' \
+            -c 'write -z -u 100M 512k' -c 'write -z -u 600M 100M' "$f"
+  done
+  copies_are_sparse "$tmp/model" $((max + (4 << 11)))
+  control POST /resume
+  wait_complete
+  copies_are_sparse "$tmp/model" $((max + (4 << 11)))
+  stop clone
+  cmp "$tmp/dest" "$tmp/model"
+  # Zeroes that were copied became holes, too.
+  test "$(stat -c %b "$tmp/dest")" -le $max
+done
+
+# A network of one connection and a server without block status: the zeroes
+# are found by looking at them.
+rm -f "$tmp/dest" "$tmp/dest.clone"
+stop src
+serve src --filter=noextents file "$tmp/src"
+serve_clone "$(uri src)" destination="$tmp/dest"
+wait_complete
+stop clone
+cmp "$tmp/dest" "$tmp/src"
+test "$(stat -c %b "$tmp/dest")" -le $max

@@ -1,0 +1,44 @@
+#!/bin/bash
+# nbdkit-clone
+# SPDX-License-Identifier: BSD-3-Clause
+
+# Proves that one full clone, with requests of all kinds, makes valgrind find no
+# error and no memory that was lost.
+
+. "$(dirname "$0")/functions.sh"
+
+requires_command valgrind
+size=$(((4 << 20) + 1536))
+make_disk "$tmp/src" $size
+cp "$tmp/src" "$tmp/model"
+truncate -s $size "$tmp/d"
+serve src file "$tmp/src"
+serve dest file "$tmp/d"
+
+nbdkit_wrapper=(valgrind --error-exitcode=99 --leak-check=full
+  --errors-for-leak-kinds=definite,indirect --show-leak-kinds=definite,indirect
+  --num-callers=30 --log-file="$tmp/valgrind.log" --keep-debuginfo=yes)
+
+# Files, and NBD on both sides.
+for args in "source=$tmp/src destination=$tmp/dest" \
+            "source=$(uri src) destination=$(uri dest) metadata=$tmp/meta"; do
+  cp "$tmp/src" "$tmp/model"
+  # shellcheck disable=SC2086
+  serve_clone $args region-size=64K hydration=off
+  $python "$srcdir/model.py" "$tmp/model" "$(uri clone)" --ops 60
+  control POST /resume
+  set_settings '{"hydration-rate": 0}'
+  http_code PATCH /settings -d x
+  wait_complete
+  $python "$srcdir/model.py" "$tmp/model" "$(uri clone)" --ops 30 --seed 2
+  stop clone
+  # Again, complete, and one that is refused.
+  # shellcheck disable=SC2086
+  serve_clone $args
+  stop clone
+done
+same "$tmp/d" "$tmp/model"
+rc=0
+"${nbdkit_wrapper[@]}" nbdkit -f -U "$tmp/x.sock" "$plugin" "$tmp/src" \
+  destination="$tmp/dest" region-size=1M || rc=$?
+test $rc -eq 1
