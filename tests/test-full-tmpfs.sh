@@ -16,7 +16,8 @@ fi
 . "$(dirname "$0")/functions.sh"
 
 mkdir "$tmp/fs"
-mount -t tmpfs -o size=8M none "$tmp/fs"
+mount -t tmpfs -o size=20M none "$tmp/fs"
+fallocate -l 12M "$tmp/fs/in-the-way"
 at_exit () { umount "$tmp/fs"; }
 
 make_disk "$tmp/src" 16M
@@ -45,7 +46,7 @@ if not failed:
 h.shutdown()
 PY
 $python "$srcdir/model.py" "$tmp/model" "$(uri clone)"
-mount -o remount,size=20M "$tmp/fs"
+rm "$tmp/fs/in-the-way"
 control POST /resume
 wait_complete
 stop clone

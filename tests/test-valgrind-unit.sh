@@ -12,7 +12,8 @@ found=no
 for t in "$builddir"/tests/unit/test-*; do
   if [ -x "$t" ] && [ -f "$t" ]; then
     found=yes
-    CK_FORK=no valgrind --error-exitcode=99 --leak-check=full \
+    CK_FORK=no valgrind --fair-sched=yes --error-exitcode=99 \
+      --leak-check=full \
       --errors-for-leak-kinds=definite,indirect \
       --show-leak-kinds=definite,indirect --num-callers=30 \
       --log-file="$tmp/valgrind.log" "$t"

@@ -11,6 +11,7 @@
 
 #include <errno.h>
 #include <malloc.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -386,14 +387,24 @@ END_TEST
 
 #define VISIBLE 20000
 
+/* Look again, at once for as long as the other thread may be at it just now. */
+static void
+spin (unsigned *spins)
+{
+  if (++*spins % 10000 == 0)
+    sched_yield ();
+}
+
 static void
 slow_setter (void *opaque)
 {
+  unsigned spins = 0;
+
   for (uint64_t r = 0; r < VISIBLE && !stop; ++r) {
     region_map_set (shared, r, 1);
     /* Wait for the other thread to have looked. */
     while (!region_map_is_durable (shared, r, 1) && !stop)
-      ;
+      spin (&spins);
   }
 }
 
@@ -405,6 +416,7 @@ slow_setter (void *opaque)
 START_TEST (visible_bit_is_in_next_snapshot)
 {
   struct mock_thread *thread;
+  unsigned spins = 0;
   uint64_t missed = 0;
 
   shared = region_map_new (VISIBLE * 4 * K, 4 * K);
@@ -412,7 +424,7 @@ START_TEST (visible_bit_is_in_next_snapshot)
   thread = mock_thread (slow_setter, NULL);
   for (uint64_t r = 0; r < VISIBLE; ++r) {
     while (!region_map_is_valid (shared, r))
-      ;
+      spin (&spins);
     commit_all (shared, 8);
     if (!region_map_is_durable (shared, r, 1)) {
       missed++;
