@@ -63,6 +63,7 @@ struct file {
   struct backend b;
   int fd;
   int fua_fd;            /* O_DSYNC, see above; -1 if read-only */
+  bool named;            /* false: see backend_file_publish */
   dev_t dev;             /* who this is: a file's device and inode, */
   ino_t ino;
   bool is_block;         /* or a block device's number in dev */
@@ -703,20 +704,19 @@ sync_directory (const char *path)
 }
 
 /* A new file of this size, without a name where the file system can do that, so
- * that a crash in the middle leaves nothing behind.  *named tells.
+ * that a crash in the middle leaves nothing behind.
  */
 static int
-create_sparse (struct file *f, uint64_t size, bool *named)
+create_sparse (struct file *f, uint64_t size)
 {
   CLEANUP_FREE char *copy = strdup (f->b.name);
 
   if (copy == NULL)
     return -1;
-  *named = false;
   f->fd = open (dirname (copy), O_RDWR | O_TMPFILE | O_CLOEXEC, 0666);
   if (f->fd == -1 && (errno == EOPNOTSUPP || errno == EISDIR)) {
     f->fd = open (f->b.name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    *named = f->fd >= 0;
+    f->named = f->fd >= 0;
   }
   if (f->fd == -1)
     return -1;
@@ -729,8 +729,23 @@ give_name (struct file *f)
 {
   char path[sizeof "/proc/self/fd/" + 3 * sizeof (int)];
 
+  if (fsync (f->fd) == -1)
+    return -1;
   snprintf (path, sizeof path, "/proc/self/fd/%d", f->fd);
-  return linkat (AT_FDCWD, path, AT_FDCWD, f->b.name, AT_SYMLINK_FOLLOW);
+  if (!f->named && linkat (AT_FDCWD, path, AT_FDCWD, f->b.name,
+                           AT_SYMLINK_FOLLOW) == -1)
+    return -1;
+  f->named = true;
+  return sync_directory (f->b.name);
+}
+
+int
+backend_file_publish (struct backend *b)
+{
+  if (give_name (to_file (b)) == 0)
+    return 0;
+  log_error (b->log, "cannot create %s: %m", b->name);
+  return -1;
 }
 
 struct backend *
@@ -738,8 +753,8 @@ backend_file_create (const struct backend_params *params, uint64_t size,
                      const struct log *log)
 {
   const char *reason = NULL;
-  bool named = false;
   struct file *f;
+  struct stat st;
   int err;
 
   f = new_file (params, log);
@@ -747,27 +762,28 @@ backend_file_create (const struct backend_params *params, uint64_t size,
     return NULL;
   f->b.readonly = false;
 
+  /* Early, because it may be long until the name is given. */
+  if (lstat (params->name, &st) == 0) {
+    errno = EEXIST;
+    cannot ("create", params, log, NULL);
+    goto error;
+  }
   if (size > INT64_MAX) {
     errno = EFBIG;
     cannot ("create", params, log, NULL);
     goto error;
   }
-  if (create_sparse (f, size, &named) == -1) {
+  if (create_sparse (f, size) == -1) {
     cannot ("create", params, log, NULL);
     goto error;
   }
   if (take_lock (f, params->role) == -1) {
     /* Whoever was quicker owns the name now. */
-    named &= errno != EBUSY;
+    f->named &= errno != EBUSY;
     goto error;
   }
-  if (fsync (f->fd) == -1 || (!named && give_name (f) == -1)) {
-    cannot ("create", params, log, NULL);
-    goto error;
-  }
-  named = true;
   if (identify (f, &reason) == -1 || open_fua (f) == -1 ||
-      sync_directory (params->name) == -1) {
+      (!params->nameless && give_name (f) == -1)) {
     cannot ("create", params, log, reason);
     goto error;
   }
@@ -775,7 +791,7 @@ backend_file_create (const struct backend_params *params, uint64_t size,
 
  error:
   err = errno;
-  if (named)
+  if (f->named)
     unlink (params->name);
   file_close (&f->b);
   errno = err;

@@ -122,6 +122,8 @@ struct backend_params {
   bool lock;
   /* NBD connections: in all, 1 where the server lacks multi-conn. */
   unsigned connections;
+  /* backend_create: the file gets its name later, by backend_file_publish. */
+  bool nameless;
 };
 
 /* Open what exists.  On failure say why in the log and return NULL; errno is
@@ -132,7 +134,8 @@ extern struct backend *backend_open (const struct backend_params *params,
 
 /* Create a sparse regular file of this size and open it, locked and read-write.
  * Fails, with a message, where the path exists.  The file and its name in the
- * directory are durable on return.
+ * directory are durable on return.  (Where the file system knows no files
+ * without a name, a nameless one has its name at once.)
  */
 extern struct backend *backend_create (const struct backend_params *params,
                                        uint64_t size, const struct log *log);
@@ -177,6 +180,10 @@ extern struct backend *backend_file_create (const struct backend_params *params,
                                             uint64_t size,
                                             const struct log *log);
 extern bool backend_file_same (const char *a, const char *b);
+/* Give a nameless file its name, durably.  -1, logged, where that fails, for
+ * example because the name exists by now.
+ */
+extern int backend_file_publish (struct backend *b);
 /* Remove the file's name: for a backend that backend_create made, when what
  * was to become a clone failed.  The backend must still be closed.
  */

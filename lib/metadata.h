@@ -45,6 +45,7 @@
  * where the complete flag is set every region's bit is 1.  The superblock that
  * counts is the valid one of the higher generation.  A store in which both
  * superblocks are all zeroes is not there: creation did not get to its end.
+ * (Not so in a file, which gets its name after its creation has.)
  *
  * WHY A CRASH DOES NO HARM.  The unit that is written in one piece is a sector
  * of 512 bytes.  Bits go from 0 to 1 only, and whatever mix of old and new
@@ -96,7 +97,7 @@ struct metadata {
 enum metadata_presence {
   METADATA_IO_ERROR = -1, /* logged */
   METADATA_ABSENT,        /* both superblocks are zero, or there is no room
-                           * for them: nothing was ever served from here */
+                           * for them */
   METADATA_PRESENT,       /* at least one valid superblock */
   METADATA_DAMAGED,       /* superblocks that are ours, but none is valid */
   METADATA_FOREIGN,       /* something else */

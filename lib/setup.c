@@ -289,6 +289,12 @@ check_creation_rules (struct work *w, enum metadata_presence presence,
                "asked for", w->metadata_name);
     return -1;
   }
+  if (presence == METADATA_ABSENT && w->meta && w->meta->is_file) {
+    log_error (w->log, "metadata %s is a file without content, or with its "
+               "beginning cut off or overwritten; restore it, or, if it never "
+               "belonged to a clone, remove it", w->meta->name);
+    return -1;
+  }
   if (presence == METADATA_FOREIGN &&
       (w->meta->is_file || w->s->create != CREATE_ALWAYS)) {
     log_error (w->log, "%s holds something that is not a clone's metadata; "
@@ -343,7 +349,8 @@ create_files (struct work *w, const struct superblock *sb)
     .role = "destination", .name = w->s->destination, .lock = true
   };
   const struct backend_params meta = {
-    .role = "metadata", .name = w->metadata_name, .lock = true
+    .role = "metadata", .name = w->metadata_name, .lock = true,
+    .nameless = true
   };
 
   if (w->dest == NULL) {
@@ -376,16 +383,15 @@ create (struct work *w, enum metadata_presence presence)
       choose_region_size (w, &sb) == -1)
     return -1;
 
+  if (check_creation_rules (w, presence, sb.size) == -1)
+    return -1;
   wanted = metadata_store_size (sb.size, sb.region_size);
   if (w->meta && w->meta->size < wanted) {
     log_error (w->log, "metadata %s has %" PRIu64 " bytes, but %" PRIu64
-               " are needed; %s", w->meta->name, w->meta->size, wanted,
-               w->meta->is_file ? "remove the file, and it will be created" :
-               "make it larger, or choose a larger region-size");
+               " are needed; make it larger, or choose a larger region-size",
+               w->meta->name, w->meta->size, wanted);
     return -1;
   }
-  if (check_creation_rules (w, presence, sb.size) == -1)
-    return -1;
   if (fingerprint_take (w->source, &sb.fingerprint) == -1) {
     log_error (w->log, "source %s: cannot read it: %m", w->source->name);
     return -1;
@@ -402,7 +408,10 @@ create (struct work *w, enum metadata_presence presence)
     log_error (w->log, "metadata %s: cannot write: %m", w->meta->name);
     return -1;
   }
-  return 0;
+  /* Under its name a metadata file is whole at any time, so that one which is
+   * not has been damaged.
+   */
+  return w->created_meta ? backend_file_publish (w->meta) : 0;
 }
 
 /* ---- all together ---- */

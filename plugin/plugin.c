@@ -317,7 +317,7 @@ clone_config_complete (void)
   "region-size=<SIZE>               4K to 1G, a power of two [auto].\n" \
   "hydration=on|off                 Copy in the background [on].\n"     \
   "hydration-threshold=<SIZE>       Most being copied at once [16M].\n" \
-  "hydration-batch-size=<SIZE>      Largest single copy [1M].\n"        \
+  "hydration-batch-size=<SIZE>      Largest single copy [256K].\n"        \
   "hydration-rate=<SIZE>            Bytes a second, 0 for no limit [0].\n" \
   "discard-passdown=true|false      Trim the destination [true].\n"     \
   "commit-interval=<SECONDS>        Between background commits [1].\n"  \
