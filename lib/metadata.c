@@ -20,9 +20,6 @@
 #include "metadata.h"
 #include "rounding.h"
 
-#define SUPERBLOCK_A 0
-#define SUPERBLOCK_B 4096
-#define BITMAP 8192
 /* Stores are multiples of this, so that they suit any block device. */
 #define STORE_ALIGN 4096
 
@@ -32,7 +29,13 @@
 /* Segments handed to the backend at once. */
 #define MAX_SEGMENTS 64
 
-static const uint64_t superblock_offset[2] = { SUPERBLOCK_A, SUPERBLOCK_B };
+/* What the user of a damaged store can do. */
+#define WHAT_TO_DO "see what nbdclone check says of it and nbdclone repair " \
+  "can do, restore a copy of the metadata, or start over with a new destination"
+
+static const uint64_t superblock_offset[2] = {
+  METADATA_SUPERBLOCK_A, METADATA_SUPERBLOCK_B
+};
 static const char superblock_magic[8] = "NBDCLONE";
 static const char bitmap_magic[4] = "CLBM";
 
@@ -61,18 +64,24 @@ struct bitmap_image {
 _Static_assert (sizeof (struct bitmap_image) == METADATA_SECTOR,
                 "a bitmap sector is one sector");
 
-static uint32_t
-nr_sectors (uint64_t size, uint64_t region_size)
+uint32_t
+metadata_sectors (uint64_t size, uint64_t region_size)
 {
   return div_round_up (div_round_up (size, region_size), REGIONS_PER_SECTOR);
 }
 
 uint64_t
+metadata_sector_offset (uint32_t s)
+{
+  return METADATA_BITMAP + (uint64_t)s * METADATA_SECTOR;
+}
+
+uint64_t
 metadata_store_size (uint64_t size, uint64_t region_size)
 {
-  uint64_t sectors = nr_sectors (size, region_size);
-
-  return round_up (BITMAP + sectors * METADATA_SECTOR, STORE_ALIGN);
+  return round_up (metadata_sector_offset (metadata_sectors (size,
+                                                             region_size)),
+                   STORE_ALIGN);
 }
 
 /* ---- superblocks ---- */
@@ -107,6 +116,8 @@ static const char *
 superblock_decode (const struct superblock_image *image,
                    struct superblock *sb)
 {
+  if (is_zero (image, sizeof *image))
+    return "all zeroes";
   if (memcmp (image->magic, superblock_magic, sizeof image->magic) != 0)
     return "wrong magic";
   if (le32toh (image->crc) != superblock_crc (image))
@@ -143,49 +154,72 @@ superblocks_agree (const struct superblock *a, const struct superblock *b)
     fingerprint_compare (&a->fingerprint, &b->fingerprint) == -1;
 }
 
+/* Read what the backend has of each superblock; the rest stays zero. */
 static int
-read_superblocks (struct backend *b, struct superblock_image image[2])
+read_images (struct backend *b, struct superblock_image image[2])
 {
-  const struct segment seg[2] = {
-    { &image[0], sizeof image[0], SUPERBLOCK_A },
-    { &image[1], sizeof image[1], SUPERBLOCK_B },
-  };
+  struct segment seg[2];
+  size_t n = 0;
 
-  return backend_preadv (b, seg, 2);
+  memset (image, 0, 2 * sizeof image[0]);
+  for (unsigned i = 0; i < 2; ++i) {
+    uint64_t offset = superblock_offset[i];
+
+    if (b->size > offset)
+      seg[n++] = (struct segment){
+        &image[i], MIN (b->size - offset, sizeof image[i]), offset
+      };
+  }
+  return backend_preadv (b, seg, n);
+}
+
+static enum metadata_presence
+presence (const struct superblock_image image[2], const char *const wrong[2])
+{
+  if (!wrong[0] || !wrong[1])
+    return METADATA_PRESENT;
+  if (is_zero (image, 2 * sizeof image[0]))
+    return METADATA_ABSENT;
+  for (unsigned i = 0; i < 2; ++i)
+    if (memcmp (image[i].magic, superblock_magic, sizeof image[i].magic) == 0)
+      return METADATA_DAMAGED;
+  return METADATA_FOREIGN;
+}
+
+/* The superblock that counts, or -1. */
+static int
+choose_superblock (const struct superblocks *found)
+{
+  const struct superblock *sb = found->sb;
+
+  if (found->wrong[0] || found->wrong[1])
+    return !found->wrong[0] ? 0 : !found->wrong[1] ? 1 : -1;
+  if (!superblocks_agree (&sb[0], &sb[1]))
+    return -1;
+  return sb[1].generation > sb[0].generation;
+}
+
+int
+metadata_read_superblocks (struct backend *b, struct superblocks *found)
+{
+  struct superblock_image image[2];
+
+  if (read_images (b, image) == -1)
+    return -1;
+  for (unsigned i = 0; i < 2; ++i)
+    found->wrong[i] = superblock_decode (&image[i], &found->sb[i]);
+  found->presence = presence (image, found->wrong);
+  found->current = choose_superblock (found);
+  return 0;
 }
 
 enum metadata_presence
 metadata_probe (struct backend *b, const struct log *log)
 {
-  struct superblock_image image[2];
-  struct superblock sb;
-  bool ours = false;
+  struct superblocks found;
 
-  /* The smallest store there is; what is shorter was never one, unless it was
-   * cut, which only a superblock can tell.
-   */
-  memset (image, 0, sizeof image);
-  if (b->size >= SUPERBLOCK_B + sizeof image[1]) {
-    if (read_superblocks (b, image) == -1)
-      goto error;
-  }
-  else if (b->size > 0) {
-    if (backend_pread (b, &image[0], MIN (b->size, sizeof image[0]),
-                       SUPERBLOCK_A) == -1)
-      goto error;
-  }
-
-  if (is_zero (image, sizeof image))
-    return METADATA_ABSENT;
-  for (unsigned i = 0; i < 2; ++i) {
-    if (superblock_decode (&image[i], &sb) == NULL)
-      return METADATA_PRESENT;
-    if (memcmp (image[i].magic, superblock_magic, sizeof image[i].magic) == 0)
-      ours = true;
-  }
-  return ours ? METADATA_DAMAGED : METADATA_FOREIGN;
-
- error:
+  if (metadata_read_superblocks (b, &found) == 0)
+    return found.presence;
   log_error (log, "metadata %s: cannot read the superblocks: %m", b->name);
   return METADATA_IO_ERROR;
 }
@@ -223,15 +257,36 @@ metadata_set_flags (struct metadata *md, uint32_t flags)
 /* ---- bitmap sectors ---- */
 
 static uint32_t
-bitmap_crc (const struct metadata *md, uint32_t s,
+bitmap_crc (const struct superblock *sb, uint32_t s,
             const struct bitmap_image *image)
 {
   const uint64_t number = htole64 (s);
   uint32_t crc;
 
-  crc = crc32c (0, md->sb.uuid, sizeof md->sb.uuid);
+  crc = crc32c (0, sb->uuid, sizeof sb->uuid);
   crc = crc32c (crc, &number, sizeof number);
   return crc32c (crc, image, offsetof (struct bitmap_image, crc));
+}
+
+/* NULL where the image is valid as sector s, else what is wrong with it. */
+static const char *
+bitmap_decode (const struct superblock *sb, uint32_t s,
+               const uint8_t in[METADATA_SECTOR],
+               uint64_t words[WORDS_PER_SECTOR])
+{
+  struct bitmap_image image;
+
+  memcpy (&image, in, sizeof image);
+  if (memcmp (image.magic, bitmap_magic, sizeof image.magic) != 0)
+    return is_zero (in, METADATA_SECTOR) ? "all zeroes" : "wrong magic";
+  if (le32toh (image.crc) != bitmap_crc (sb, s, &image))
+    return "wrong checksum";
+  for (unsigned i = 0; i < WORDS_PER_SECTOR; ++i)
+    words[i] = le64toh (image.words[i]);
+  if (region_map_has_stray_bits (div_round_up (sb->size, sb->region_size), s,
+                                 words))
+    return "bits for regions past the end of the disk";
+  return NULL;
 }
 
 void
@@ -244,32 +299,19 @@ metadata_encode (const struct metadata *md, uint32_t s,
   for (unsigned i = 0; i < WORDS_PER_SECTOR; ++i)
     image.words[i] = htole64 (words[i]);
   memcpy (image.magic, bitmap_magic, sizeof image.magic);
-  image.crc = htole32 (bitmap_crc (md, s, &image));
+  image.crc = htole32 (bitmap_crc (&md->sb, s, &image));
   memcpy (out, &image, sizeof image);
 }
 
 int
 metadata_decode (const struct metadata *md, uint32_t s,
-                 const uint8_t in[METADATA_SECTOR],
+                 const uint8_t image[METADATA_SECTOR],
                  uint64_t words[WORDS_PER_SECTOR])
 {
-  struct bitmap_image image;
-
-  memcpy (&image, in, sizeof image);
-  if (memcmp (image.magic, bitmap_magic, sizeof image.magic) != 0 ||
-      le32toh (image.crc) != bitmap_crc (md, s, &image)) {
-    errno = EINVAL;
-    return -1;
-  }
-  for (unsigned i = 0; i < WORDS_PER_SECTOR; ++i)
-    words[i] = le64toh (image.words[i]);
-  return 0;
-}
-
-static uint64_t
-sector_offset (uint32_t s)
-{
-  return BITMAP + (uint64_t)s * METADATA_SECTOR;
+  if (bitmap_decode (&md->sb, s, image, words) == NULL)
+    return 0;
+  errno = EINVAL;
+  return -1;
 }
 
 int
@@ -285,7 +327,7 @@ metadata_write (struct metadata *md, const uint32_t *sectors,
     while (i + run < n && sectors[i + run] == sectors[i] + run)
       run++;
     seg[nr_seg++] = (struct segment){
-      images[i], run * METADATA_SECTOR, sector_offset (sectors[i])
+      images[i], run * METADATA_SECTOR, metadata_sector_offset (sectors[i])
     };
     i += run;
 
@@ -306,22 +348,52 @@ metadata_flush (struct metadata *md)
 
 /* ---- whole stores ---- */
 
-/* Steps 1 to 3 of creation, see metadata.h. */
+struct metadata *
+metadata_begin (struct backend *b, const struct superblock *sb,
+                const struct log *log)
+{
+  struct metadata *md = calloc (1, sizeof *md);
+
+  if (md == NULL) {
+    log_error (log, "calloc: %m");
+    return NULL;
+  }
+  md->backend = b;
+  md->log = log;
+  md->sb = *sb;
+  md->sb.generation = 1;
+  uuid_generate (md->sb.uuid);
+
+  if (backend_zero (b, METADATA_BITMAP, 0, 0) == -1 ||
+      backend_flush (b) == -1) {
+    log_error (log, "metadata %s: cannot create it: %m", b->name);
+    free (md);
+    return NULL;
+  }
+  return md;
+}
+
+int
+metadata_finish (struct metadata *md)
+{
+  if (backend_flush (md->backend) == -1 ||
+      write_superblock (md, 0, &md->sb) == -1)
+    return -1;
+  return write_superblock (md, 1, &md->sb);
+}
+
+/* Write a bitmap in which no region is valid. */
 static int
-create_store (struct metadata *md)
+write_empty_bitmap (struct metadata *md)
 {
   CLEANUP_FREE uint8_t (*images)[METADATA_SECTOR] = NULL;
   CLEANUP_FREE uint32_t *sectors = NULL;
   static const uint64_t no_bits[WORDS_PER_SECTOR];
-  const uint32_t total = nr_sectors (md->sb.size, md->sb.region_size);
+  const uint32_t total = metadata_sectors (md->sb.size, md->sb.region_size);
 
   images = malloc (CHUNK_SECTORS * sizeof *images);
   sectors = malloc (CHUNK_SECTORS * sizeof *sectors);
   if (images == NULL || sectors == NULL)
-    return -1;
-
-  if (backend_zero (md->backend, BITMAP, 0, 0) == -1 ||
-      backend_flush (md->backend) == -1)
     return -1;
 
   for (uint32_t s = 0; s < total; ) {
@@ -335,32 +407,22 @@ create_store (struct metadata *md)
       return -1;
     s += n;
   }
-  if (backend_flush (md->backend) == -1)
-    return -1;
-
-  if (write_superblock (md, 0, &md->sb) == -1)
-    return -1;
-  return write_superblock (md, 1, &md->sb);
+  return 0;
 }
 
 struct metadata *
 metadata_create (struct backend *b, const struct superblock *sb,
                  const struct log *log)
 {
-  struct metadata *md = calloc (1, sizeof *md);
+  struct superblock empty = *sb;
+  struct metadata *md;
 
-  if (md == NULL) {
-    log_error (log, "calloc: %m");
+  empty.flags = METADATA_CLEAN;
+  md = metadata_begin (b, &empty, log);
+  if (md == NULL)
     return NULL;
-  }
-  md->backend = b;
-  md->log = log;
-  md->sb = *sb;
-  md->sb.generation = 1;
-  md->sb.flags = METADATA_CLEAN;
-  uuid_generate (md->sb.uuid);
 
-  if (create_store (md) == -1) {
+  if (write_empty_bitmap (md) == -1 || metadata_finish (md) == -1) {
     log_error (log, "metadata %s: cannot create it: %m", b->name);
     free (md);
     return NULL;
@@ -368,58 +430,35 @@ metadata_create (struct backend *b, const struct superblock *sb,
   return md;
 }
 
-/* Choose the superblock that counts.  -1, logged, where there is none. */
-static int
-choose_superblock (struct metadata *md,
-                   const struct superblock_image image[2])
+/* Say why none of the superblocks counts. */
+static void
+refuse_superblocks (const struct superblocks *found, const struct backend *b,
+                    const struct log *log)
 {
-  struct superblock sb[2];
-  const char *why[2];
-
-  for (unsigned i = 0; i < 2; ++i)
-    why[i] = superblock_decode (&image[i], &sb[i]);
-
-  if (why[0] && why[1]) {
-    log_error (md->log, "metadata %s: both superblocks are damaged: "
-               "%s at offset %d, %s at offset %d; restore a copy of the "
-               "metadata, or start over with a new destination",
-               md->backend->name, why[0], SUPERBLOCK_A, why[1], SUPERBLOCK_B);
-    return -1;
-  }
-  if (!why[0] && !why[1] && !superblocks_agree (&sb[0], &sb[1])) {
-    log_error (md->log, "metadata %s: the superblocks at offsets %d and %d "
-               "belong to different stores; restore a copy of the metadata, "
-               "or start over with a new destination",
-               md->backend->name, SUPERBLOCK_A, SUPERBLOCK_B);
-    return -1;
-  }
-  for (unsigned i = 0; i < 2; ++i)
-    if (why[i])
-      log_info (md->log, "metadata %s: superblock at offset %" PRIu64 " has "
-                "%s, going on with the other copy", md->backend->name,
-                superblock_offset[i], why[i]);
-
-  md->current = why[0] ||
-    (!why[1] && sb[1].generation > sb[0].generation);
-  md->sb = sb[md->current];
-  return 0;
+  if (found->wrong[0])
+    log_error (log, "metadata %s: both superblocks are damaged: %s at offset "
+               "%d, %s at offset %d; " WHAT_TO_DO, b->name,
+               found->wrong[0], METADATA_SUPERBLOCK_A,
+               found->wrong[1], METADATA_SUPERBLOCK_B);
+  else
+    log_error (log, "metadata %s: the superblocks at offsets %d and %d "
+               "belong to different stores; " WHAT_TO_DO, b->name,
+               METADATA_SUPERBLOCK_A, METADATA_SUPERBLOCK_B);
 }
 
 struct metadata *
 metadata_open (struct backend *b, const struct log *log)
 {
-  struct superblock_image image[2];
+  struct superblocks found;
   struct metadata *md;
   uint64_t wanted;
 
-  if (b->size < SUPERBLOCK_B + METADATA_SECTOR) {
-    log_error (log, "metadata %s: it was cut to %" PRIu64 " bytes; "
-               "restore a copy of the metadata, or start over with a new "
-               "destination", b->name, b->size);
+  if (metadata_read_superblocks (b, &found) == -1) {
+    log_error (log, "metadata %s: cannot read the superblocks: %m", b->name);
     return NULL;
   }
-  if (read_superblocks (b, image) == -1) {
-    log_error (log, "metadata %s: cannot read the superblocks: %m", b->name);
+  if (found.current == -1) {
+    refuse_superblocks (&found, b, log);
     return NULL;
   }
 
@@ -430,21 +469,23 @@ metadata_open (struct backend *b, const struct log *log)
   }
   md->backend = b;
   md->log = log;
-  if (choose_superblock (md, image) == -1)
-    goto error;
+  md->current = found.current;
+  md->sb = found.sb[found.current];
 
   wanted = metadata_store_size (md->sb.size, md->sb.region_size);
   if (b->size < wanted) {
     log_error (log, "metadata %s: it was cut: it has %" PRIu64 " bytes and "
-               "should have %" PRIu64 "; restore a copy of the metadata, or "
-               "start over with a new destination", b->name, b->size, wanted);
-    goto error;
+               "should have %" PRIu64 "; " WHAT_TO_DO, b->name, b->size,
+               wanted);
+    free (md);
+    return NULL;
   }
+  for (unsigned i = 0; i < 2; ++i)
+    if (found.wrong[i])
+      log_info (log, "metadata %s: superblock at offset %" PRIu64 " is damaged "
+                "(%s), going on with the other copy", b->name,
+                superblock_offset[i], found.wrong[i]);
   return md;
-
- error:
-  free (md);
-  return NULL;
 }
 
 void
@@ -456,62 +497,96 @@ metadata_close (struct metadata *md)
   free (md);
 }
 
-/* Put n sectors' images, from sector first on, into the map. */
+/* Hand the sectors from first on to the visitor; images has the first n of
+ * them, and the store the first `readable'.
+ */
 static int
-load_images (struct metadata *md, struct region_map *map, uint32_t first,
-             uint8_t (*images)[METADATA_SECTOR], uint32_t n)
+visit_sectors (const struct superblock *sb, uint32_t first, uint32_t n,
+               uint8_t (*images)[METADATA_SECTOR], uint32_t readable,
+               metadata_visitor *visit, void *opaque)
 {
-  uint64_t words[WORDS_PER_SECTOR];
-
   for (uint32_t i = 0; i < n; ++i) {
-    if (metadata_decode (md, first + i, images[i], words) == -1) {
-      log_error (md->log, "metadata %s: bitmap sector %" PRIu32 " at offset "
-                 "%" PRIu64 " is damaged; restore a copy of the metadata, or "
-                 "start over with a new destination", md->backend->name,
-                 first + i, sector_offset (first + i));
+    uint64_t words[WORDS_PER_SECTOR] = { 0 };
+    const char *wrong = first + i < readable
+      ? bitmap_decode (sb, first + i, images[i], words)
+      : "past the end of the file";
+
+    if (wrong)
+      memset (words, 0, sizeof words);
+    if (visit (opaque, first + i, wrong, words) == -1)
       return -1;
-    }
-    if (region_map_load (map, first + i, words) == -1) {
-      log_error (md->log, "metadata %s: bitmap sector %" PRIu32 " at offset "
-                 "%" PRIu64 " has bits for regions past the end of the disk",
-                 md->backend->name, first + i, sector_offset (first + i));
-      return -1;
-    }
   }
   return 0;
 }
 
 int
-metadata_load (struct metadata *md, struct region_map *map)
+metadata_walk (struct backend *b, const struct superblock *sb,
+               metadata_visitor *visit, void *opaque, const struct log *log)
 {
   CLEANUP_FREE uint8_t (*images)[METADATA_SECTOR] = NULL;
-  const uint32_t total = region_map_sectors (map);
+  const uint32_t total = metadata_sectors (sb->size, sb->region_size);
+  uint32_t readable = total;
+
+  if (b->size < metadata_sector_offset (total))
+    readable = b->size < METADATA_BITMAP ? 0
+      : (b->size - METADATA_BITMAP) / METADATA_SECTOR;
 
   images = malloc (CHUNK_SECTORS * sizeof *images);
   if (images == NULL) {
-    log_error (md->log, "malloc: %m");
+    log_error (log, "malloc: %m");
     return -1;
   }
-
   for (uint32_t s = 0; s < total; ) {
     uint32_t n = MIN (total - s, (uint32_t)CHUNK_SECTORS);
+    size_t count = MIN (MAX (readable, s) - s, n) * sizeof *images;
 
-    if (backend_pread (md->backend, images, n * sizeof *images,
-                       sector_offset (s)) == -1) {
-      log_error (md->log, "metadata %s: cannot read %zu bytes at offset "
-                 "%" PRIu64 ": %m", md->backend->name, n * sizeof *images,
-                 sector_offset (s));
+    if (backend_pread (b, images, count, metadata_sector_offset (s)) == -1) {
+      log_error (log, "metadata %s: cannot read %zu bytes at offset "
+                 "%" PRIu64 ": %m", b->name, count,
+                 metadata_sector_offset (s));
       return -1;
     }
-    if (load_images (md, map, s, images, n) == -1)
+    if (visit_sectors (sb, s, n, images, readable, visit, opaque) == -1)
       return -1;
     s += n;
   }
+  return 0;
+}
+
+struct loading {
+  const struct metadata *md;
+  struct region_map *map;
+};
+
+static int
+load_sector (void *opaque, uint32_t s, const char *wrong,
+             const uint64_t words[WORDS_PER_SECTOR])
+{
+  const struct loading *l = opaque;
+
+  if (!wrong && region_map_load (l->map, s, words) == -1)
+    wrong = "bits that stand for no region";
+  if (!wrong)
+    return 0;
+  log_error (l->md->log, "metadata %s: bitmap sector %" PRIu32 " at offset "
+             "%" PRIu64 " is damaged: %s; " WHAT_TO_DO, l->md->backend->name,
+             s, metadata_sector_offset (s), wrong);
+  return -1;
+}
+
+int
+metadata_load (struct metadata *md, struct region_map *map)
+{
+  struct loading l = { md, map };
+
+  if (metadata_walk (md->backend, &md->sb, load_sector, &l, md->log) == -1)
+    return -1;
 
   if ((md->sb.flags & METADATA_COMPLETE) &&
       region_map_count_valid (map) != region_map_regions (map)) {
     log_error (md->log, "metadata %s: it is marked complete, but %" PRIu64
-               " of %" PRIu64 " regions are not valid", md->backend->name,
+               " of %" PRIu64 " regions are not valid; " WHAT_TO_DO,
+               md->backend->name,
                region_map_regions (map) - region_map_count_valid (map),
                region_map_regions (map));
     return -1;

@@ -34,17 +34,17 @@
  *     508..511  CRC32C of the UUID, of s as 64 bits, and of bytes 0..507
  *
  * A superblock is valid if and only if its magic, version and CRC are right,
- * size is not 0, the region size is a power of two from 4K to 1G that gives at
- * most 2^31 regions, no unknown flag is set and the bytes said to be zero are
- * zero.  A bitmap sector is valid if and only if its magic and CRC are right
- * and no bit is set that stands for no region.
+ * size is from 1 to 2^63 - 1, the region size is a power of two from 4K to 1G
+ * that gives at most 2^31 regions, no unknown flag is set and the bytes said to
+ * be zero are zero.  A bitmap sector is valid if and only if its magic and CRC
+ * are right and no bit is set that stands for no region.
  *
  * A store is valid if and only if it is not shorter than that, at least one
- * superblock is valid, two valid
- * ones agree in all but generation and flags, every bitmap sector is valid, and
- * where the complete flag is set every region's bit is 1.  The superblock that
- * counts is the valid one of the higher generation.  A store in which both
- * superblocks are all zeroes is not there: creation did not get to its end.
+ * superblock is valid, two valid ones agree in all but generation and flags,
+ * every bitmap sector is valid, and where the complete flag is set every
+ * region's bit is 1.  The superblock that counts is the valid one of the higher
+ * generation, A where they are equal.  A store in which both superblocks are
+ * all zeroes is not there: creation did not get to its end.
  * (Not so in a file, which gets its name after its creation has.)
  *
  * WHY A CRASH DOES NO HARM.  The unit that is written in one piece is a sector
@@ -75,6 +75,11 @@
 #define METADATA_SECTOR 512
 #define METADATA_UUID_SIZE 16
 
+/* Offsets.  The bitmap's is that of sector 0. */
+#define METADATA_SUPERBLOCK_A 0
+#define METADATA_SUPERBLOCK_B 4096
+#define METADATA_BITMAP 8192
+
 #define METADATA_CLEAN 1    /* closed in order: every valid bit is on disk */
 #define METADATA_COMPLETE 2 /* every bit is 1: the source is not needed */
 
@@ -103,8 +108,28 @@ enum metadata_presence {
   METADATA_FOREIGN,       /* something else */
 };
 
+/* The two superblocks of a store, A and B, as they are found. */
+struct superblocks {
+  enum metadata_presence presence;
+  const char *wrong[2];    /* NULL where it is valid, else what is wrong */
+  struct superblock sb[2]; /* where it is valid */
+  /* The one that counts; -1 where none is valid or the two do not agree. */
+  int current;
+};
+
 /* How many bytes a store for this disk takes. */
 extern uint64_t metadata_store_size (uint64_t size, uint64_t region_size);
+
+/* Its bitmap sectors, and where one of them lies. */
+extern uint32_t metadata_sectors (uint64_t size, uint64_t region_size);
+extern uint64_t metadata_sector_offset (uint32_t s);
+
+/* Read the superblocks, and nothing else.  What a store that was cut does not
+ * have of them is taken for zeroes.  -1 with errno as backend_pread, nothing is
+ * logged.
+ */
+extern int metadata_read_superblocks (struct backend *b,
+                                      struct superblocks *found);
 
 /* What is there?  Reads the superblocks only, changes nothing, logs only I/O
  * errors.
@@ -125,6 +150,17 @@ extern struct metadata *metadata_create (struct backend *b,
                                          const struct superblock *sb,
                                          const struct log *log);
 
+/* The same in steps, for a store that begins with bits: metadata_begin leaves
+ * a store that is not there; metadata_write must then write every sector; and
+ * metadata_finish makes it there, durably, or fails with errno, nothing logged.
+ * A crash before leaves a store that is not there.  sb->flags are used as they
+ * are, and must be true of the bits.
+ */
+extern struct metadata *metadata_begin (struct backend *b,
+                                        const struct superblock *sb,
+                                        const struct log *log);
+extern int metadata_finish (struct metadata *md);
+
 /* Open a store: its superblock, not its bitmap.  On success the new object owns
  * b; on failure NULL, and the reason is logged.
  */
@@ -132,6 +168,21 @@ extern struct metadata *metadata_open (struct backend *b,
                                        const struct log *log);
 
 extern void metadata_close (struct metadata *md); /* NULL is allowed */
+
+/* Called with bitmap sector s: wrong is NULL, and words are its bits; or wrong
+ * says what is wrong with it, and words are all 0.  -1, having logged why, ends
+ * the walk.
+ */
+typedef int metadata_visitor (void *opaque, uint32_t s, const char *wrong,
+                              const uint64_t words[WORDS_PER_SECTOR]);
+
+/* Read and check the whole bitmap, sector by sector, in ascending order.  A
+ * store that was cut lacks its last sectors: that is what is wrong with them.
+ * -1 where a read failed, which is logged, or the visitor.
+ */
+extern int metadata_walk (struct backend *b, const struct superblock *sb,
+                          metadata_visitor *visit, void *opaque,
+                          const struct log *log);
 
 /* Read and check the whole bitmap.  map is new and has the superblock's
  * geometry.  -1 on damage or I/O error, which is logged.

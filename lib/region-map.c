@@ -336,18 +336,16 @@ region_map_set_durable (struct region_map *map, uint32_t sector,
   atomic_fetch_add (&map->nr_durable, news);
 }
 
-/* Is there a bit that stands for no region? */
-static bool
-has_stray_bits (const struct region_map *map, uint32_t sector,
-                const uint64_t words[WORDS_PER_SECTOR])
+bool
+region_map_has_stray_bits (uint64_t regions, uint32_t sector,
+                           const uint64_t words[WORDS_PER_SECTOR])
 {
   const uint64_t base = (uint64_t)sector * WORDS_PER_SECTOR;
 
   for (unsigned i = 0; i < WORDS_PER_SECTOR; ++i) {
     uint64_t start = (base + i) * 64;
     uint64_t allowed =
-      start >= map->regions ? 0 :
-      mask_in_word (base + i, start, map->regions - start);
+      start >= regions ? 0 : mask_in_word (base + i, start, regions - start);
 
     if (words[i] & ~allowed)
       return true;
@@ -362,7 +360,7 @@ region_map_load (struct region_map *map, uint32_t sector,
   _Atomic uint64_t *valid = &map->valid[(uint64_t)sector * WORDS_PER_SECTOR];
   uint64_t n = 0;
 
-  if (has_stray_bits (map, sector, words)) {
+  if (region_map_has_stray_bits (map->regions, sector, words)) {
     errno = EINVAL;
     return -1;
   }

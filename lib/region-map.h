@@ -41,6 +41,12 @@
 
 struct region_map;
 
+/* Is a bit of this bitmap sector set that stands for none of the disk's
+ * regions?
+ */
+extern bool region_map_has_stray_bits (uint64_t regions, uint32_t sector,
+                                       const uint64_t words[WORDS_PER_SECTOR]);
+
 /* For a disk of size bytes.  NULL with errno ENOMEM, or EINVAL where
  * region_size is not a power of two in its limits or there would be more than
  * REGIONS_MAX regions.  All regions are invalid.
