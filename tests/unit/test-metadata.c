@@ -407,6 +407,48 @@ START_TEST (creation_cut)
 }
 END_TEST
 
+/* A store that is made in steps is not there before the last of them, whatever
+ * its bitmap says already, and then has the flags and the bits that it was
+ * given.
+ */
+START_TEST (begin_and_finish)
+{
+  static const uint32_t sectors[] = { 0, 1, 2 };
+  uint64_t words[WORDS_PER_SECTOR] = { 0x30 };
+  uint8_t images[3][METADATA_SECTOR];
+  struct superblock sb = parameters ();
+  uint64_t seed = 7;
+  struct found f;
+
+  sb.flags = 0;
+  for (unsigned finished = 0; finished < 2; ++finished)
+    for (unsigned variant = 0; variant < 20; ++variant) {
+      struct metadata *md = metadata_begin (mock_backend (meta), &sb,
+                                            &mock_messages);
+
+      ck_assert_ptr_nonnull (md);
+      for (unsigned s = 0; s < 3; ++s)
+        metadata_encode (md, s, words, images[s]);
+      ck_assert_int_eq (metadata_write (md, sectors, images, 3), 0);
+      if (finished)
+        ck_assert_int_eq (metadata_finish (md), 0);
+      metadata_close (md);
+      mock_heal (meta);
+      mock_crash (meta, keep_randomly, &seed);
+
+      f = look (meta);
+      ck_assert_int_eq (f.presence,
+                        finished ? METADATA_PRESENT : METADATA_ABSENT);
+      ck_assert_int_eq (f.opens, finished);
+      if (!finished)
+        continue;
+      ck_assert_uint_eq (f.valid, 6);
+      ck_assert_uint_eq (f.sb.flags, 0);
+      ck_assert_uint_eq (f.sb.generation, 1);
+    }
+}
+END_TEST
+
 /* Flags are written to one superblock after the other, with a flush between;
  * a cut after any call leaves a valid store with old or new flags.
  */
@@ -694,6 +736,76 @@ START_TEST (truncate_at_every_length)
 }
 END_TEST
 
+struct seen {
+  uint32_t sectors;
+  uint32_t wrong;              /* one bit for each */
+  uint64_t bits;
+  uint32_t stop_at;
+};
+
+static int
+see (void *opaque, uint32_t s, const char *wrong,
+     const uint64_t words[WORDS_PER_SECTOR])
+{
+  struct seen *seen = opaque;
+
+  if (s == seen->stop_at)
+    return -1;
+  ck_assert_uint_eq (s, seen->sectors);
+  seen->sectors++;
+  seen->wrong |= (wrong != NULL) << s;
+  for (unsigned i = 0; i < WORDS_PER_SECTOR; ++i)
+    seen->bits += __builtin_popcountll (words[i]);
+  return 0;
+}
+
+/* A walk goes on behind what is damaged or was cut off, and gives no bits of
+ * it; its visitor can end it.
+ */
+START_TEST (walk)
+{
+  const struct superblock sb = parameters ();
+  struct superblocks found;
+  struct seen seen = { .stop_at = 99 };
+  struct mock *cut;
+
+  make_store_to_damage ();
+  ck_assert_int_eq (metadata_read_superblocks (mock_backend (meta), &found), 0);
+  ck_assert_int_ge (found.current, 0);
+  ck_assert_uint_eq (found.sb[found.current].size, sb.size);
+  for (unsigned damage = 0; damage < 8; ++damage) {
+    uint8_t image[STORE];
+
+    memcpy (image, mock_content (meta), STORE);
+    seen = (struct seen){ .stop_at = 99 };
+    for (unsigned s = 0; s < 3; ++s)
+      if (damage & 1 << s)
+        mock_fill (meta, image + 8192 - 512, 512, 8192 + 512 * s);
+    ck_assert_int_eq (metadata_walk (mock_backend (meta), &found.sb[0], see,
+                                     &seen, &mock_messages), 0);
+    ck_assert_uint_eq (seen.sectors, 3);
+    ck_assert_uint_eq (seen.wrong, damage);
+    ck_assert_uint_eq (seen.bits, 3 - __builtin_popcount (damage));
+    mock_fill (meta, image, STORE, 0);
+  }
+
+  cut = mock_new (history, "cut", 8192 + 1023, false);
+  mock_fill (cut, mock_content (meta), 8192 + 1023, 0);
+  seen = (struct seen){ .stop_at = 99 };
+  ck_assert_int_eq (metadata_walk (mock_backend (cut), &found.sb[0], see, &seen,
+                                   &mock_messages), 0);
+  ck_assert_uint_eq (seen.sectors, 3);
+  ck_assert_uint_eq (seen.wrong, 6);
+  ck_assert_uint_eq (seen.bits, 1);
+  mock_free (cut);
+
+  seen = (struct seen){ .stop_at = 1 };
+  ck_assert_int_eq (metadata_walk (mock_backend (meta), &found.sb[0], see,
+                                   &seen, &mock_messages), -1);
+  ck_assert_uint_eq (seen.sectors, 1);
+}
+END_TEST
+
 /* What probe says, and that it changes nothing. */
 START_TEST (probe)
 {
@@ -788,6 +900,7 @@ main (void)
   tcase_add_test (tc, reads_foreign_hand);
   tcase_add_test (tc, creation_order);
   tcase_add_test (tc, creation_cut);
+  tcase_add_test (tc, begin_and_finish);
   tcase_add_test (tc, flags_cut);
   tcase_add_test (tc, same_flags);
   tcase_add_loop_test (tc, one_superblock_is_enough, 0, 4);
@@ -800,6 +913,7 @@ main (void)
   tcase_add_test (tc, flip_every_bit);
   tcase_add_test (tc, zero_every_sector);
   tcase_add_test (tc, truncate_at_every_length);
+  tcase_add_test (tc, walk);
   tcase_add_test (tc, probe);
   tcase_add_test (tc, read_errors);
   tcase_add_test (tc, large_store);

@@ -1,0 +1,429 @@
+#!/bin/bash
+# nbdkit-clone
+# SPDX-License-Identifier: BSD-3-Clause
+
+# Proves that nbdclone finds every kind of damage and says where it is, that its
+# exit statuses can be relied on, that it never changes what it looks at, and
+# that what repair writes is what it says: a store that the plugin serves, with
+# the right bytes, and that claims nothing which is not so.
+
+. "$(dirname "$0")/functions.sh"
+
+nbdclone=$builddir/tools/nbdclone
+edit=("$python" "$srcdir/metadata.py")
+meta=$tmp/m
+new=$tmp/new
+
+# expect STATUS COMMAND...: nbdclone has this exit status, its output is in
+# $tmp/out and $tmp/err, and $meta is as before.
+expect ()
+{
+  local status=$1 rc=0 before
+  shift
+  before=$(md5sum "$meta" 2>&1 || :)
+  "$nbdclone" "$@" >"$tmp/out" 2>"$tmp/err" || rc=$?
+  cat "$tmp/out" "$tmp/err"
+  [ $rc -eq "$status" ] || fail "exit status $rc, not $status: nbdclone $*"
+  [ "$(md5sum "$meta" 2>&1 || :)" = "$before" ] || fail "$meta was changed"
+  fails grep -v '^nbdclone: ' "$tmp/err"
+  # Trouble is one message, and nothing else.
+  if [ $rc -ge 2 ]; then test "$(wc -l <"$tmp/err")" -eq 1; fi
+}
+
+# said WORDS...: each is in the output of the last nbdclone.
+said ()
+{
+  local word
+  for word; do
+    grep -q -F -e "$word" "$tmp/out" "$tmp/err" || fail "it does not say $word"
+  done
+}
+
+# runs FILE: those of a store, as FIRST+COUNT STATE.
+runs ()
+{
+  { "$nbdclone" dump --json "$1" 2>/dev/null || :; } |
+    jq -r '[.runs[] | "\(.first)+\(.count) \(.state)"] | join (", ")'
+}
+
+has_runs ()
+{
+  local found
+  found=$(runs "$1")
+  [ "$found" = "$2" ] || fail "runs of $1: $found"
+}
+
+json ()
+{
+  { "$nbdclone" dump --json "$1" 2>/dev/null || :; } | jq -e "$2" ||
+    fail "$1: not true: $2"
+}
+
+# fresh STORE: a copy of it to damage.
+fresh ()
+{
+  rm -f "$new"
+  cp "$1" "$meta"
+}
+
+# ---- a store to damage
+
+# 10240 regions of 4K, three bitmap sectors; clients write to regions 0 to 15,
+# 4031 and 4032 on both sides of a sector's end, and the last.
+make_disk "$tmp/src" 40M
+serve_clone "$tmp/src" destination="$tmp/dest" metadata="$meta" \
+            region-size=4K hydration=off
+qemu-io -f raw -c 'write -P 1 0 64k' -c 'write -P 2 16510976 8k' \
+        -c 'write -P 3 41938944 4k' "$(uri clone)"
+# In use: nothing is said about it, and nothing written.
+expect 3 check "$meta"
+said 'in use'
+expect 3 dump "$meta"
+said 'in use'
+expect 3 repair --unknown=valid "$meta" "$new"
+said 'in use'
+test ! -e "$new"
+stop clone
+cp "$meta" "$tmp/good"
+all='0+16 valid, 4031+2 valid, 10239+1 valid'
+
+# ---- clean
+
+expect 0 check "$meta"
+said 'clean: 19 of 10240 regions'
+expect 0 check --all "$meta"
+expect 0 dump "$meta"
+said '10240: 19 valid, 10221 invalid, 0 unknown' '0..15 valid' '10239 valid'
+expect 0 dump --json "$meta"
+json "$meta" '.valid == 19 and .unknown == 0 and .regions == 10240 and
+              .region_size == 4096 and .size == 41943040 and .flags.clean and
+              (.flags.complete or .damaged | not)'
+has_runs "$meta" "$all"
+# A copy of it is the same but for the UUID.
+expect 0 repair "$meta" "$new"
+said 'written: 19 of 10240'
+expect 0 check "$new"
+has_runs "$new" "$all"
+json "$new" '.flags.clean'
+test "$(json "$new" .uuid)" != "$(json "$meta" .uuid)"
+# Never over what is there: a file, itself, a link to nowhere.
+cp "$new" "$tmp/new-before"
+expect 3 repair "$meta" "$new"
+same "$new" "$tmp/new-before"
+expect 3 repair "$meta" "$meta"
+ln -s "$tmp/nowhere" "$tmp/link"
+expect 3 repair "$meta" "$tmp/link"
+test ! -e "$tmp/nowhere"
+expect 3 repair "$meta" "$tmp/no-directory/new"
+expect 3 repair "$meta" "nbd+unix:///?socket=$tmp/x"
+# Over NBD, and from a longer device.
+serve meta -r file "$meta"
+expect 0 check "$(uri meta)"
+rm "$new"
+expect 0 repair "$(uri meta)" "$new"
+has_runs "$new" "$all"
+stop meta
+truncate -s 1M "$meta"
+expect 0 check "$meta"
+# Bytes that are not used are noted and do no harm; so does a superblock that
+# is older, as after a crash.
+fresh "$tmp/good"
+for offset in 600 4700 12000; do "${edit[@]}" flip "$meta" $offset; done
+expect 0 check "$meta"
+test "$(grep -c 'note: .* not used' "$tmp/out")" -eq 3
+for copy in 0 1; do
+  fresh "$tmp/good"
+  "${edit[@]}" superblock "$meta" $copy 32 8 0xffffffffffffffff
+  expect 0 check "$meta"
+  said 'generation' "$(echo BA | cut -c $((copy + 1)))"
+  json "$meta" ".superblock == \"$(echo AB | cut -c $((copy + 1)))\""
+  "$nbdclone" dump --json "$meta" | grep -F 18446744073709551615
+done
+
+# ---- one superblock
+
+# serves STORE: the plugin takes it, and clients see what they wrote.
+serves ()
+{
+  serve_clone "$tmp/src" destination="$tmp/dest" metadata="$1" hydration=off
+  qemu-io -f raw -c 'read -P 1 0 64k' -c 'read -P 2 16510976 8k' \
+          -c 'read -P 3 41938944 4k' "$(uri clone)" >"$tmp/qemu-io.out"
+  fails grep -i -E 'fail|error' "$tmp/qemu-io.out"
+  stop clone
+}
+
+for damage in 'flip 0' 'flip 20' 'flip 511' 'zero 0 512' \
+              'flip 4096' 'flip 4160' 'zero 4096 512'; do
+  fresh "$tmp/good"
+  # shellcheck disable=SC2086
+  "${edit[@]}" "${damage%% *}" "$meta" ${damage#* }
+  expect 1 check "$meta"
+  offset=$(echo "$damage" | cut -d' ' -f2)
+  said 'superblock' "offset $((offset / 4096 * 4096))"
+  has_runs "$meta" "$all"
+  expect 1 dump "$meta"
+  expect 0 repair "$meta" "$new"
+  expect 0 check "$new"
+  has_runs "$new" "$all"
+done
+serves "$new"
+
+# ---- the bitmap
+
+for s in 0 1 2; do
+  first=$((s * 4032))
+  last=$((s == 2 ? 10239 : first + 4031))
+  for damage in "flip $((8192 + 512 * s + 100))" \
+                "flip $((8192 + 512 * s + 505))" \
+                "flip $((8192 + 512 * s + 511))" \
+                "zero $((8192 + 512 * s)) 512"; do
+    fresh "$tmp/good"
+    # shellcheck disable=SC2086
+    "${edit[@]}" "${damage%% *}" "$meta" ${damage#* }
+    expect 1 check "$meta"
+    said "bitmap sector $s at offset $((8192 + 512 * s))" \
+         "regions $first..$last" \
+         "bytes $((first * 4096))..$((last * 4096 + 4095))" \
+         "state of $((last - first + 1)) of 10240 regions is unknown"
+    json "$meta" ".unknown == $((last - first + 1)) and .damaged and
+                  .damaged_bitmap_sectors == 1"
+    expect 1 repair "$meta" "$new"
+    said 'nothing was written' '--unknown=invalid' '--unknown=valid'
+    test ! -e "$new"
+  done
+done
+# A sector in another's place, and of another store; a bit past the end with a
+# right CRC.
+fresh "$tmp/good"
+dd if="$tmp/good" of="$meta" bs=512 skip=16 seek=17 count=1 conv=notrunc
+expect 1 check "$meta"
+said 'sector 1 '
+fresh "$tmp/good"
+dd if="$tmp/new-before" of="$meta" bs=512 skip=16 seek=16 count=3 conv=notrunc
+expect 1 check "$meta"
+said 'sectors 0..2 ' 'offsets 8192..9216' 'regions 0..10239'
+fresh "$tmp/good"
+"${edit[@]}" bitmap "$meta" 2 280 255
+"${edit[@]}" bitmap "$meta" 2 272 1
+expect 1 check "$meta"
+said 'sector 2 ' 'past the end of the disk'
+
+# The user decides about the middle one. Region 4032, which a client wrote, and
+# 4033, which nobody did, are in it.
+fresh "$tmp/good"
+"${edit[@]}" flip "$meta" 8800
+expect 0 repair --unknown=invalid "$meta" "$new"
+said 'given up' '4032 regions' 'invalid now' 'written: 18 of 10240'
+expect 0 check "$new"
+has_runs "$new" '0+16 valid, 4031+1 valid, 10239+1 valid'
+json "$new" '.flags == {clean: false, complete: false}'
+serve_clone "$tmp/src" destination="$tmp/dest" metadata="$new" hydration=off
+export_to clone "$tmp/image"
+cmp -n 4096 -i 16510976:0 "$tmp/image" <(yes | tr 'y\n' '\2\2' | head -c 4096)
+cmp -n $((4032 * 4096)) -i 16515072 "$tmp/image" "$tmp/src"
+stop clone
+rm "$new"
+expect 0 repair --unknown=valid "$meta" "$new"
+said 'given up' '4032 regions' 'valid now' 'written: 4050 of 10240'
+has_runs "$new" '0+16 valid, 4031+4033 valid, 10239+1 valid'
+serve_clone "$tmp/src" destination="$tmp/dest" metadata="$new" hydration=off
+export_to clone "$tmp/image"
+cmp -n $((4033 * 4096)) -i 16510976 "$tmp/image" "$tmp/dest"
+cmp -n 4096 -i 16515072:0 "$tmp/image" <(yes | tr 'y\n' '\2\2' | head -c 4096)
+stop clone
+serves "$new"
+# With the complete bitmap unknown, valid does not mean complete.
+fresh "$tmp/good"
+"${edit[@]}" zero "$meta" 8192 1536
+expect 0 repair --unknown=valid "$meta" "$new"
+json "$new" '.valid == 10240 and (.flags.complete | not)'
+
+# ---- not repairable
+
+for damage in 'flip 20' 'flip 4' 'zero 0 512'; do
+  fresh "$tmp/good"
+  # shellcheck disable=SC2086
+  "${edit[@]}" "${damage%% *}" "$meta" ${damage#* }
+  "${edit[@]}" flip "$meta" 4116
+  for command in "check" "dump" "dump --json"; do
+    # shellcheck disable=SC2086
+    expect 2 $command "$meta"
+    said 'both superblocks are damaged' 'offset 0' 'offset 4096'
+    test ! -s "$tmp/out"
+  done
+  expect 2 repair --unknown=valid "$meta" "$new"
+  test ! -e "$new"
+done
+fresh "$tmp/good"
+"${edit[@]}" superblock "$meta" 1 16 1 0x55
+expect 2 check "$meta"
+said 'different stores'
+fresh "$tmp/good"
+for copy in 0 1; do "${edit[@]}" superblock "$meta" $copy 8 4 2; done
+expect 2 check "$meta"
+said 'version'
+fresh "$tmp/good"
+"${edit[@]}" zero "$meta" 0 8192
+expect 2 check "$meta"
+said 'all zeroes'
+expect 2 check "$tmp/src"
+said 'not a clone'\''s metadata'
+
+# ---- complete
+
+fresh "$tmp/good"
+cp --sparse=always "$tmp/dest" "$tmp/dest2"
+serve_clone "$tmp/src" destination="$tmp/dest2" metadata="$meta"
+wait_complete
+stop clone
+cp "$meta" "$tmp/complete"
+expect 0 check "$meta"
+said 'complete'
+has_runs "$meta" '0+10240 valid'
+# Every bit is known to have been 1.
+"${edit[@]}" flip "$meta" 8800
+"${edit[@]}" zero "$meta" 9216 512
+expect 1 check "$meta"
+said 'sector 1 ' 'sector 2 ' 'every region is known'
+expect 0 repair "$meta" "$new"
+said 'written: 10240 of 10240 regions are valid, complete'
+expect 0 check "$new"
+json "$new" '.flags.complete and .valid == 10240'
+# It needs no source.
+serve_clone destination="$tmp/dest2" metadata="$new"
+export_to clone "$tmp/image"
+stop clone
+same "$tmp/image" "$tmp/dest2"
+# A valid sector that contradicts the flag: nothing can be believed.
+fresh "$tmp/complete"
+"${edit[@]}" flip "$meta" 8800
+"${edit[@]}" bitmap "$meta" 2 2 0xfe
+expect 1 check "$meta"
+said 'says that the clone is complete' 'region 8080' \
+     'state of 4033 of 10240 regions is unknown'
+runs='0+4032 valid, 4032+4032 unknown, 8064+16 valid, 8080+1 unknown'
+has_runs "$meta" "$runs, 8081+2159 valid"
+expect 1 repair "$meta" "$new"
+expect 0 repair --unknown=invalid "$meta" "$new"
+said 'not complete any more' 'written: 6207 of 10240'
+json "$new" '.valid == 6207 and (.flags.complete | not)'
+expect 0 check "$new"
+rm "$new"
+expect 0 repair --unknown=valid "$meta" "$new"
+json "$new" '.valid == 10240 and .flags.complete'
+expect 0 check "$new"
+
+# ---- cut
+
+used=$((8192 + 3 * 512))
+for length in 0 1 7 191 192 511 512 4095 4096 4200 4607 4608 8191 8192 8703 \
+              8704 9215 9216 $((used - 1)) $used 12287; do
+  fresh "$tmp/good"
+  truncate -s $length "$meta"
+  if [ $length -lt 192 ]; then
+    expect 2 check "$meta"
+    continue
+  fi
+  expect 1 check "$meta"
+  said "cut: it has $length bytes and should have 12288"
+  lost=$((length < 8704 ? 10240 : length < 9216 ? 6208 :
+          length < used ? 2176 : 0))
+  json "$meta" ".unknown == $lost"
+  expect 0 repair --unknown=invalid "$meta" "$new"
+  expect 0 check "$new"
+done
+has_runs "$new" "$all"
+
+# ---- anything at all
+
+# Every byte of superblocks and bitmap that is changed is found; and files of
+# garbage, and stores with a lot of it, never crash it, nor give bad JSON.
+$python - "$nbdclone" "$tmp/good" "$tmp/fuzz" <<'PY'
+import json, random, subprocess, sys
+nbdclone, good, path = sys.argv[1:]
+good = open(good, "rb").read()
+r = random.Random(1)
+
+def run(data, *command):
+    with open(path, "wb") as f:
+        f.write(data)
+    p = subprocess.run([nbdclone, *command, path], stdout=subprocess.PIPE,
+                       stderr=subprocess.PIPE)
+    assert p.returncode in (0, 1, 2), (p, command)
+    return p.returncode, p.stdout
+
+for at in [*range(0, 512, 3), *range(4096, 4608, 3), *range(8192, 9728, 3)]:
+    data = bytearray(good)
+    data[at] ^= 1 << r.randrange(8)
+    status, _ = run(data, "check")
+    assert status == 1, (at, status)
+
+for i in range(300):
+    if i % 3 == 0:
+        data = r.randbytes(r.choice((0, 1, 511, 512, 4608, 9000, 12288)))
+        if i % 2:
+            data = b"NBDCLONE" + data
+    else:
+        data = bytearray(good)
+        for _ in range(r.choice((1, 5, 50))):
+            at = r.randrange(len(data))
+            data[at] = r.randrange(256)
+        data = data[:r.choice((len(data), r.randrange(len(data))))]
+    checked, _ = run(data, "check")
+    dumped, text = run(data, "dump", "--json")
+    assert checked == dumped, (i, checked, dumped)
+    assert checked == 2 or json.loads(text)
+    run(data, "dump")
+PY
+
+# ---- usage
+
+fresh "$tmp/good"
+expect 3
+expect 3 chek "$meta"
+expect 3 check
+expect 3 check "$meta" "$meta"
+expect 3 check --json "$meta"
+expect 3 check --all=yes "$meta"
+expect 3 check -zx "$meta"
+expect 3 dump --unknown=valid "$meta"
+expect 3 repair "$meta"
+expect 3 repair --unknown "$meta" "$new"
+expect 3 repair --unknown=all "$meta" "$new"
+expect 3 repair "$meta" "$new" --unknown
+expect 3 check "$tmp/none"
+said 'No such file'
+expect 3 check "$tmp"
+said 'directory'
+expect 3 check "nbd+unix:///?socket=$tmp/none"
+expect 3 check http://localhost/
+expect 0 --help
+said check dump repair
+expect 0 check --help
+expect 0 --version
+test ! -e "$new"
+rc=0
+"$nbdclone" dump --json "$meta" >/dev/full 2>"$tmp/err" || rc=$?
+test $rc -eq 3
+grep stdout "$tmp/err"
+
+# ---- valgrind
+
+if command -v valgrind >/dev/null && ! ldd "$nbdclone" | grep -q libasan; then
+  valgrind=(valgrind -q --error-exitcode=99 --leak-check=full
+            --errors-for-leak-kinds=all --show-leak-kinds=all)
+  "${edit[@]}" flip "$meta" 8800
+  "${edit[@]}" flip "$meta" 20
+  rc=0; "${valgrind[@]}" "$nbdclone" check "$meta" || rc=$?
+  test $rc -eq 1
+  rc=0; "${valgrind[@]}" "$nbdclone" dump --json "$meta" || rc=$?
+  test $rc -eq 1
+  rc=0; "${valgrind[@]}" "$nbdclone" repair "$meta" "$new" || rc=$?
+  test $rc -eq 1
+  "${valgrind[@]}" "$nbdclone" repair --unknown=valid "$meta" "$new"
+  "${valgrind[@]}" "$nbdclone" dump "$new"
+  rc=0; "${valgrind[@]}" "$nbdclone" repair "$meta" "$new" || rc=$?
+  test $rc -eq 1
+  rc=0; "${valgrind[@]}" "$nbdclone" check "$tmp/src" || rc=$?
+  test $rc -eq 2
+fi
