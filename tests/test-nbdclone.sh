@@ -407,6 +407,30 @@ rc=0
 test $rc -eq 3
 grep stdout "$tmp/err"
 
+# ---- errors of devices
+
+# They say nothing of the store, and leave nothing behind.
+serve meta -r --filter=error file "$meta" error-pread=EIO \
+      error-pread-rate=100% error-pread-file="$tmp/broken"
+expect 0 check "$(uri meta)"
+touch "$tmp/broken"
+for command in check dump 'dump --json'; do
+  # shellcheck disable=SC2086
+  expect 3 $command "$(uri meta)"
+  said 'cannot read' 'Input/output error'
+done
+expect 3 repair "$(uri meta)" "$new"
+test ! -e "$new"
+rm "$tmp/broken"
+expect 0 check "$(uri meta)"
+stop meta
+rc=0
+bash -c 'trap "" XFSZ; ulimit -f 8; exec "$@"' - \
+     "$nbdclone" repair "$meta" "$new" 2>&1 | cat >"$tmp/err" || rc=$?
+test $rc -eq 3
+said 'cannot create' 'File too large'
+test ! -e "$new"
+
 # ---- valgrind
 
 if command -v valgrind >/dev/null && ! ldd "$nbdclone" | grep -q libasan; then
