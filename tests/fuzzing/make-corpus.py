@@ -1,0 +1,125 @@
+#!/usr/bin/python3
+# nbdkit-clone
+# SPDX-License-Identifier: BSD-3-Clause
+
+"""Writes the seeds: make-corpus.py DIRECTORY
+
+DIRECTORY/metadata: small stores in the form that fuzz-metadata.c describes,
+valid ones and some that are damaged in one way each.  DIRECTORY/settings: what
+fuzz-settings.c takes.
+"""
+
+import os
+import struct
+import sys
+
+FIX_SUPERBLOCKS, FIX_BITMAP, SAME_STORE, FIT, RAW = 1, 2, 4, 8, 16
+FIX = FIX_SUPERBLOCKS | FIX_BITMAP
+UUID = bytes(range(16))
+PER_SECTOR = 63 * 64
+
+
+def crc32c(data):
+    crc = 0xffffffff
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82f63b78 if crc & 1 else 0)
+    return crc ^ 0xffffffff
+
+
+def superblock(regions, generation=1, flags=1, region_size=4096, short=0):
+    def image(crc):
+        return struct.pack("<8sII16sQQQII", b"NBDCLONE", 1, crc, UUID,
+                           generation, regions * region_size - short,
+                           region_size, flags, 0).ljust(512, b"\0")
+    return image(crc32c(image(0)))
+
+
+def sector(number, regions, valid):
+    bits = 0
+    for i in range(PER_SECTOR):
+        region = number * PER_SECTOR + i
+        if region < regions and valid(region):
+            bits |= 1 << i
+    words = bits.to_bytes(504, "little") + b"CLBM"
+    return words + struct.pack(
+        "<I", crc32c(UUID + struct.pack("<Q", number) + words))
+
+
+def sectors(regions, valid):
+    count = -(-regions // PER_SECTOR)
+    return b"".join(sector(n, regions, valid) for n in range(count))
+
+
+def none(region):
+    return False
+
+
+def every(region):
+    return True
+
+
+def some(region):
+    return region % 3 == 0
+
+
+def write(directory, name, data):
+    os.makedirs(directory, exist_ok=True)
+    with open(os.path.join(directory, name), "wb") as f:
+        f.write(data)
+
+
+def settings(out):
+    for name, text in {
+        "rate": '{"hydration-rate": 1048576}',
+        "threshold": '{"hydration-threshold": "16M", "hydration-rate": 0}',
+        "batch": '{"hydration-batch-size": "64k"}',
+        "unknown": '{"hydration": true}',
+        "no-object": '[1]',
+        "size": '8191P',
+        "large": '9223372036854775807',
+        "too-large": '8E',
+    }.items():
+        write(out, name, text.encode())
+
+
+def metadata(out):
+    def seed(name, how, *parts):
+        write(out, name, bytes([how]) + b"".join(parts))
+
+    a, b = superblock(100), superblock(100, 2)
+    seed("new", 0, a, a, sectors(100, none))
+    seed("half", 0, a, b, sectors(100, some))
+    seed("b-counts", 0, a, superblock(100, 9, 0), sectors(100, some))
+    seed("only-a", 0, a, bytes(512), sectors(100, some))
+    seed("only-b", 0, bytes(512), a, sectors(100, some))
+    full = superblock(100, 3, 3)
+    seed("complete", 0, full, full, sectors(100, every))
+    seed("not-complete", 0, full, full, sectors(100, some))
+    seed("short-last", 0, *2 * [superblock(PER_SECTOR + 1, short=4095)],
+         sectors(PER_SECTOR + 1, every))
+    seed("three-sectors", 0, *2 * [superblock(3 * PER_SECTOR)],
+         sectors(3 * PER_SECTOR, some))
+    seed("large-regions", 0, *2 * [superblock(7, region_size=1 << 30)],
+         sectors(7, some))
+    seed("stray-bits", 0, a, a, sectors(4000, every))
+    seed("swapped", 0, *2 * [superblock(2 * PER_SECTOR)],
+         sector(1, 2 * PER_SECTOR, some), sector(0, 2 * PER_SECTOR, some))
+    seed("nothing", 0, bytes(1536))
+    seed("foreign", 0, b"QFI\xfb".ljust(1536, b"x"))
+    seed("other-version", FIX_SUPERBLOCKS, a[:8], b"\2", a[9:], bytes(512))
+    seed("fixed", FIX | SAME_STORE, a, b, sectors(100, some))
+    seed("fitted", FIX | SAME_STORE | FIT, a, b, sectors(100, none))
+    raw = a.ljust(4096, b"\0") + b.ljust(4096, b"\0") + sectors(100, some)
+    seed("raw", RAW, raw.ljust(12288, b"\0"))
+    seed("cut", RAW, raw[:4700])
+
+
+def main():
+    metadata(os.path.join(sys.argv[1], "metadata"))
+    settings(os.path.join(sys.argv[1], "settings"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+#!/bin/bash
+# nbdkit-clone
+# SPDX-License-Identifier: BSD-3-Clause
+
+# The fuzzers in fuzzing/, for a bounded number of runs: whatever the metadata's
+# bytes are, the loader does not crash, and what it loads is what is there; the
+# same for what the control interface is sent.  Loaders with a bug are caught.
+
+. "$(dirname "$0")/functions.sh"
+requires_command clang "$python"
+# The fuzzers' own runtime is a package of its own.
+echo 'int LLVMFuzzerTestOneInput (const char *p, long n) { return 0; }' \
+  >"$tmp/try.c"
+requires clang -fsanitize=fuzzer,address -o "$tmp/try" "$tmp/try.c"
+# It links the built library, which must not bring another one along.
+if grep -q '^SANITIZER = .' "$builddir/Makefile"; then
+  skip "the library is built with a sanitizer of its own"
+fi
+
+lib=$srcdir/../lib
+libfuzzer=0 afl=0 caught=0
+
+# fuzz PROGRAM SEEDS RUNS LENGTH: with libFuzzer.
+fuzz ()
+{
+  mkdir -p "$tmp/corpus-$2"
+  "$1" -runs="$3" -max_len="$4" -seed=1 -timeout=60 \
+       -artifact_prefix="$tmp/" "$tmp/corpus-$2" "$tmp/fuzz/seeds/$2" \
+       >"$tmp/fuzz.log" 2>&1
+}
+
+bash "$srcdir/fuzzing/build" libfuzzer "$builddir" "$tmp/fuzz"
+fuzz "$tmp/fuzz/fuzz-metadata" metadata 20000 4096
+# Not all of them were refused at once: the seeds lead deep into the loader.
+edges=$(sed -n 's/.*DONE *cov: \([0-9]*\).*/\1/p' "$tmp/fuzz.log")
+[ "$edges" -gt 120 ]
+fuzz "$tmp/fuzz/fuzz-settings" settings 100000 256
+libfuzzer=120000
+
+# catches EXPRESSION: a loader with this change to metadata.c is caught.
+catches ()
+{
+  rm -rf "$tmp/lib" "$tmp/bug" "$tmp/corpus-metadata"
+  cp -r "$lib" "$tmp/lib"
+  sed -i "$1" "$tmp/lib/metadata.c"
+  fails cmp -s "$lib/metadata.c" "$tmp/lib/metadata.c"
+  bash "$srcdir/fuzzing/build" libfuzzer "$builddir" "$tmp/bug" "$tmp/lib"
+  fails fuzz "$tmp/bug/fuzz-metadata" metadata 200000 4096
+  grep -E 'not true|AddressSanitizer|runtime error' "$tmp/fuzz.log"
+  caught=$((caught + 1))
+}
+
+# The bitmap's checksum is not looked at.
+catches 's/le32toh (image.crc) != bitmap_crc (md, s, &image)/false/'
+# A store that was cut is read to its former end.
+catches 's/if (b->size < wanted)/if (false)/'
+# The superblock that counts is the older one.
+catches 's/sb\[1\].generation > sb\[0\].generation/sb[1].generation < sb[0].generation/'
+# Complete is believed.
+catches 's/(md->sb.flags & METADATA_COMPLETE) \&\&/false \&\&/'
+
+# AFL++, with the same programs.
+if command -v afl-fuzz afl-clang-fast >/dev/null; then
+  export AFL_NO_UI=1 AFL_I_DONT_CARE_ABOUT_MISSING_CRASHES=1
+  export AFL_SKIP_CPUFREQ=1 AFL_NO_AFFINITY=1
+  bash "$srcdir/fuzzing/build" afl "$builddir" "$tmp/afl"
+  for name in metadata settings; do
+    afl-fuzz -s 1 -E 20000 -V 120 -t 1000 -m none \
+             -i "$tmp/afl/seeds/$name" -o "$tmp/found-$name" \
+             -- "$tmp/afl/fuzz-$name" >"$tmp/afl.log" 2>&1 </dev/null
+    stats=$tmp/found-$name/default/fuzzer_stats
+    grep -qx 'saved_crashes *: 0' "$stats" || fail "AFL++ found a crash"
+    grep -qx 'saved_hangs *: 0' "$stats" || fail "AFL++ found a hang"
+    afl=$((afl + $(sed -n 's/^execs_done *: //p' "$stats")))
+  done
+  [ "$afl" -gt 1000 ]
+fi
+
+set +x
+echo "fuzzing: $libfuzzer runs with libFuzzer, $afl with AFL++, nothing found;" \
+     "$caught of 4 bugs caught"
