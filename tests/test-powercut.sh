@@ -1,0 +1,26 @@
+#!/bin/bash
+# nbdkit-clone
+# SPDX-License-Identifier: BSD-3-Clause
+
+# Proves that a power cut at any point leaves what I7 allows: real nbdkit
+# processes, threads and connections on devices that record what reaches them,
+# and a restart on what a cut could have left.  Cuts are made in creation, amid
+# clients and hydration, in the last commit, and in a run after a crash.  It also
+# proves that three ways to break the order of a commit are caught.  See
+# powercut/powercut.py.  CUTS says how many cut points, SEED which.
+
+. "$(dirname "$0")/functions.sh"
+
+requires "$python" -c 'import nbd'
+modules=$builddir/tests/powercut/.libs
+controls=()
+for patch in "$srcdir"/powercut/controls/*.patch; do
+  name=$(basename "$patch" .patch)
+  controls+=(--control "$name=$modules/control-$name.so")
+done
+[ ${#controls[@]} -ge 6 ] || fail "controls are missing"
+
+set +x
+"$python" "$srcdir/powercut/powercut.py" lab "$tmp" --clone "$plugin" \
+          --powercut "$modules/nbdkit-powercut-plugin.so" "${controls[@]}" \
+          --cuts "${CUTS:-200}" --seed "${SEED:-1}"
