@@ -191,7 +191,7 @@ read_fault (const char *path, uint64_t offset, uint64_t count)
     return 0;
   n = fscanf (f, "%15s %" SCNu64 " %" SCNu64, word, &start, &end);
   fclose (f);
-  if (n < 1 || offset >= end || offset + count < start)
+  if (n < 1 || offset >= end || (start > 0 && offset + count <= start))
     return 0;
   return strcmp (word, "ENOSPC") == 0 ? ENOSPC : EIO;
 }
