@@ -1112,6 +1112,8 @@ learn_export (struct nbd *n, struct nbd_handle *h)
   n->can_zero = nbd_can_zero (h) == 1;
   n->can_trim = nbd_can_trim (h) == 1;
   n->can_fua = nbd_can_fua (h) == 1;
+  /* nbdkit and QEMU write and fdatasync, for FUA, the file that they flush. */
+  n->b.fua_takes_errors = true;
   n->b.can_fast_zero = n->can_zero && nbd_can_fast_zero (h) == 1;
   n->b.knows_extents =
     nbd_can_meta_context (h, LIBNBD_CONTEXT_BASE_ALLOCATION) == 1;

@@ -109,6 +109,10 @@ struct backend {
   bool can_fast_zero;  /* BACKEND_FAST succeeds at least sometimes */
   bool is_file;        /* a regular file, so that it has neighbours */
   bool knows_extents;  /* false: every extent is said to be data */
+  /* A request with BACKEND_FUA that fails may have been told of the loss of
+   * other requests' data, and the next flush is not told again.
+   */
+  bool fua_takes_errors;
 };
 
 /* What to open, and how. */

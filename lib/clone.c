@@ -149,11 +149,12 @@ regions_of (const struct clone *c, uint64_t start, uint64_t end,
 }
 
 /* How FUA is honoured for a range.  Where its regions are durable already, the
- * destination's own FUA is enough.  Otherwise what is written becomes durable
- * by a commit after the writes, which flushes the destination.
+ * destination's own FUA is enough, unless it could hide from a commit that data
+ * were lost (I8).  Otherwise what is written becomes durable by a commit after
+ * the writes, which flushes the destination.
  */
 static bool
-wants_commit (const struct clone *c, uint32_t count, uint64_t offset,
+wants_commit (struct clone *c, uint32_t count, uint64_t offset,
               unsigned *flags)
 {
   uint64_t first, n;
@@ -161,7 +162,8 @@ wants_commit (const struct clone *c, uint32_t count, uint64_t offset,
   if (!(*flags & BACKEND_FUA))
     return false;
   regions_of (c, offset, offset + count, &first, &n);
-  if (region_map_is_durable (c->map, first, n))
+  if (region_map_is_durable (c->map, first, n) &&
+      (!c->dest->fua_takes_errors || commit_is_complete (&c->commit)))
     return false;
   *flags &= ~BACKEND_FUA;
   return true;

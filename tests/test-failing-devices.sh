@@ -189,6 +189,11 @@ status_is '.hydrated == 1'
 client read 1 c read 2 source
 end
 
+# FUA in a region that is durable must not hide the error from the next commit,
+# as it does in servers that answer FUA with fdatasync.
+failed_flush fua 1 a
+end
+
 : "The metadata cannot be written or flushed for a while."
 
 for request in write flush; do

@@ -529,6 +529,45 @@ START_TEST (fua)
 }
 END_TEST
 
+/* A destination whose FUA could take errors that a commit must see gets none as
+ * long as a commit can follow: the write that would have failed is a flush that
+ * fails, and what is dirty stays so for good.
+ */
+START_TEST (fua_that_takes_errors)
+{
+  new_disk (64 * K, 4 * K);
+  d->clone->dest->fua_takes_errors = true;
+  must_write (1, 4 * K, 0);
+  ck_assert_int_eq (clone_flush (d->clone), 0);
+  must_write (2, 4 * K, 4 * K);
+
+  mock_log_clear (d->log);
+  mock_fail (d->dest, MOCK_FLUSH, MOCK_ANYWHERE, 1, 1, EIO);
+  ck_assert_int_eq (write_bytes (3, 4 * K, 0, BACKEND_FUA), -1);
+  write_model (3, 4 * K, 0);
+  ck_assert_int_eq (errno, EIO);
+  for (size_t i = 0; i < mock_log_len (d->log); ++i)
+    ck_assert (!(mock_log_call (d->log, i)->flags & BACKEND_FUA));
+  ck_assert_int_eq (clone_flush (d->clone), -1);
+  ck_assert (!region_map_is_durable (d->clone->map, 1, 1));
+  check_all ();
+
+  /* When it is complete no bit depends on that. */
+  mock_disk_free (d);
+  free (model);
+  new_disk (64 * K, 4 * K);
+  d->clone->dest->fua_takes_errors = true;
+  must_write (4, 64 * K, 0);
+  ck_assert_int_eq (clone_flush (d->clone), 0);
+  mock_log_clear (d->log);
+  ck_assert_int_eq (write_bytes (5, 4 * K, 0, BACKEND_FUA), 0);
+  write_model (5, 4 * K, 0);
+  ck_assert_uint_eq (mock_log_len (d->log), 1);
+  ck_assert (mock_log_call (d->log, 0)->flags & BACKEND_FUA);
+  check_all ();
+}
+END_TEST
+
 /* ---- extents ---- */
 
 /* What the clone says, as one flag a byte. */
@@ -1230,6 +1269,7 @@ main (void)
   tcase_add_test (tc, partial_zero);
   tcase_add_test (tc, fast_zero);
   tcase_add_test (tc, fua);
+  tcase_add_test (tc, fua_that_takes_errors);
   tcase_add_test (tc, extents);
   tcase_add_test (tc, extents_against_hydration);
   tcase_add_loop_test (tc, partial_write_against_overwrite, 0, 2);
