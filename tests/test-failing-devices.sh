@@ -76,7 +76,7 @@ no_fault ()
 }
 
 # client REQUEST...: on one connection, one after the other, with
-#   write REGION BYTE   zero REGION   trim REGION   flush
+#   write REGION BYTE   zero REGION   trim REGION   cache REGION   flush
 #   part REGION BYTE    512 bytes in the region's middle
 #   fua REGION BYTE     as write, with FUA
 #   read REGION BYTE    where BYTE fills the region, or is `source'
@@ -115,6 +115,8 @@ while words:
             h.zero(R, region * R)
         elif word == "trim":
             h.trim(R, region * R)
+        elif word == "cache":
+            h.cache(R, region * R)
         else:
             data = h.pread(R, region * R)
             if byte == "source":
@@ -152,7 +154,8 @@ failed_flush ()
   # What is valid is read and written; nothing else becomes valid.
   client read 1 a read 2 b read 3 source \
          write 1 c part 2 b read 1 c read 2 b \
-         EIO write 3 d EIO part 3 d EIO zero 3 EIO trim 3 read 3 source
+         EIO write 3 d EIO part 3 d EIO zero 3 EIO trim 3 EIO cache 3 \
+         trim 2 write 2 b zero 1 write 1 c read 3 source
   # The destination's flush works again, but proves nothing about region 2.
   client EIO flush EIO fua 2 b read 2 b
   status_is '.mode == "ro" and .hydrated == 2 and .durable == 1'
@@ -230,6 +233,41 @@ for request in write flush; do
     end
   done
 done
+
+: "A flush fails where all valid regions are durable."
+
+new_devices
+serve_devices
+start
+client write 1 a flush write 1 b
+fault dest.flush.once
+client EIO flush flush fua 1 c EIO write 2 d
+status_is '.mode == "ro" and .durable == 1'
+power_cut none
+serve_devices
+start
+client read 1 c read 2 source write 2 d flush
+end
+
+: "The metadata fails in the last commit."
+
+new_devices
+serve_devices
+start commit-interval=1
+client write 1 a flush
+fault meta.flush
+control POST /resume >/dev/null
+eventually status_is '.state == "failed" and .mode == "ro"'
+client read 1 a read 15 source write 1 b EIO flush
+no_fault meta.flush
+eventually status_is '.mode == "rw" and .state == "complete"'
+client flush
+power_cut none
+serve_devices
+start
+status_is '.state == "complete"'
+client read 1 b read 15 source
+end
 
 : "The destination is full."
 
