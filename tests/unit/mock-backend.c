@@ -246,8 +246,8 @@ mock_bytes (const struct mock *m, enum mock_kind kind)
   return mock_bytes_in (m, kind, MOCK_ANYWHERE);
 }
 
-static uint64_t
-tick (struct mock_log *log)
+uint64_t
+mock_log_tick (struct mock_log *log)
 {
   LOCK_FOR_SCOPE (&log->lock);
 
@@ -542,7 +542,7 @@ finish (struct mock *m, struct mock_call *call,
 
     effect (m, &error, opaque);
     if (error == 0)
-      call->effect = tick (m->log);
+      call->effect = mock_log_tick (m->log);
     wait_at (m, gate, true);
     m->running--;
     if (call->kind == MOCK_PREAD)
@@ -1165,6 +1165,18 @@ fill_garbage (struct mock *m)
   mock_fill (m, buf, m->b.size, 0);
 }
 
+/* The devices that the last clone closed. */
+static void
+open_again (struct mock_disk *d)
+{
+  if (mock_is_closed (d->source))
+    mock_reopen (d->source);
+  if (mock_is_closed (d->dest))
+    mock_reopen (d->dest);
+  if (mock_is_closed (d->meta))
+    mock_reopen (d->meta);
+}
+
 /* Make the clone's object of opened metadata. */
 static int
 make_clone (struct mock_disk *d, struct metadata *md)
@@ -1186,25 +1198,44 @@ make_clone (struct mock_disk *d, struct metadata *md)
 }
 
 struct mock_disk *
-mock_disk_new (uint64_t size, uint64_t region_size, uint64_t excess)
+mock_disk_devices (uint64_t size, uint64_t region_size, uint64_t excess,
+                   bool keep_data)
 {
   struct mock_disk *d = must (calloc (1, sizeof *d));
-  const struct superblock sb = { .size = size, .region_size = region_size };
-  struct metadata *md;
 
   d->size = size;
   d->region_size = region_size;
   d->discard_passdown = true;
-  d->log = mock_log_new (false);
+  d->log = mock_log_new (keep_data);
   d->source = mock_new (d->log, "source", size, true);
   mock_fill_random (d->source, size, 0, size);
   d->dest = mock_new (d->log, "destination", size + excess, false);
   fill_garbage (d->dest);
   d->meta = mock_new (d->log, "metadata",
                       metadata_store_size (size, region_size), false);
+  return d;
+}
+
+void
+mock_disk_create (struct mock_disk *d)
+{
+  const struct superblock sb = {
+    .size = d->size, .region_size = d->region_size
+  };
+  struct metadata *md;
+
+  open_again (d);
   md = must (metadata_create (&d->meta->b, &sb, &mock_messages));
   if (make_clone (d, md) == -1)
     abort ();
+}
+
+struct mock_disk *
+mock_disk_new (uint64_t size, uint64_t region_size, uint64_t excess)
+{
+  struct mock_disk *d = mock_disk_devices (size, region_size, excess, false);
+
+  mock_disk_create (d);
   mock_log_clear (d->log);
   return d;
 }
@@ -1275,15 +1306,12 @@ mock_disk_open (struct mock_disk *d)
 {
   struct metadata *md;
 
-  if (mock_is_closed (d->dest))
-    mock_reopen (d->dest);
-  if (mock_is_closed (d->meta))
-    mock_reopen (d->meta);
+  open_again (d);
   md = metadata_open (&d->meta->b, &mock_messages);
   if (md == NULL)
     return -1;
-  if (!(md->sb.flags & METADATA_COMPLETE) && mock_is_closed (d->source))
-    mock_reopen (d->source);
+  if (md->sb.flags & METADATA_COMPLETE)
+    backend_close (&d->source->b);
   if (make_clone (d, md) == -1) {
     free (md);
     return -1;

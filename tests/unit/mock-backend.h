@@ -75,6 +75,9 @@ extern void mock_log_clear (struct mock_log *log);
 /* Stop or go on recording: off for tests that make millions of calls. */
 extern void mock_log_enable (struct mock_log *log, bool enabled);
 
+/* The time now, for events that are not calls: each has a moment of its own. */
+extern uint64_t mock_log_tick (struct mock_log *log);
+
 extern size_t mock_log_len (struct mock_log *log);
 /* Valid until the log is cleared or freed; its end may still change. */
 extern const struct mock_call *mock_log_call (struct mock_log *log, size_t i);
@@ -187,9 +190,17 @@ struct mock_disk {
   bool discard_passdown;
 };
 
-/* A new clone.  The source has random bytes.  The destination is excess bytes
- * larger and full of garbage, which no client may ever see.  The log is empty.
+/* The devices of a new clone, which is not open.  The source has random bytes.
+ * The destination is excess bytes larger and full of garbage, which no client
+ * may ever see.  The metadata is all zeroes.
  */
+extern struct mock_disk *mock_disk_devices (uint64_t size,
+                                            uint64_t region_size,
+                                            uint64_t excess, bool keep_data);
+/* Create the metadata, and open the clone. */
+extern void mock_disk_create (struct mock_disk *d);
+
+/* Both.  The log is empty and keeps no data. */
 extern struct mock_disk *mock_disk_new (uint64_t size, uint64_t region_size,
                                         uint64_t excess);
 /* Close the clone, if it is open, and free everything.  Aborts the test where
