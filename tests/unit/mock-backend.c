@@ -1216,6 +1216,13 @@ mock_disk_devices (uint64_t size, uint64_t region_size, uint64_t excess,
   return d;
 }
 
+enum metadata_presence
+mock_disk_probe (struct mock_disk *d)
+{
+  open_again (d);
+  return metadata_probe (&d->meta->b, &mock_messages);
+}
+
 void
 mock_disk_create (struct mock_disk *d)
 {

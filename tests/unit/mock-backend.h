@@ -197,6 +197,8 @@ struct mock_disk {
 extern struct mock_disk *mock_disk_devices (uint64_t size,
                                             uint64_t region_size,
                                             uint64_t excess, bool keep_data);
+/* Is there metadata?  While the clone is not open. */
+extern enum metadata_presence mock_disk_probe (struct mock_disk *d);
 /* Create the metadata, and open the clone. */
 extern void mock_disk_create (struct mock_disk *d);
 

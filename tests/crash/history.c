@@ -1,0 +1,447 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cleanup.h"
+#include "clone.h"
+#include "history.h"
+#include "hydrate.h"
+#include "rounding.h"
+
+#define K UINT64_C (1024)
+#define CLIENTS 4
+#define MAX_REQUESTS 16
+
+static void *
+must (void *ptr)
+{
+  if (ptr == NULL)
+    abort ();
+  return ptr;
+}
+
+/* ---- states ---- */
+
+/* Small disks more often than others: they give more images a second.  A short
+ * last region, one region only, and more bitmap sectors than one are there.
+ */
+static const struct { uint64_t size, region_size; } shapes[] = {
+  { 64 * K, 4 * K }, { 64 * K, 4 * K }, { 64 * K, 8 * K }, { 64 * K, 16 * K },
+  { 90 * K + 512, 4 * K }, { 90 * K + 512, 16 * K }, { 128 * K, 16 * K },
+  { 48 * K, 64 * K }, { 256 * K, 16 * K }, { 512 * K, 64 * K },
+};
+#define SHAPES (sizeof shapes / sizeof shapes[0])
+
+/* In 4K blocks, so that there are regions with and without holes, and regions
+ * that are one.
+ */
+static value_t
+source_value (const struct state *s, uint64_t sector)
+{
+  uint64_t seed = s->source_seed + sector / 8;
+
+  return mock_random (&seed) % 4 == 0 ? VALUE_ZERO : VALUE_SOURCE;
+}
+
+struct state
+state_new (uint64_t seed, value_t next_value)
+{
+  const unsigned shape = mock_random (&seed) % SHAPES;
+  struct state s = {
+    .size = shapes[shape].size, .region_size = shapes[shape].region_size,
+    .excess = 1024, .source_seed = mock_random (&seed),
+    .next_value = next_value,
+  };
+  const uint64_t store = metadata_store_size (s.size, s.region_size);
+
+  s.dest = must (malloc (s.size + s.excess));
+  memset (s.dest, MOCK_GARBAGE, s.size + s.excess);
+  s.meta = must (calloc (1, store));
+  s.values = must (calloc (s.size / SECTOR, sizeof *s.values));
+  for (uint64_t i = 0; i < s.size / SECTOR; ++i)
+    s.values[i] = source_value (&s, i);
+  return s;
+}
+
+void
+state_free (struct state *s)
+{
+  free (s->dest);
+  free (s->meta);
+  free (s->values);
+  *s = (struct state){ 0 };
+}
+
+struct mock_disk *
+state_disk (const struct state *s, bool record)
+{
+  struct mock_disk *d = mock_disk_devices (s->size, s->region_size, s->excess,
+                                           record);
+  uint8_t buf[SECTOR];
+
+  mock_log_enable (d->log, record);
+  for (uint64_t i = 0; i < s->size / SECTOR; ++i) {
+    value_t value = source_value (s, i);
+
+    value_fill (buf, value, i);
+    mock_fill (d->source, value == VALUE_ZERO ? NULL : buf, SECTOR,
+               i * SECTOR);
+  }
+  mock_fill (d->dest, s->dest, s->size + s->excess, 0);
+  mock_fill (d->meta, s->meta, mock_backend (d->meta)->size, 0);
+  return d;
+}
+
+/* ---- clients ---- */
+
+struct client {
+  struct history *history;
+  unsigned number;
+  uint64_t seed;
+  struct event event[MAX_REQUESTS];
+  size_t n;
+  struct mock_thread *thread;
+};
+
+static const enum event_type mix[] = {
+  EVENT_WRITE, EVENT_WRITE, EVENT_WRITE, EVENT_WRITE, EVENT_WRITE,
+  EVENT_WRITE, EVENT_WRITE, EVENT_WRITE, EVENT_ZERO, EVENT_ZERO, EVENT_TRIM,
+  EVENT_TRIM, EVENT_CACHE, EVENT_READ, EVENT_READ, EVENT_FLUSH, EVENT_FLUSH,
+  EVENT_FLUSH
+};
+
+/* Whole regions, or any sectors. */
+static void
+choose_range (struct client *cl, struct event *ev)
+{
+  const struct state *s = &cl->history->before;
+  const uint64_t sectors = s->size / SECTOR;
+  const uint64_t region = MIN (s->region_size / SECTOR, sectors);
+
+  ev->first = mock_random (&cl->seed) % sectors;
+  ev->n = 1 + mock_random (&cl->seed) % (region * 3 / 2);
+  if (mock_random (&cl->seed) % 3 == 0) {
+    ev->first = ev->first / region * region;
+    ev->n = region * (1 + mock_random (&cl->seed) % 2);
+  }
+  ev->n = MIN (ev->n, sectors - ev->first);
+}
+
+static struct event *
+choose_event (struct client *cl)
+{
+  struct event *ev = &cl->event[cl->n];
+
+  *ev = (struct event){
+    .type = mix[mock_random (&cl->seed) % (sizeof mix / sizeof mix[0])],
+    .client = cl->number,
+  };
+  choose_range (cl, ev);
+  if (ev->type == EVENT_WRITE)
+    ev->value = cl->history->before.next_value +
+      cl->number * MAX_REQUESTS + cl->n;
+  if (ev->type <= EVENT_TRIM && ev->type >= EVENT_WRITE)
+    ev->fua = mock_random (&cl->seed) % 5 == 0;
+  cl->n++;
+  return ev;
+}
+
+static int
+run_event (struct client *cl, struct event *ev, uint8_t *buf)
+{
+  struct clone *c = cl->history->disk->clone;
+  const uint64_t offset = ev->first * SECTOR, count = ev->n * SECTOR;
+  const unsigned flags = ev->fua ? BACKEND_FUA : 0;
+
+  switch (ev->type) {
+  case EVENT_READ:
+    return clone_pread (c, buf, count, offset);
+  case EVENT_WRITE:
+    return clone_pwrite (c, buf, count, offset, flags);
+  case EVENT_ZERO:
+    return clone_zero (c, count, offset,
+                       flags | (ev->n % 2 ? BACKEND_MAY_TRIM : 0));
+  case EVENT_TRIM:
+    return clone_trim (c, count, offset, flags);
+  case EVENT_CACHE:
+    return clone_cache (c, count, offset);
+  case EVENT_FLUSH:
+    return clone_flush (c);
+  }
+  abort ();
+}
+
+static void
+client_main (void *opaque)
+{
+  struct client *cl = opaque;
+  struct mock_log *log = cl->history->disk->log;
+
+  for (unsigned i = 0; i < MAX_REQUESTS; ++i) {
+    struct event *ev = choose_event (cl);
+    CLEANUP_FREE uint8_t *buf = must (malloc (ev->n * SECTOR));
+
+    if (ev->type == EVENT_WRITE)
+      values_fill (buf, ev->value, ev->first, ev->n);
+    if (mock_random (&cl->seed) % 4 == 0)
+      usleep (mock_random (&cl->seed) % 300);
+
+    ev->start = mock_log_tick (log);
+    if (run_event (cl, ev, buf) == -1) {
+      fprintf (stderr, "a request of client %u failed: %s\n", cl->number,
+               strerror (errno));
+      abort ();
+    }
+    ev->end = mock_log_tick (log);
+
+    if (ev->type == EVENT_READ) {
+      ev->seen = must (calloc (ev->n, sizeof *ev->seen));
+      values_of (buf, ev->seen, ev->first, ev->n);
+    }
+  }
+}
+
+/* ---- what goes on beside the clients ---- */
+
+struct committer {
+  struct clone *clone;
+  _Atomic bool stop;
+};
+
+static void
+committer_main (void *opaque)
+{
+  struct committer *cm = opaque;
+
+  while (!cm->stop) {
+    clone_background_commit (cm->clone);
+    usleep (500);
+  }
+}
+
+enum hydration { HYDRATION_OFF, HYDRATION_SLOW, HYDRATION_TO_THE_END };
+
+static struct hydrate *
+start_hydration (struct history *h, enum hydration how, uint64_t *seed)
+{
+  struct hydrate_settings settings = {
+    .batch = HYDRATE_BATCH_MIN << mock_random (seed) % 3,
+  };
+  struct hydrate *hydrate;
+
+  settings.threshold = settings.batch * 2;
+  hydrate = must (hydrate_new (h->disk->clone, &settings,
+                               how == HYDRATION_OFF, &mock_messages));
+  if (hydrate_start (hydrate) == -1)
+    abort ();
+  return hydrate;
+}
+
+/* A second at most: broken builds may never get there. */
+static void
+wait_for_the_end (struct history *h)
+{
+  for (unsigned ms = 0; ms < 1000; ++ms) {
+    if (commit_is_complete (&h->disk->clone->commit))
+      return;
+    usleep (1000);
+  }
+}
+
+/* ---- the history ---- */
+
+static void
+add_event (struct history *h, const struct event *ev)
+{
+  if (h->n == h->alloc) {
+    h->alloc = h->alloc ? h->alloc * 2 : 64;
+    h->event = must (reallocarray (h->event, h->alloc, sizeof *h->event));
+  }
+  h->event[h->n++] = *ev;
+}
+
+/* The devices' behaviour: slow enough for calls to overlap, in ways that differ
+ * from one history to the next.
+ */
+static void
+set_up_devices (struct history *h, uint64_t *seed)
+{
+  static const unsigned delays[] = { 0, 20, 100, 300 };
+  struct mock_disk *d = h->disk;
+
+  h->trims = mock_random (seed) % 4 != 0;
+  mock_set_trim (d->dest, h->trims ? MOCK_TRIM_ZEROES : MOCK_TRIM_NOTHING);
+  mock_set_delay (d->source, delays[mock_random (seed) % 4]);
+  mock_set_delay (d->dest, delays[mock_random (seed) % 4]);
+  mock_set_delay (d->meta, delays[mock_random (seed) % 4]);
+  if (mock_random (seed) % 2) {
+    mock_set_async (d->source);
+    mock_set_async (d->dest);
+  }
+}
+
+static void
+open_or_create (struct history *h)
+{
+  struct mock_disk *d = h->disk;
+
+  if (mock_disk_probe (d) == METADATA_ABSENT) {
+    mock_disk_create (d);
+    h->created = mock_log_tick (d->log);
+  }
+  else if (mock_disk_open (d) == -1)
+    abort ();
+}
+
+/* A clean end makes all durable, as a flush does. */
+static void
+close_disk (struct history *h)
+{
+  struct event ev = { .type = EVENT_FLUSH, .client = CLIENTS };
+
+  ev.start = mock_log_tick (h->disk->log);
+  if (mock_disk_close (h->disk) == -1)
+    abort ();
+  ev.end = mock_log_tick (h->disk->log);
+  add_event (h, &ev);
+}
+
+static void
+run_clients (struct history *h, uint64_t *seed)
+{
+  struct client client[CLIENTS];
+
+  for (unsigned i = 0; i < CLIENTS; ++i) {
+    client[i] = (struct client){
+      .history = h, .number = i, .seed = mock_random (seed),
+    };
+    client[i].thread = mock_thread (client_main, &client[i]);
+  }
+  for (unsigned i = 0; i < CLIENTS; ++i) {
+    mock_join (client[i].thread);
+    for (size_t j = 0; j < client[i].n; ++j)
+      add_event (h, &client[i].event[j]);
+  }
+}
+
+struct history *
+history_run (const struct state *before, uint64_t seed)
+{
+  struct history *h = must (calloc (1, sizeof *h));
+  enum hydration how = mock_random (&seed) % 3;
+  struct committer cm = { 0 };
+  struct mock_thread *thread;
+  struct hydrate *hydrate;
+
+  h->before = *before;
+  h->seed = seed;
+  h->disk = state_disk (before, true);
+  h->next_value = before->next_value + CLIENTS * MAX_REQUESTS;
+  set_up_devices (h, &seed);
+  open_or_create (h);
+
+  cm.clone = h->disk->clone;
+  thread = mock_thread (committer_main, &cm);
+  hydrate = start_hydration (h, how, &seed);
+  run_clients (h, &seed);
+  if (how == HYDRATION_TO_THE_END)
+    wait_for_the_end (h);
+  hydrate_stop (hydrate);
+  hydrate_free (hydrate);
+  cm.stop = true;
+  mock_join (thread);
+  close_disk (h);
+  return h;
+}
+
+void
+history_free (struct history *h)
+{
+  for (size_t i = 0; i < h->n; ++i)
+    free (h->event[i].seen);
+  free (h->event);
+  mock_disk_free (h->disk);
+  state_free (&h->before);
+  free (h);
+}
+
+/* ---- printing ---- */
+
+static const char *const event_names[] = {
+  "read", "write", "zero", "trim", "cache", "flush"
+};
+
+static const char *const call_names[MOCK_KINDS] = {
+  "pread", "pwrite", "zero", "trim", "flush", "extents", "close"
+};
+
+static bool
+call_touches (const struct mock_call *call, uint64_t sector)
+{
+  if (call->n == 0)
+    return true;
+  for (size_t i = 0; i < call->n; ++i)
+    if (call->range[i].offset / SECTOR <= sector &&
+        sector * SECTOR < call->range[i].offset + call->range[i].count)
+      return true;
+  return false;
+}
+
+static void
+print_call (const struct history *h, const struct mock_call *call)
+{
+  const char *name = call->mock == h->disk->meta ? "metadata" :
+    call->mock == h->disk->dest ? "destination" : "source";
+
+  fprintf (stderr, "%6" PRIu64 " ..%6" PRIu64 " ..%6" PRIu64 "  %s %s",
+           call->start, call->effect, call->end, name,
+           call_names[call->kind]);
+  for (size_t i = 0; i < call->n; ++i)
+    fprintf (stderr, " %" PRIu64 "+%" PRIu64,
+             call->range[i].offset / SECTOR, call->range[i].count / SECTOR);
+  fprintf (stderr, "%s\n", call->flags & BACKEND_FUA ? " FUA" : "");
+}
+
+static void
+print_event (const struct event *ev)
+{
+  fprintf (stderr, "%6" PRIu64 " .........%6" PRIu64 "  client %u: %s",
+           ev->start, ev->end, ev->client, event_names[ev->type]);
+  if (ev->type != EVENT_FLUSH)
+    fprintf (stderr, " %" PRIu64 "+%" PRIu64, ev->first, ev->n);
+  if (ev->type == EVENT_WRITE)
+    fprintf (stderr, " (%s)", value_name (ev->value));
+  fprintf (stderr, "%s\n", ev->fua ? " FUA" : "");
+}
+
+void
+history_print (const struct history *h, uint64_t sector, uint64_t cut)
+{
+  const struct mock_call *call;
+
+  fprintf (stderr, "what touched sector %" PRIu64 " until the cut at %" PRIu64
+           ", from the start, over the effect, to the end, in ticks;\n"
+           "ranges are sectors, a region has %" PRIu64 " of them:\n", sector,
+           cut, h->before.region_size / SECTOR);
+  for (size_t i = 0; i < h->n; ++i) {
+    const struct event *ev = &h->event[i];
+
+    if (ev->start <= cut &&
+        (ev->type == EVENT_FLUSH ||
+         (ev->first <= sector && sector < ev->first + ev->n)))
+      print_event (ev);
+  }
+  for (size_t i = 0; (call = mock_log_call (h->disk->log, i)); ++i)
+    if (call->start <= cut &&
+        (call->mock == h->disk->meta || call_touches (call, sector)))
+      print_call (h, call);
+}

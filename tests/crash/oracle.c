@@ -1,0 +1,162 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+#include <config.h>
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "oracle.h"
+#include "rounding.h"
+
+struct oracle {
+  const struct history *h;
+  uint64_t sectors;
+  uint64_t *durable;     /* of each event: the tick at which what it changed is
+                          * covered by a completed flush or by FUA */
+  uint64_t now;          /* what began later is not there */
+  uint64_t *settled;     /* of each sector: when the last write began that must
+                          * not be lost; 0: there is none */
+};
+
+static bool
+covers (const struct event *ev, uint64_t sector)
+{
+  return ev->first <= sector && sector < ev->first + ev->n;
+}
+
+static bool
+changes (const struct event *ev)
+{
+  return ev->type == EVENT_WRITE || ev->type == EVENT_ZERO ||
+    ev->type == EVENT_TRIM;
+}
+
+static uint64_t
+durable_at (const struct history *h, const struct event *ev)
+{
+  uint64_t durable = ev->fua ? ev->end : UINT64_MAX;
+
+  for (size_t i = 0; i < h->n; ++i) {
+    const struct event *f = &h->event[i];
+
+    if (f->type == EVENT_FLUSH && f->start > ev->end && f->end < durable)
+      durable = f->end;
+  }
+  return durable;
+}
+
+struct oracle *
+oracle_new (const struct history *h)
+{
+  struct oracle *o = calloc (1, sizeof *o);
+
+  if (o == NULL)
+    abort ();
+  o->h = h;
+  o->sectors = h->before.size / SECTOR;
+  o->durable = calloc (h->n, sizeof *o->durable);
+  o->settled = calloc (o->sectors, sizeof *o->settled);
+  if (o->durable == NULL || o->settled == NULL)
+    abort ();
+  for (size_t i = 0; i < h->n; ++i)
+    o->durable[i] = durable_at (h, &h->event[i]);
+  return o;
+}
+
+void
+oracle_free (struct oracle *o)
+{
+  free (o->durable);
+  free (o->settled);
+  free (o);
+}
+
+/* This must not be lost, nor what it replaced come back.  A trim may be. */
+static void
+settle (struct oracle *o, const struct event *ev)
+{
+  if (ev->type != EVENT_WRITE && ev->type != EVENT_ZERO)
+    return;
+  for (uint64_t s = ev->first; s < ev->first + ev->n; ++s)
+    o->settled[s] = MAX (o->settled[s], ev->start);
+}
+
+void
+oracle_set_cut (struct oracle *o, uint64_t cut)
+{
+  o->now = cut;
+  memset (o->settled, 0, o->sectors * sizeof *o->settled);
+  for (size_t i = 0; i < o->h->n; ++i)
+    if (o->durable[i] <= cut)
+      settle (o, &o->h->event[i]);
+}
+
+/* May the sector have what this request left there? */
+static bool
+may_remain (const struct oracle *o, const struct event *ev, uint64_t sector)
+{
+  return changes (ev) && covers (ev, sector) && ev->start <= o->now &&
+    ev->end > o->settled[sector];
+}
+
+bool
+oracle_allows (const struct oracle *o, uint64_t sector, value_t value)
+{
+  if (o->settled[sector] == 0 && value == o->h->before.values[sector])
+    return true;
+  for (size_t i = 0; i < o->h->n; ++i)
+    if (o->h->event[i].value == value &&
+        may_remain (o, &o->h->event[i], sector))
+      return true;
+  return false;
+}
+
+void
+oracle_print (const struct oracle *o, uint64_t sector)
+{
+  fprintf (stderr, "allowed are:");
+  if (o->settled[sector] == 0)
+    fprintf (stderr, " %s (from the beginning)",
+             value_name (o->h->before.values[sector]));
+  for (size_t i = 0; i < o->h->n; ++i)
+    if (may_remain (o, &o->h->event[i], sector))
+      fprintf (stderr, " %s (begun at %" PRIu64 ")",
+               value_name (o->h->event[i].value), o->h->event[i].start);
+  fputc ('\n', stderr);
+}
+
+/* While all is running nothing gets lost: whatever had returned when the read
+ * began is there.
+ */
+static bool
+check_read (struct oracle *o, const struct event *read, uint64_t *sector)
+{
+  o->now = read->end;
+  memset (o->settled, 0, o->sectors * sizeof *o->settled);
+  for (size_t i = 0; i < o->h->n; ++i)
+    if (o->h->event[i].end < read->start)
+      settle (o, &o->h->event[i]);
+
+  for (uint64_t i = 0; i < read->n; ++i)
+    if (!oracle_allows (o, read->first + i, read->seen[i])) {
+      *sector = read->first + i;
+      return false;
+    }
+  return true;
+}
+
+const struct event *
+oracle_check_reads (struct oracle *o, uint64_t *sector)
+{
+  for (size_t i = 0; i < o->h->n; ++i) {
+    const struct event *ev = &o->h->event[i];
+
+    if (ev->type == EVENT_READ && !check_read (o, ev, sector))
+      return ev;
+  }
+  return NULL;
+}
