@@ -31,13 +31,27 @@ must (void *ptr)
 
 /* ---- states ---- */
 
-/* Small disks more often than others: they give more images a second.  A short
- * last region, one region only, and more bitmap sectors than one are there.
+/* Small disks more often than others: they give more images a second.  There is
+ * a short last region, a disk of one region, one whose window lies in two
+ * sectors of the bitmap, and a region that is copied in pieces.
  */
-static const struct { uint64_t size, region_size; } shapes[] = {
-  { 64 * K, 4 * K }, { 64 * K, 4 * K }, { 64 * K, 8 * K }, { 64 * K, 16 * K },
-  { 90 * K + 512, 4 * K }, { 90 * K + 512, 16 * K }, { 128 * K, 16 * K },
-  { 48 * K, 64 * K }, { 256 * K, 16 * K }, { 512 * K, 64 * K },
+static const struct {
+  uint64_t size, region_size, window;
+  unsigned requests;
+} shapes[] = {
+  { 64 * K, 4 * K, 0, 16 },
+  { 64 * K, 4 * K, 0, 16 },
+  { 64 * K, 8 * K, 0, 16 },
+  { 64 * K, 16 * K, 0, 16 },
+  { 90 * K + 512, 4 * K, 0, 16 },
+  { 90 * K + 512, 16 * K, 0, 16 },
+  { 128 * K, 16 * K, 0, 16 },
+  { 48 * K, 64 * K, 0, 16 },
+  { 256 * K, 16 * K, 0, 16 },
+  { 512 * K, 64 * K, 0, 12 },
+  { (REGIONS_PER_SECTOR + 8) * 4 * K, 4 * K, 16 * 4 * K, 16 },
+  { (REGIONS_PER_SECTOR + 8) * 4 * K, 4 * K, 16 * 4 * K, 16 },
+  { 2 * CLONE_COPY_MAX + 1024, 2 * CLONE_COPY_MAX, 0, 3 },
 };
 #define SHAPES (sizeof shapes / sizeof shapes[0])
 
@@ -52,12 +66,28 @@ source_value (const struct state *s, uint64_t sector)
   return mock_random (&seed) % 4 == 0 ? VALUE_ZERO : VALUE_SOURCE;
 }
 
+/* Hydrate all but the window. */
+static void
+hydrate_before_window (struct state *s)
+{
+  struct mock_disk *d = state_disk (s, false);
+
+  mock_disk_create (d);
+  if (clone_cache (d->clone, s->size - s->window, 0) == -1 ||
+      mock_disk_close (d) == -1)
+    abort ();
+  memcpy (s->dest, mock_content (d->dest), mock_backend (d->dest)->size);
+  memcpy (s->meta, mock_content (d->meta), mock_backend (d->meta)->size);
+  mock_disk_free (d);
+}
+
 struct state
 state_new (uint64_t seed, value_t next_value)
 {
   const unsigned shape = mock_random (&seed) % SHAPES;
   struct state s = {
     .size = shapes[shape].size, .region_size = shapes[shape].region_size,
+    .window = shapes[shape].window, .requests = shapes[shape].requests,
     .excess = 1024, .source_seed = mock_random (&seed),
     .next_value = next_value,
   };
@@ -69,6 +99,10 @@ state_new (uint64_t seed, value_t next_value)
   s.values = must (calloc (s.size / SECTOR, sizeof *s.values));
   for (uint64_t i = 0; i < s.size / SECTOR; ++i)
     s.values[i] = source_value (&s, i);
+  if (s.window == 0)
+    s.window = s.size;
+  else
+    hydrate_before_window (&s);
   return s;
 }
 
@@ -79,6 +113,12 @@ state_free (struct state *s)
   free (s->meta);
   free (s->values);
   *s = (struct state){ 0 };
+}
+
+uint64_t
+state_window (const struct state *s)
+{
+  return (s->size - s->window) / SECTOR;
 }
 
 struct mock_disk *
@@ -124,7 +164,7 @@ static void
 choose_range (struct client *cl, struct event *ev)
 {
   const struct state *s = &cl->history->before;
-  const uint64_t sectors = s->size / SECTOR;
+  const uint64_t sectors = s->window / SECTOR;
   const uint64_t region = MIN (s->region_size / SECTOR, sectors);
 
   ev->first = mock_random (&cl->seed) % sectors;
@@ -134,6 +174,7 @@ choose_range (struct client *cl, struct event *ev)
     ev->n = region * (1 + mock_random (&cl->seed) % 2);
   }
   ev->n = MIN (ev->n, sectors - ev->first);
+  ev->first += state_window (s);
 }
 
 static struct event *
@@ -186,7 +227,7 @@ client_main (void *opaque)
   struct client *cl = opaque;
   struct mock_log *log = cl->history->disk->log;
 
-  for (unsigned i = 0; i < MAX_REQUESTS; ++i) {
+  for (unsigned i = 0; i < cl->history->before.requests; ++i) {
     struct event *ev = choose_event (cl);
     CLEANUP_FREE uint8_t *buf = must (malloc (ev->n * SECTOR));
 

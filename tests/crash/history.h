@@ -37,6 +37,9 @@ struct event {
 struct state {
   uint64_t size, region_size;
   unsigned excess;        /* bytes of the destination behind the disk */
+  uint64_t window;        /* where clients are busy: so many bytes at the disk's
+                           * end, whole regions; what lies before is hydrated */
+  unsigned requests;      /* of each client */
   uint64_t source_seed;   /* where the source has its holes */
   uint8_t *dest, *meta;   /* what the devices hold */
   value_t *values;        /* what a client reads, per sector of the disk */
@@ -54,9 +57,14 @@ struct history {
   value_t next_value;
 };
 
-/* A new disk: garbage in the destination, no metadata. */
+/* A new disk: garbage in the destination; no metadata, unless all but the
+ * window is hydrated.
+ */
 extern struct state state_new (uint64_t seed, value_t next_value);
 extern void state_free (struct state *s);
+
+/* The window's first sector. */
+extern uint64_t state_window (const struct state *s);
 
 /* A mock disk whose source is that of the state; the log keeps data or is
  * off.

@@ -27,7 +27,8 @@ struct device {
   const uint8_t *before;
   struct versions *sector;
   uint64_t sectors;
-  uint64_t size;
+  uint64_t *changed;       /* the sectors that have versions */
+  uint64_t nr_changed;
 };
 
 const char *const keep_names[KEEPS] = {
@@ -110,10 +111,10 @@ device_new (struct mock_log *log, const struct mock *m, uint64_t size,
   if (dev == NULL || calls == NULL || size % SECTOR)
     abort ();
   dev->before = before;
-  dev->size = size;
   dev->sectors = size / SECTOR;
   dev->sector = calloc (dev->sectors, sizeof *dev->sector);
-  if (dev->sector == NULL)
+  dev->changed = calloc (dev->sectors, sizeof *dev->changed);
+  if (dev->sector == NULL || dev->changed == NULL)
     abort ();
 
   for (size_t i = 0; i < len; ++i) {
@@ -126,6 +127,9 @@ device_new (struct mock_log *log, const struct mock *m, uint64_t size,
   for (size_t i = 0; i < n; ++i)
     add_call (dev, log, calls[i]);
   free (calls);
+  for (uint64_t s = 0; s < dev->sectors; ++s)
+    if (dev->sector[s].n > 0)
+      dev->changed[dev->nr_changed++] = s;
   return dev;
 }
 
@@ -135,6 +139,7 @@ device_free (struct device *dev)
   for (uint64_t s = 0; s < dev->sectors; ++s)
     free (dev->sector[s].v);
   free (dev->sector);
+  free (dev->changed);
   free (dev);
 }
 
@@ -194,18 +199,15 @@ device_image (const struct device *dev, uint64_t cut, enum keep keep,
 {
   bool others = false;
 
-  memcpy (image, dev->before, dev->size);
-  for (uint64_t s = 0; s < dev->sectors; ++s) {
+  for (uint64_t n = 0; n < dev->nr_changed; ++n) {
+    const uint64_t s = dev->changed[n];
     const struct versions *vs = &dev->sector[s];
-    long i;
+    const long i = choose (vs, cut, keep, seed, &others);
+    const uint8_t *content =
+      i == -1 ? dev->before + s * SECTOR : vs->v[i].content;
 
-    if (vs->n == 0)
-      continue;
-    i = choose (vs, cut, keep, seed, &others);
-    if (i == -1)
-      continue;
-    if (vs->v[i].content)
-      memcpy (image + s * SECTOR, vs->v[i].content, SECTOR);
+    if (content)
+      memcpy (image + s * SECTOR, content, SECTOR);
     else
       memset (image + s * SECTOR, 0, SECTOR);
   }

@@ -36,7 +36,9 @@ enum keep {
 };
 extern const char *const keep_names[KEEPS];
 
-/* The image after a cut just after tick `cut'.  False if there is no other. */
+/* Make the image after a cut just after tick `cut', of `before' or of another
+ * image of this device.  False if there is no other.
+ */
 extern bool device_image (const struct device *dev, uint64_t cut,
                           enum keep keep, uint64_t *seed, uint8_t *image);
 

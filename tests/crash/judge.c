@@ -20,8 +20,8 @@ struct judge {
   const struct history *h;
   struct oracle *oracle;
   struct mock_disk *disk;
-  uint64_t sectors;
-  uint8_t *first, *second;  /* two readings of the disk */
+  uint64_t from, n;         /* the sectors that are looked at */
+  uint8_t *first, *second;  /* two readings of them */
 };
 
 struct judge *
@@ -34,7 +34,6 @@ judge_new (const struct history *h, struct oracle *o)
   j->h = h;
   j->oracle = o;
   j->disk = state_disk (&h->before, false);
-  j->sectors = h->before.size / SECTOR;
   j->first = malloc (h->before.size);
   j->second = malloc (h->before.size);
   if (j->first == NULL || j->second == NULL)
@@ -91,7 +90,8 @@ open_disk (struct judge *j, uint64_t cut)
 static bool
 read_disk (struct judge *j, uint8_t *buf)
 {
-  if (clone_pread (j->disk->clone, buf, j->h->before.size, 0) == -1)
+  if (clone_pread (j->disk->clone, buf, j->n * SECTOR,
+                   j->from * SECTOR) == -1)
     return illegal ("the disk cannot be read: %s", strerror (errno));
   return true;
 }
@@ -99,7 +99,7 @@ read_disk (struct judge *j, uint8_t *buf)
 static bool
 check_values (struct judge *j, uint64_t cut, const value_t *values)
 {
-  for (uint64_t s = 0; s < j->sectors; ++s)
+  for (uint64_t s = j->from; s < j->from + j->n; ++s)
     if (!oracle_allows (j->oracle, s, values[s])) {
       illegal ("sector %" PRIu64 " reads as %s", s, value_name (values[s]));
       oracle_print (j->oracle, s);
@@ -113,11 +113,15 @@ check_values (struct judge *j, uint64_t cut, const value_t *values)
 static bool
 check_same (struct judge *j, const uint8_t *buf, const char *what)
 {
-  for (uint64_t s = 0; s < j->sectors; ++s)
-    if (memcmp (buf + s * SECTOR, j->first + s * SECTOR, SECTOR) != 0)
+  for (uint64_t i = 0; i < j->n; ++i) {
+    const uint8_t *then = j->first + i * SECTOR, *now = buf + i * SECTOR;
+    const uint64_t s = j->from + i;
+
+    if (memcmp (now, then, SECTOR) != 0)
       return illegal ("sector %" PRIu64 " was %s, and is %s %s", s,
-                      value_name (value_of (j->first + s * SECTOR, s)),
-                      value_name (value_of (buf + s * SECTOR, s)), what);
+                      value_name (value_of (then, s)),
+                      value_name (value_of (now, s)), what);
+  }
   return true;
 }
 
@@ -185,7 +189,7 @@ check_disk (struct judge *j, uint64_t cut, enum depth depth, value_t *values)
 {
   if (!read_disk (j, j->first))
     return false;
-  values_of (j->first, values, 0, j->sectors);
+  values_of (j->first, values + j->from, j->from, j->n);
   if (!check_values (j, cut, values) || !read_disk (j, j->second) ||
       !check_same (j, j->second, "when read again"))
     return false;
@@ -197,9 +201,13 @@ judge_image (struct judge *j, uint64_t cut, const uint8_t *dest,
              const uint8_t *meta, enum depth depth, value_t *values)
 {
   struct mock_disk *d = j->disk;
+  const struct state *s = &j->h->before;
+  const uint64_t window = s->size - s->window;
   bool ok;
 
-  mock_fill (d->dest, dest, mock_backend (d->dest)->size, 0);
+  j->from = depth == DEPTH_READ ? state_window (s) : 0;
+  j->n = s->size / SECTOR - j->from;
+  mock_fill (d->dest, dest + window, s->window, window);
   mock_fill (d->meta, meta, mock_backend (d->meta)->size, 0);
   if (!open_disk (j, cut))
     return false;

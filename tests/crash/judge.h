@@ -22,13 +22,15 @@ extern void judge_free (struct judge *j);
 
 /* How far to look. */
 enum depth {
-  DEPTH_READ,     /* read the whole disk, twice */
-  DEPTH_COPY,     /* then copy the rest, and look at the destination alone */
+  DEPTH_READ,     /* read the window, twice */
+  DEPTH_COPY,     /* read the whole disk, then copy what is left of it, and look
+                   * at the destination alone */
   DEPTH_HYDRATE,  /* the same by hydration, on its own threads */
 };
 
 /* Is this image legal after a cut at this tick?  If not, it has said why.  The
- * oracle is set to the cut.  values gets what a client reads.
+ * oracle is set to the cut.  values, those of the whole disk, become what a
+ * client reads.
  */
 extern bool judge_image (struct judge *j, uint64_t cut, const uint8_t *dest,
                          const uint8_t *meta, enum depth depth,

@@ -87,9 +87,11 @@
 #include "judge.h"
 #include "oracle.h"
 
-/* Every so many images look deeper. */
-#define COPY_EVERY 16
-#define HYDRATE_EVERY 512
+/* Every so many images look deeper, fewer where the disk is large; and each so
+ * many times that, hydrate.
+ */
+#define DEEP_EVERY 16
+#define HYDRATE_EVERY 16
 
 /* An image in words: what is kept of each device. */
 struct recipe {
@@ -158,11 +160,13 @@ keep_for_next (struct lab *lab)
 static enum depth
 choose_depth (const struct lab *lab)
 {
-  if (!lab->deep)
+  const uint64_t mib = lab->history->before.size >> 20;
+  const uint64_t every = DEEP_EVERY * (mib + 1);
+
+  if (!lab->deep || lab->images % every != 0)
     return DEPTH_READ;
-  if (lab->images % HYDRATE_EVERY == 0)
-    return DEPTH_HYDRATE;
-  return lab->images % COPY_EVERY == 0 ? DEPTH_COPY : DEPTH_READ;
+  return lab->images / every % HYDRATE_EVERY == 0
+    ? DEPTH_HYDRATE : DEPTH_COPY;
 }
 
 /* Build an image and judge it.  *others: are there others at this cut? */
@@ -296,9 +300,9 @@ try_history (struct lab *lab, const struct history *h)
                           s->meta, true);
   lab->oracle = oracle_new (h);
   lab->judge = judge_new (h, lab->oracle);
-  lab->dest_image = must (malloc (s->size + s->excess));
-  lab->meta_image = must (malloc (mock_backend (d->meta)->size));
-  lab->values = must (calloc (s->size / SECTOR, sizeof *lab->values));
+  lab->dest_image = copy_of (s->dest, s->size + s->excess);
+  lab->meta_image = copy_of (s->meta, mock_backend (d->meta)->size);
+  lab->values = copy_of (s->values, s->size / SECTOR * sizeof *lab->values);
   lab->images_here = 0;
 
   ok = (!lab->deep || try_reads (lab)) && try_cuts (lab);

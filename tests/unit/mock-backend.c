@@ -484,7 +484,9 @@ trim_range (struct mock *m, uint64_t count, uint64_t offset, bool fua)
   }
 }
 
-/* What a flush has seen when it began. */
+/* What a flush has seen when it began: all versions, and the content of what
+ * was not clean.
+ */
 struct flush {
   uint64_t *version;
   uint8_t *content;
@@ -499,7 +501,13 @@ flush_start (struct mock *m, struct flush *f)
   f->version = must (malloc ((sectors + 1) * sizeof *f->version));
   memcpy (f->version, m->version, sectors * sizeof *f->version);
   f->content = must (malloc (m->b.size + 1));
-  memcpy (f->content, m->cache, m->b.size);
+  FOR_EACH_SECTOR (s, 0, m->b.size) {
+    uint64_t start = s * MOCK_SECTOR;
+
+    if (m->version[s] > m->clean[s])
+      memcpy (f->content + start, m->cache + start,
+              MIN (start + MOCK_SECTOR, m->b.size) - start);
+  }
 }
 
 /* Called with the lock.  An earlier flush that ends later does not bring its
