@@ -13,7 +13,8 @@
 requires_command make patch
 
 cuts=20000
-# Most controls are caught in the first history, the rarest in the twentieth.
+# Most controls are caught in the first history, the rarest in the twentieth or
+# so.
 histories=300
 
 # make's own variables would make these part of the outer make.

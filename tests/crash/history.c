@@ -237,14 +237,16 @@ client_main (void *opaque)
       usleep (mock_random (&cl->seed) % 300);
 
     ev->start = mock_log_tick (log);
-    if (run_event (cl, ev, buf) == -1) {
+    if (run_event (cl, ev, buf) == -1)
+      ev->error = errno;
+    ev->end = mock_log_tick (log);
+    if (ev->error && !cl->history->faults) {
       fprintf (stderr, "a request of client %u failed: %s\n", cl->number,
-               strerror (errno));
+               strerror (ev->error));
       abort ();
     }
-    ev->end = mock_log_tick (log);
 
-    if (ev->type == EVENT_READ) {
+    if (ev->type == EVENT_READ && !ev->error) {
       ev->seen = must (calloc (ev->n, sizeof *ev->seen));
       values_of (buf, ev->seen, ev->first, ev->n);
     }
@@ -289,10 +291,13 @@ start_hydration (struct history *h, enum hydration how, uint64_t *seed)
 
 /* A second at most: broken builds may never get there. */
 static void
-wait_for_the_end (struct history *h)
+wait_for_the_end (struct hydrate *h)
 {
+  struct hydrate_status st;
+
   for (unsigned ms = 0; ms < 1000; ++ms) {
-    if (commit_is_complete (&h->disk->clone->commit))
+    hydrate_get_status (h, &st);
+    if (st.state == HYDRATE_COMPLETE || st.state == HYDRATE_FAILED)
       return;
     usleep (1000);
   }
@@ -330,6 +335,27 @@ set_up_devices (struct history *h, uint64_t *seed)
   }
 }
 
+/* From now on something fails, for a while. */
+static void
+set_up_fault (struct history *h, uint64_t *seed)
+{
+  static const struct { bool meta; enum mock_kind kind; int error; } kinds[] = {
+    { false, MOCK_FLUSH, EIO }, { false, MOCK_FLUSH, EIO },
+    { false, MOCK_FLUSH, EIO }, { false, MOCK_FLUSH, EIO },
+    { false, MOCK_PWRITE, ENOSPC }, { false, MOCK_ZERO, ENOSPC },
+    { true, MOCK_PWRITE, ENOSPC }, { true, MOCK_FLUSH, EIO },
+  };
+  const unsigned i = mock_random (seed) % (sizeof kinds / sizeof kinds[0]);
+  const unsigned nth = 1 + mock_random (seed) % 5;
+  const unsigned times = 1 + mock_random (seed) % 3;
+
+  if (mock_random (seed) % 3 != 0)
+    return;
+  h->faults = true;
+  mock_fail (kinds[i].meta ? h->disk->meta : h->disk->dest, kinds[i].kind,
+             MOCK_ANYWHERE, nth, times, kinds[i].error);
+}
+
 static void
 open_or_create (struct history *h)
 {
@@ -350,8 +376,11 @@ close_disk (struct history *h)
   struct event ev = { .type = EVENT_FLUSH, .client = CLIENTS };
 
   ev.start = mock_log_tick (h->disk->log);
-  if (mock_disk_close (h->disk) == -1)
-    abort ();
+  if (mock_disk_close (h->disk) == -1) {
+    if (!h->faults)
+      abort ();
+    ev.error = EIO;
+  }
   ev.end = mock_log_tick (h->disk->log);
   add_event (h, &ev);
 }
@@ -389,13 +418,14 @@ history_run (const struct state *before, uint64_t seed)
   h->next_value = before->next_value + CLIENTS * MAX_REQUESTS;
   set_up_devices (h, &seed);
   open_or_create (h);
+  set_up_fault (h, &seed);
 
   cm.clone = h->disk->clone;
   thread = mock_thread (committer_main, &cm);
   hydrate = start_hydration (h, how, &seed);
   run_clients (h, &seed);
   if (how == HYDRATION_TO_THE_END)
-    wait_for_the_end (h);
+    wait_for_the_end (hydrate);
   hydrate_stop (hydrate);
   hydrate_free (hydrate);
   cm.stop = true;
@@ -449,7 +479,8 @@ print_call (const struct history *h, const struct mock_call *call)
   for (size_t i = 0; i < call->n; ++i)
     fprintf (stderr, " %" PRIu64 "+%" PRIu64,
              call->range[i].offset / SECTOR, call->range[i].count / SECTOR);
-  fprintf (stderr, "%s\n", call->flags & BACKEND_FUA ? " FUA" : "");
+  fprintf (stderr, "%s%s\n", call->flags & BACKEND_FUA ? " FUA" : "",
+           call->error ? ", failed" : "");
 }
 
 static void
@@ -461,7 +492,8 @@ print_event (const struct event *ev)
     fprintf (stderr, " %" PRIu64 "+%" PRIu64, ev->first, ev->n);
   if (ev->type == EVENT_WRITE)
     fprintf (stderr, " (%s)", value_name (ev->value));
-  fprintf (stderr, "%s\n", ev->fua ? " FUA" : "");
+  fprintf (stderr, "%s%s\n", ev->fua ? " FUA" : "",
+           ev->error ? ", failed" : "");
 }
 
 void

@@ -30,6 +30,7 @@ struct event {
   value_t value;          /* EVENT_WRITE, EVENT_ZERO and EVENT_TRIM */
   uint64_t first, n;      /* sectors */
   uint64_t start, end;    /* ticks: before the call, and after it returned */
+  int error;              /* 0 or an errno */
   value_t *seen;          /* EVENT_READ */
 };
 
@@ -51,6 +52,7 @@ struct history {
   uint64_t seed;
   struct mock_disk *disk;
   bool trims;             /* the destination zeroes what is trimmed */
+  bool faults;            /* a device fails, once or a few times */
   uint64_t created;       /* the tick at which there was metadata */
   struct event *event;
   size_t n, alloc;

@@ -42,25 +42,51 @@ changes (const struct mock_call *call, bool trims)
     (call->kind == MOCK_TRIM && trims);
 }
 
+/* A call that failed may have been done in part. */
+static uint64_t
+effect_of (const struct mock_call *call)
+{
+  return call->error ? call->end : call->effect;
+}
+
 static int
 compare_effect (const void *a, const void *b)
 {
-  const struct mock_call *x = *(const struct mock_call **)a;
-  const struct mock_call *y = *(const struct mock_call **)b;
+  const uint64_t x = effect_of (*(const struct mock_call **)a);
+  const uint64_t y = effect_of (*(const struct mock_call **)b);
 
-  return (x->effect > y->effect) - (x->effect < y->effect);
+  return (x > y) - (x < y);
+}
+
+/* The first flush that failed when this had taken effect: after that no flush
+ * writes it any more.
+ */
+static uint64_t
+lost_at (struct mock_log *log, const struct mock_call *call)
+{
+  uint64_t lost = UINT64_MAX;
+  const struct mock_call *f;
+
+  for (size_t i = 0; (f = mock_log_call (log, i)) != NULL; ++i)
+    if (f->mock == call->mock && f->kind == MOCK_FLUSH && f->error != 0 &&
+        f->end > call->effect && f->start < lost)
+      lost = f->start;
+  return lost;
 }
 
 /* When did what this call wrote become durable? */
 static uint64_t
 durable_at (struct mock_log *log, const struct mock_call *call)
 {
+  const uint64_t lost = lost_at (log, call);
   uint64_t durable = call->flags & BACKEND_FUA ? call->end : UINT64_MAX;
   const struct mock_call *f;
 
+  if (call->error)
+    return UINT64_MAX;
   for (size_t i = 0; (f = mock_log_call (log, i)) != NULL; ++i)
     if (f->mock == call->mock && f->kind == MOCK_FLUSH && f->error == 0 &&
-        f->start > call->end && f->end < durable)
+        f->start > call->end && f->end < lost && f->end < durable)
       durable = f->end;
   return durable;
 }
@@ -171,7 +197,7 @@ choose (const struct versions *vs, uint64_t cut, enum keep keep,
     if (vs->v[i].call->start > cut)
       continue;
     newest = i;
-    if (vs->v[i].call->effect <= cut)
+    if (effect_of (vs->v[i].call) <= cut)
       returned = i;
     if (n < sizeof legal / sizeof legal[0])
       legal[n++] = i;

@@ -20,8 +20,9 @@
  * order in which threads come is the machine's, so a failure is told with all
  * that led to it, and the same seed finds the like of it soon, in most cases.
  *
- * A history begins on a new disk or, half of the time, on an image of the one
- * before: then it is a recovery, whose cuts are cuts during recovery.
+ * In some histories a device fails, once or a few times.  A history begins on a
+ * new disk or, half of the time, on an image of the one before: then it is a
+ * recovery, whose cuts are cuts during recovery.
  *
  * WHAT A POWER CUT LEAVES.  A device has a volatile cache.  A call that changes
  * it (write, zero, trim) takes effect in the cache at one moment between its
@@ -37,6 +38,9 @@
  *     Why any: the cache may be written back at any moment, and the sector can
  *     have been written back after each of these changes and not again.
  *   - Without a durable change, what it held before the history may remain.
+ *   - A flush that fails writes nothing, and what was volatile when it ended
+ *     is never written by a later one: so does Linux.  It can still be read
+ *     until the cut.  A change that fails may be done in part.
  *   - A sector is not torn inside; a call is, at each sector.
  *   - Nothing orders two sectors, or two devices, but flushes.
  *
@@ -52,6 +56,10 @@
  *     or zero that W precedes is settled.  It is settled if it ended before the
  *     start of a flush that ended until T, on any connection, or if it had FUA
  *     and ended until T.  A clean end counts as a flush.
+ *     A FLUSH (or FUA) that fails tells clients, as a disk does, that what was
+ *     written before it ended may be lost: a flush that ends after it began
+ *     settles none of that.  But one client at least must have been told.
+ *     What else fails settles nothing.
  *   - what the disk held before the history, if nothing is settled: the
  *     source's bytes, or what was read after the last cut.
  *   - zeroes, where a trim had started until T that precedes nothing settled.
@@ -184,7 +192,8 @@ try_image (struct lab *lab, uint64_t cut, const struct recipe *r, bool *others)
              "on %s), cut at %" PRIu64 ", image %" PRIu64 ": of what may be "
              "lost, kept: destination %s, metadata %s\n", lab->seed,
              lab->histories, lab->history->n,
-             lab->history->created ? "a new disk" : "an image", cut,
+             lab->history->before.next_value == VALUE_FIRST_WRITE
+             ? "a new disk" : "an image", cut,
              lab->images, keep_names[r->dest], keep_names[r->meta]);
     return false;
   }

@@ -35,15 +35,43 @@ changes (const struct event *ev)
     ev->type == EVENT_TRIM;
 }
 
+/* A request that failed may have been done in part, and nobody knows when. */
 static uint64_t
-durable_at (const struct history *h, const struct event *ev)
+end_of (const struct event *ev)
 {
-  uint64_t durable = ev->fua ? ev->end : UINT64_MAX;
+  return ev->error ? UINT64_MAX : ev->end;
+}
+
+/* When did the first request begin, FLUSH or FUA, whose failure says that this
+ * may be lost?
+ */
+static uint64_t
+lost_at (const struct history *h, const struct event *ev)
+{
+  uint64_t lost = UINT64_MAX;
 
   for (size_t i = 0; i < h->n; ++i) {
     const struct event *f = &h->event[i];
 
-    if (f->type == EVENT_FLUSH && f->start > ev->end && f->end < durable)
+    if (f->error && (f->type == EVENT_FLUSH || f->fua) && f->end > ev->start)
+      lost = MIN (lost, f->start);
+  }
+  return lost;
+}
+
+static uint64_t
+durable_at (const struct history *h, const struct event *ev)
+{
+  const uint64_t lost = lost_at (h, ev);
+  uint64_t durable = ev->fua ? ev->end : UINT64_MAX;
+
+  if (ev->error)
+    return UINT64_MAX;
+  for (size_t i = 0; i < h->n; ++i) {
+    const struct event *f = &h->event[i];
+
+    if (f->type == EVENT_FLUSH && !f->error && f->start > ev->end &&
+        f->end < lost && f->end < durable)
       durable = f->end;
   }
   return durable;
@@ -100,7 +128,7 @@ static bool
 may_remain (const struct oracle *o, const struct event *ev, uint64_t sector)
 {
   return changes (ev) && covers (ev, sector) && ev->start <= o->now &&
-    ev->end > o->settled[sector];
+    end_of (ev) > o->settled[sector];
 }
 
 bool
@@ -138,7 +166,7 @@ check_read (struct oracle *o, const struct event *read, uint64_t *sector)
   o->now = read->end;
   memset (o->settled, 0, o->sectors * sizeof *o->settled);
   for (size_t i = 0; i < o->h->n; ++i)
-    if (o->h->event[i].end < read->start)
+    if (end_of (&o->h->event[i]) < read->start)
       settle (o, &o->h->event[i]);
 
   for (uint64_t i = 0; i < read->n; ++i)
@@ -155,7 +183,7 @@ oracle_check_reads (struct oracle *o, uint64_t *sector)
   for (size_t i = 0; i < o->h->n; ++i) {
     const struct event *ev = &o->h->event[i];
 
-    if (ev->type == EVENT_READ && !check_read (o, ev, sector))
+    if (ev->type == EVENT_READ && !ev->error && !check_read (o, ev, sector))
       return ev;
   }
   return NULL;
