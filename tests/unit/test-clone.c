@@ -1033,6 +1033,74 @@ START_TEST (read_only_mode)
 }
 END_TEST
 
+/* The metadata cannot be written: a flush and FUA fail, no region can become
+ * valid, and what was written before stays, in memory and behind it.  When the
+ * periodic commit gets through, all works, and nothing of it is lost in a power
+ * cut.
+ */
+START_TEST (metadata_fails)
+{
+  /* _i: the error, and the step that fails */
+  static const struct { enum mock_kind kind; int error; } faults[] = {
+    { MOCK_PWRITE, ENOSPC }, { MOCK_PWRITE, EPERM }, { MOCK_FLUSH, EIO }
+  };
+
+  new_disk (64 * K, 4 * K);
+  must_write (1, 4 * K, 0);
+  ck_assert_int_eq (clone_flush (d->clone), 0);
+  must_write (2, 4 * K, 4 * K);
+  mock_fail (d->meta, faults[_i].kind, MOCK_ANYWHERE, 1, 0, faults[_i].error);
+  ck_assert_int_eq (clone_flush (d->clone), -1);
+  ck_assert_int_eq (errno, EIO);
+  ck_assert_int_eq (write_bytes (3, 10, 4 * K, BACKEND_FUA), -1);
+  ck_assert_int_eq (errno, EIO);
+  write_model (3, 10, 4 * K);
+  ck_assert_int_eq (write_bytes (4, 4 * K, 8 * K, 0), -1);
+  ck_assert_int_eq (errno, EIO);
+  /* Of a durable region not even FUA needs the metadata. */
+  ck_assert_int_eq (write_bytes (5, 10, 100, BACKEND_FUA), 0);
+  write_model (5, 10, 100);
+  check_all ();
+  ck_assert_int_eq (clone_background_commit (d->clone), -1);
+
+  mock_heal (d->meta);
+  ck_assert_int_eq (clone_background_commit (d->clone), 0);
+  must_write (6, 4 * K, 8 * K);
+  ck_assert_int_eq (clone_flush (d->clone), 0);
+  mock_disk_crash (d, 0, 0, 1);
+  ck_assert_int_eq (mock_disk_open (d), 0);
+  check_all ();
+}
+END_TEST
+
+/* A write over regions of different states fails in its middle: what was
+ * reached is written, the rest is as it was, and no region is valid whose bytes
+ * are not there.
+ */
+START_TEST (write_fails_in_the_middle)
+{
+  new_disk (64 * K, 4 * K);
+  must_write (1, 4 * K, 4 * K);
+  must_write (2, 4 * K, 12 * K);
+  /* invalid, valid, invalid (fails), valid */
+  mock_fail (d->dest, _i ? MOCK_ZERO : MOCK_PWRITE, 8 * K, 4 * K, 1, 1,
+             ENOSPC);
+  if (_i)
+    ck_assert_int_eq (clone_zero (d->clone, 16 * K, 0, 0), -1);
+  else
+    ck_assert_int_eq (write_bytes (9, 16 * K, 0, 0), -1);
+  ck_assert_int_eq (errno, ENOSPC);
+  write_model (_i ? 0 : 9, 8 * K, 0);
+  ck_assert (is_valid (0));
+  ck_assert (!is_valid (2));
+  check_all ();
+  ck_assert_int_eq (clone_flush (d->clone), 0);
+  mock_disk_crash (d, 0, 0, 1);
+  ck_assert_int_eq (mock_disk_open (d), 0);
+  check_all ();
+}
+END_TEST
+
 /* ---- many threads ---- */
 
 #define THREADS 4
@@ -1285,6 +1353,8 @@ main (void)
   tcase_add_test (tc, source_fails);
   tcase_add_loop_test (tc, destination_is_full, 0, 5);
   tcase_add_test (tc, read_only_mode);
+  tcase_add_loop_test (tc, metadata_fails, 0, 3);
+  tcase_add_loop_test (tc, write_fails_in_the_middle, 0, 2);
   tcase_add_loop_test (tc, stress, 0, 2);
   tcase_add_loop_test (tc, power_cuts, 0, 20);
   suite_add_tcase (suite, tc);
