@@ -70,15 +70,12 @@ flush_destination (struct commit *c)
   if (backend_flush (c->dest) == 0)
     return 0;
 
-  /* With a full durable bitmap no bit depends on this flush. */
-  if (!c->lost && !c->complete) {
-    log_error (c->log, "destination %s: flush failed: %m; regions that became "
-               "valid since the last flush will not be kept over a restart, "
-               "and no other region can become valid: free or repair the "
-               "destination and start again", c->dest->name);
-    c->lost = true;
-    c->mode = MODE_RO;
-  }
+  log_error (c->log, "destination %s: flush failed: %m; what was written since "
+             "the last flush may be lost, no flush will succeed and no region "
+             "can become valid any more: repair the destination and start "
+             "again", c->dest->name);
+  c->lost = true;
+  c->mode = MODE_RO;
   return -1;
 }
 
@@ -170,29 +167,16 @@ mark_complete (struct commit *c)
   return 0;
 }
 
-/* After a failed flush of the destination: nothing that is dirty may become
- * durable.  What was durable before can still be flushed.
- */
-static int
-flush_without_bits (struct commit *c)
-{
-  if (flush_destination (c) == -1)
-    return -1;
-  if (region_map_count_valid (c->map) != region_map_count_durable (c->map)) {
-    errno = EIO;
-    return -1;
-  }
-  return 0;
-}
-
 /* A whole commit.  Called by one thread at a time, without the lock. */
 static int
 run_commit (struct commit *c)
 {
   ssize_t n;
 
-  if (c->lost)
-    return flush_without_bits (c);
+  if (c->lost) {
+    errno = EIO;
+    return -1;
+  }
 
   do {
     n = run_round (c);

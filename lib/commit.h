@@ -31,10 +31,11 @@
  *
  * FAILURES
  *
- *   - Step 2 fails: Linux may have dropped the dirty pages and would report
- *     success next time.  So nothing that is dirty now may ever become durable:
- *     no commit writes bits any more, until the disk is opened again.  The mode
- *     becomes ro, for good.
+ *   - Step 2 fails: Linux may have dropped dirty pages, and would report that
+ *     once only, to this flush.  Whoever else wrote some of them would be told
+ *     that the next flush succeeded, and bits would be committed whose data are
+ *     gone.  So no flush succeeds and no bit is written any more until the disk
+ *     is opened again, complete or not.  The mode becomes ro, for good.
  *   - Step 3 or 4 fails: the data are durable, the bits are not.  Their
  *     sectors become dirty again, for the next commit to write anew.  The mode
  *     becomes ro until one succeeds.

@@ -461,6 +461,10 @@ class Lab:
         """Start the clone on images, read the whole disk."""
         dest_file = self.store(tag + ".dest", dest)
         meta_file = self.store(tag + ".meta", meta)
+        if not any(meta[:8192]):
+            # No superblock: the cut was in the creation.  A file would not
+            # have had its name yet.
+            os.unlink(meta_file)
         ctl = self.path(tag + ".ctl")
         if os.path.exists(self.path(tag + ".log")):
             os.unlink(self.path(tag + ".log"))
