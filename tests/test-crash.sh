@@ -28,7 +28,7 @@ for patch in "$srcdir"/crash/controls/*.patch; do
   name=$(basename "$patch" .patch)
   controls=$((controls + 1))
   status=0
-  "$builddir/tests/crash/$name" histories=$histories deep=0 \
+  "$builddir/tests/crash/$name" histories=$histories deep=0 faults=1 \
     >"$tmp/$name.out" 2>"$tmp/$name.err" || status=$?
   if [ $status -eq 1 ] && grep '^illegal: ' "$tmp/$name.err"; then
     caught=$((caught + 1))

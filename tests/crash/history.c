@@ -404,7 +404,7 @@ run_clients (struct history *h, uint64_t *seed)
 }
 
 struct history *
-history_run (const struct state *before, uint64_t seed)
+history_run (const struct state *before, uint64_t seed, bool may_fail)
 {
   struct history *h = must (calloc (1, sizeof *h));
   enum hydration how = mock_random (&seed) % 3;
@@ -418,7 +418,8 @@ history_run (const struct state *before, uint64_t seed)
   h->next_value = before->next_value + CLIENTS * MAX_REQUESTS;
   set_up_devices (h, &seed);
   open_or_create (h);
-  set_up_fault (h, &seed);
+  if (may_fail)
+    set_up_fault (h, &seed);
 
   cm.clone = h->disk->clone;
   thread = mock_thread (committer_main, &cm);

@@ -73,8 +73,10 @@ extern uint64_t state_window (const struct state *s);
  */
 extern struct mock_disk *state_disk (const struct state *s, bool record);
 
-/* Run it.  The history owns `before' from then on. */
-extern struct history *history_run (const struct state *before, uint64_t seed);
+/* Run it; a device may fail, or not.  The history owns `before' from then on.
+ */
+extern struct history *history_run (const struct state *before, uint64_t seed,
+                                    bool may_fail);
 extern void history_free (struct history *h);
 
 /* Print what happened to one sector of the disk, and to the metadata. */

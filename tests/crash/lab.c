@@ -5,7 +5,7 @@
 /* The power-cut laboratory.  It proves I7: whenever the power fails, each
  * sector of the disk reads as a client may expect.
  *
- *   lab [seed=N] [cuts=N] [histories=N] [images=N] [deep=0]
+ *   lab [seed=N] [cuts=N] [histories=N] [images=N] [deep=0] [faults=1]
  *
  * It runs histories (history.h) until it has tried so many cut points, or so
  * many histories.  For each cut point of a history it builds after-crash images
@@ -20,8 +20,8 @@
  * order in which threads come is the machine's, so a failure is told with all
  * that led to it, and the same seed finds the like of it soon, in most cases.
  *
- * In some histories a device fails, once or a few times.  A history begins on a
- * new disk or, half of the time, on an image of the one before: then it is a
+ * With faults=1 a device fails in some histories.  A history begins on a new
+ * disk or, half of the time, on an image of the one before: then it is a
  * recovery, whose cuts are cuts during recovery.
  *
  * WHAT A POWER CUT LEAVES.  A device has a volatile cache.  A call that changes
@@ -116,7 +116,7 @@ static const struct recipe named[] = {
 #define NAMED (sizeof named / sizeof named[0])
 
 struct lab {
-  uint64_t seed, max_cuts, max_histories, random_images, deep;
+  uint64_t seed, max_cuts, max_histories, random_images, deep, faults;
   uint64_t cuts, images, histories;
 
   /* The history at hand. */
@@ -354,7 +354,8 @@ run (struct lab *lab)
     /* What a history is does not depend on how the one before went. */
     lab->random = lab->seed + lab->histories;
     before = choose_state (lab);
-    h = history_run (&before, mock_random (&lab->random));
+    h = history_run (&before, mock_random (&lab->random),
+                     lab->faults);
     ok = try_history (lab, h);
     history_free (h);
   }
@@ -368,7 +369,7 @@ parse (struct lab *lab, const char *arg)
   const struct { const char *name; uint64_t *value; } known[] = {
     { "seed", &lab->seed }, { "cuts", &lab->max_cuts },
     { "histories", &lab->max_histories }, { "images", &lab->random_images },
-    { "deep", &lab->deep },
+    { "deep", &lab->deep }, { "faults", &lab->faults },
   };
 
   for (size_t i = 0; i < sizeof known / sizeof known[0]; ++i) {
@@ -396,7 +397,7 @@ main (int argc, char *argv[])
   for (int i = 1; i < argc; ++i)
     if (!parse (&lab, argv[i])) {
       fprintf (stderr, "usage: %s [seed=N] [cuts=N] [histories=N] "
-               "[images=N] [deep=0]\n", argv[0]);
+               "[images=N] [deep=0] [faults=1]\n", argv[0]);
       return 2;
     }
   ok = run (&lab);
