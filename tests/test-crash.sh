@@ -21,7 +21,7 @@ histories=300
 unset MAKEFLAGS MFLAGS MAKELEVEL
 make -s -C "$builddir/tests" crash/lab crash-controls
 
-"$builddir/tests/crash/lab" cuts=$cuts | sed 's/^/crash: /'
+"$builddir/tests/crash/lab" cuts=$cuts faults=1 | sed 's/^/crash: /'
 
 controls=0 caught=0
 for patch in "$srcdir"/crash/controls/*.patch; do
