@@ -48,10 +48,8 @@
  * sectors and damage (unit/test-metadata); memory barriers (the bits are read
  * and set by atomic operations); errors of the destination's writes; time.
  *
- * After a failed flush of the destination nothing that was written before it is
- * promised any more, also to a client that asks for a flush only later, and
- * perhaps succeeds: the device has said it once.  With -DSTRICT the model
- * promises it nevertheless, and spin shows what such a client can lose.
+ * The device says once that it has lost data, to the flush that fails, which may
+ * be another client's.  So no flush succeeds after that one.
  *
  * TO RUN IT, AND TO SEE A COUNTEREXAMPLE
  *
@@ -150,26 +148,6 @@ byte covers[USERS * REGIONS];
 byte flush_valid[USERS];
 byte before[CLIENTS];
 
-/* After a failed flush nobody is promised what was written before. */
-inline take_back_promises (r)
-{
-#ifdef STRICT
-  skip
-#else
-  promised[r] = 0;
-  covers[r] = 0;
-  covers[REGIONS + r] = 0;
-  covers[2 * REGIONS + r] = 0;
-  if
-  :: target[0] == r -> before[0] = 0
-  :: else
-  fi;
-  if
-  :: target[1] == r -> before[1] = 0
-  :: else
-  fi
-#endif
-}
 byte target[CLIENTS];      /* the region that a client writes to */
 
 /* ---- steps on the devices ---- */
@@ -203,9 +181,7 @@ inline flush_begins (r)
 inline flush_fails (r)
 {
   if
-  :: dest_medium[r] != dest[r] ->
-     dest_dropped[r] = true;
-     take_back_promises (r)
+  :: dest_medium[r] != dest[r] -> dest_dropped[r] = true
   :: else
   fi
 }
@@ -236,10 +212,8 @@ inline flush_destination_fails ()
     flushing[0] = 0;
     flushing[1] = 0;
     failed = true;
-    if
-    :: !complete -> lost = true; may_set = false
-    :: else
-    fi
+    lost = true;
+    may_set = false
   }
 }
 
@@ -439,12 +413,7 @@ inline run_round ()
 inline run_commit ()
 {
   if
-  :: lost ->
-     d_step { sectors = 0; flush_starts () }
-     if
-     :: flush_destination_fails ()
-     :: d_step { flush_succeeds (); failed = valid != durable }
-     fi
+  :: lost -> d_step { sectors = 0; failed = true }
   :: else ->
      do
      :: run_round ();

@@ -371,6 +371,21 @@ START_TEST (failed_flush_without_dirty_regions)
 }
 END_TEST
 
+/* When it is the periodic commit's flush that fails, and all that is valid is
+ * durable, the next client that flushes is told.
+ */
+START_TEST (failed_background_flush_is_told)
+{
+  region_map_set (map, 1, 1);
+  ck_assert_int_eq (commit_flush (&commit), 0);
+  region_map_put_dirty (map, 0);
+  mock_fail (dest, MOCK_FLUSH, MOCK_ANYWHERE, 1, 1, EIO);
+  ck_assert_int_eq (commit_background (&commit), -1);
+  ck_assert_int_eq (commit_flush (&commit), -1);
+  ck_assert_int_eq (errno, EIO);
+}
+END_TEST
+
 /* A metadata device that fails: the commit fails, the mode is ro, the bits stay
  * dirty and are written anew by the next commit, after a new flush of the
  * destination; when that succeeds the mode is rw again.
@@ -620,6 +635,7 @@ main (void)
   tcase_add_test (tc, failed_flush_is_for_good);
   tcase_add_test (tc, failed_flush_concerns_later_bits);
   tcase_add_test (tc, failed_flush_without_dirty_regions);
+  tcase_add_test (tc, failed_background_flush_is_told);
   tcase_add_loop_test (tc, failed_metadata_is_retried, 0, 2);
   tcase_add_test (tc, one_commits_error_is_not_the_nexts);
   tcase_add_test (tc, many_segments);
