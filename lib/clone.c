@@ -729,6 +729,14 @@ clone_extents (struct clone *c, uint32_t count, uint64_t offset,
 
 /* ---- status ---- */
 
+enum clone_mode
+clone_mode (struct clone *c)
+{
+  if (backend_connections (c->dest) == 0)
+    return MODE_FAIL;
+  return commit_mode (&c->commit);
+}
+
 void
 clone_source_status (struct clone *c, bool *connected, unsigned *connections)
 {

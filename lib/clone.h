@@ -105,6 +105,11 @@ extern int clone_cache (struct clone *c, uint32_t count, uint64_t offset);
 extern struct backend *clone_source_get (struct clone *c);
 extern void clone_source_put (struct clone *c);
 
+/* The commit's mode (commit.h), but MODE_FAIL when the destination is lost.
+ * Waits for nothing.
+ */
+extern enum clone_mode clone_mode (struct clone *c);
+
 /* Is the source open and does it answer?  Waits for nothing. */
 extern void clone_source_status (struct clone *c, bool *connected,
                                  unsigned *connections);

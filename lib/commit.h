@@ -61,7 +61,7 @@
 enum clone_mode {
   MODE_RW,   /* all is well */
   MODE_RO,   /* no region can become valid: see commit_may_set */
-  MODE_FAIL, /* nothing can be served */
+  MODE_FAIL, /* the destination is lost: nothing that is valid can be served */
 };
 
 struct commit_waiter;

@@ -64,7 +64,7 @@ status_get (const struct service *service, struct status *status)
   status->size = region_map_size (c->map);
   status->region_size = region_map_region_size (c->map);
   status->regions = region_map_regions (c->map);
-  status->mode = commit_mode (&c->commit);
+  status->mode = clone_mode (c);
   hydrate_get_settings (service->hydrate, &status->settings);
 }
 
