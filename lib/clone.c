@@ -11,6 +11,7 @@
 
 #include "cleanup.h"
 #include "clone.h"
+#include "iszero.h"
 #include "rounding.h"
 
 /* Segments handed to a backend at once. */
@@ -23,7 +24,7 @@
 
 struct clone *
 clone_new (struct backend *source, struct backend *dest, struct metadata *md,
-           struct region_map *map, bool discard_passdown,
+           struct region_map *map, const struct clone_options *options,
            const struct log *log)
 {
   struct clone *c = calloc (1, sizeof *c);
@@ -36,7 +37,7 @@ clone_new (struct backend *source, struct backend *dest, struct metadata *md,
   }
   c->log = log;
   c->size = region_map_size (map);
-  c->discard_passdown = discard_passdown;
+  c->options = *options;
   c->dest = dest;
   c->metadata = md;
   c->map = map;
@@ -169,6 +170,142 @@ wants_commit (struct clone *c, uint32_t count, uint64_t offset,
   return true;
 }
 
+/* ---- copies: regions that become valid without being changed ---- */
+
+/* Copy source bytes of one invalid region to the destination without making
+ * the region valid: for edges that are too large to be held in memory.  Stops
+ * where the region has become valid.
+ */
+static int
+copy_bytes (struct clone *c, struct backend *source, uint8_t *buf,
+            uint64_t start, uint64_t end)
+{
+  const uint64_t region_size = region_map_region_size (c->map);
+
+  while (start < end) {
+    uint32_t n = MIN (end - start, (uint64_t)CLONE_COPY_MAX);
+    struct owner owner;
+    int r = 0;
+
+    if (region_map_is_valid (c->map, start / region_size))
+      return 0;
+    if (backend_pread (source, buf, n, start) == -1)
+      return -1;
+
+    ownership_acquire (&c->ownership, &owner, start, start + n);
+    if (!region_map_is_valid (c->map, start / region_size))
+      r = backend_pwrite (c->dest, buf, n, start, 0);
+    ownership_release (&c->ownership, &owner);
+    if (r == -1)
+      return -1;
+    start += n;
+  }
+  return 0;
+}
+
+/* Write source bytes to those regions of [start, end) that are still invalid,
+ * as their owner, and make them valid.  buf is the byte at start; NULL where the
+ * bytes are in the destination already.  Zeroes become a hole.
+ */
+static int
+install_copy (struct clone *c, const uint8_t *buf, uint64_t start,
+              uint64_t end)
+{
+  uint64_t first, count, n;
+  struct owner owner;
+  bool valid;
+  int r = 0;
+
+  ownership_acquire (&c->ownership, &owner, start, end);
+  for (uint64_t pos = start; pos < end && r == 0; pos += n) {
+    n = region_map_run_bytes (c->map, pos, end, &valid);
+    if (valid)
+      continue;
+    if (!commit_may_set (&c->commit)) {
+      errno = EIO;
+      r = -1;
+    }
+    else if (buf && is_zero (buf + (pos - start), n))
+      r = backend_zero (c->dest, n, pos, BACKEND_MAY_TRIM);
+    else if (buf)
+      r = backend_pwrite (c->dest, buf + (pos - start), n, pos, 0);
+    if (r == 0) {
+      regions_of (c, pos, pos + n, &first, &count);
+      region_map_set (c->map, first, count);
+      log_debug (c->log, LOG_REGION, "region %" PRIu64 "+%" PRIu64
+                 ": valid, copied for a client", first, count);
+    }
+  }
+  ownership_release (&c->ownership, &owner);
+  return r;
+}
+
+/* How much is installed at once, so that nobody waits for more than that. */
+static uint64_t
+copy_step (const struct clone *c)
+{
+  return MAX (region_map_region_size (c->map), (uint64_t)CLONE_COPY_MAX);
+}
+
+/* Copy a run of invalid regions [start, end), with a buffer for the smaller of
+ * them and CLONE_COPY_MAX.
+ */
+static int
+copy_run (struct clone *c, struct backend *source, uint8_t *buf,
+          uint64_t start, uint64_t end)
+{
+  const uint64_t step = copy_step (c);
+
+  for (; start < end; start += step) {
+    uint64_t stop = MIN (start + step, end);
+
+    if (stop - start <= CLONE_COPY_MAX) {
+      if (backend_pread (source, buf, stop - start, start) == -1 ||
+          install_copy (c, buf, start, stop) == -1)
+        return -1;
+    }
+    else {
+      /* One large region: piece by piece, then it becomes valid as a whole. */
+      if (copy_bytes (c, source, buf, start, stop) == -1 ||
+          install_copy (c, NULL, start, stop) == -1)
+        return -1;
+    }
+  }
+  return 0;
+}
+
+/* Copy those of the whole regions [start, end) that are invalid. */
+static int
+copy_invalid (struct clone *c, struct backend *source, uint64_t start,
+              uint64_t end)
+{
+  CLEANUP_FREE uint8_t *buf =
+    malloc (MIN (end - start, (uint64_t)CLONE_COPY_MAX));
+  uint64_t n;
+  bool valid;
+
+  if (buf == NULL)
+    return -1;
+  for (; start < end; start += n) {
+    n = region_map_run_bytes (c->map, start, end, &valid);
+    if (!valid && copy_run (c, source, buf, start, start + n) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+/* The whole regions in a range of bytes.  False if there is none. */
+static bool
+shrink_to_regions (const struct clone *c, uint64_t *start, uint64_t *end)
+{
+  const uint64_t region_size = region_map_region_size (c->map);
+
+  *start = round_up (*start, region_size);
+  if (*end < c->size)
+    *end = round_down (*end, region_size);
+  return *start < *end;
+}
+
 /* ---- read ---- */
 
 /* The next stretch that one read of the source should cover: a run of invalid
@@ -246,6 +383,60 @@ read_valid (struct clone *c, uint8_t *buf, uint64_t offset, uint64_t end)
   return backend_preadv (c->dest, seg, n);
 }
 
+/* What copy-on-read cannot keep is read anyway. */
+static void
+could_not_keep (struct clone *c, uint64_t start, uint64_t end)
+{
+  log_debug (c->log, LOG_REGION, "bytes %" PRIu64 "+%" PRIu64
+             ": read and not kept: %m", start, end - start);
+}
+
+static void
+keep_region (struct clone *c, struct backend *source, uint64_t region)
+{
+  const uint64_t region_size = region_map_region_size (c->map);
+  const uint64_t start = region * region_size;
+  const uint64_t end = MIN (start + region_size, c->size);
+
+  if (copy_invalid (c, source, start, end) == -1)
+    could_not_keep (c, start, end);
+}
+
+/* copy-on-read, before the read: the regions at its ends of which it wants a
+ * part only are copied whole.
+ */
+static void
+keep_ends (struct clone *c, struct backend *source, uint64_t offset,
+           uint64_t end)
+{
+  const uint64_t region_size = region_map_region_size (c->map);
+
+  if (offset % region_size != 0)
+    keep_region (c, source, offset / region_size);
+  if (end % region_size != 0 && end != c->size)
+    keep_region (c, source, end / region_size);
+}
+
+/* copy-on-read, after the read.  A region that is invalid when it is owned has
+ * never been anything else, so that buf has the source's bytes of it.
+ */
+static void
+keep (struct clone *c, const uint8_t *buf, uint64_t offset, uint64_t end)
+{
+  const uint64_t step = copy_step (c);
+  uint64_t start = offset, n;
+
+  if (!shrink_to_regions (c, &start, &end))
+    return;
+  for (; start < end; start += n) {
+    n = MIN (step, end - start);
+    if (install_copy (c, buf + (start - offset), start, start + n) == -1) {
+      could_not_keep (c, start, end);
+      return;
+    }
+  }
+}
+
 int
 clone_pread (struct clone *c, void *buf, uint32_t count, uint64_t offset)
 {
@@ -261,14 +452,18 @@ clone_pread (struct clone *c, void *buf, uint32_t count, uint64_t offset)
   if (source == NULL)
     return backend_pread (c->dest, buf, count, offset);
 
+  if (c->options.copy_on_read)
+    keep_ends (c, source, offset, end);
   /* A region that becomes valid between the two is read twice, and what a
    * client wrote there wins.
    */
   r = read_invalid (c, source, buf, offset, end);
+  if (r == 0)
+    r = read_valid (c, buf, offset, end);
+  if (r == 0 && c->options.copy_on_read)
+    keep (c, buf, offset, end);
   clone_source_put (c);
-  if (r == -1)
-    return -1;
-  return read_valid (c, buf, offset, end);
+  return r;
 }
 
 /* ---- changes ---- */
@@ -299,42 +494,11 @@ change_valid (struct clone *c, const struct change *ch, uint64_t start,
   case CHANGE_ZERO:
     return backend_zero (c->dest, end - start, start, ch->flags);
   case CHANGE_TRIM:
-    if (!c->discard_passdown)
+    if (!c->options.discard_passdown)
       return 0;
     return backend_trim (c->dest, end - start, start, ch->flags);
   }
   __builtin_unreachable ();
-}
-
-/* Copy source bytes of one invalid region to the destination without making
- * the region valid: for edges that are too large to be held in memory.  Stops
- * where the region has become valid.
- */
-static int
-copy_bytes (struct clone *c, struct backend *source, uint8_t *buf,
-            uint64_t start, uint64_t end)
-{
-  const uint64_t region_size = region_map_region_size (c->map);
-
-  while (start < end) {
-    uint32_t n = MIN (end - start, (uint64_t)CLONE_COPY_MAX);
-    struct owner owner;
-    int r = 0;
-
-    if (region_map_is_valid (c->map, start / region_size))
-      return 0;
-    if (backend_pread (source, buf, n, start) == -1)
-      return -1;
-
-    ownership_acquire (&c->ownership, &owner, start, start + n);
-    if (!region_map_is_valid (c->map, start / region_size))
-      r = backend_pwrite (c->dest, buf, n, start, 0);
-    ownership_release (&c->ownership, &owner);
-    if (r == -1)
-      return -1;
-    start += n;
-  }
-  return 0;
 }
 
 /* Get the source's bytes around [start, end), a change in invalid regions.
@@ -423,7 +587,7 @@ static int
 trim_owned (struct clone *c, const struct change *ch, uint64_t start,
             uint64_t end)
 {
-  const unsigned may_trim = c->discard_passdown ? BACKEND_MAY_TRIM : 0;
+  const unsigned may_trim = c->options.discard_passdown ? BACKEND_MAY_TRIM : 0;
   uint64_t n;
   bool valid;
   int r = 0;
@@ -438,18 +602,6 @@ trim_owned (struct clone *c, const struct change *ch, uint64_t start,
   return r;
 }
 
-/* A trim changes whole regions only. */
-static bool
-shrink_to_regions (const struct clone *c, uint64_t *start, uint64_t *end)
-{
-  const uint64_t region_size = region_map_region_size (c->map);
-
-  *start = round_up (*start, region_size);
-  if (*end < c->size)
-    *end = round_down (*end, region_size);
-  return *start < *end;
-}
-
 /* Change [start, end), all of whose regions were invalid a moment ago. */
 static int
 change_invalid (struct clone *c, const struct change *ch, uint64_t start,
@@ -460,6 +612,7 @@ change_invalid (struct clone *c, const struct change *ch, uint64_t start,
   uint64_t first, count;
   int r = -1;
 
+  /* A trim changes whole regions only. */
   if (ch->type == CHANGE_TRIM && !shrink_to_regions (c, &start, &end))
     return 0;
 
@@ -552,90 +705,22 @@ clone_trim (struct clone *c, uint32_t count, uint64_t offset, unsigned flags)
 
 /* ---- cache ---- */
 
-/* Write copied bytes to those regions of [start, end) that are still invalid,
- * as their owner, and make them valid.
- */
-static int
-install_copy (struct clone *c, const uint8_t *buf, uint64_t start,
-              uint64_t end)
-{
-  uint64_t first, count, n;
-  struct owner owner;
-  bool valid;
-  int r = 0;
-
-  ownership_acquire (&c->ownership, &owner, start, end);
-  for (uint64_t pos = start; pos < end && r == 0; pos += n) {
-    n = region_map_run_bytes (c->map, pos, end, &valid);
-    if (valid)
-      continue;
-    if (!commit_may_set (&c->commit)) {
-      errno = EIO;
-      r = -1;
-    }
-    else if (buf)
-      r = backend_pwrite (c->dest, buf + (pos - start), n, pos, 0);
-    if (r == 0) {
-      regions_of (c, pos, pos + n, &first, &count);
-      region_map_set (c->map, first, count);
-    }
-  }
-  ownership_release (&c->ownership, &owner);
-  return r;
-}
-
-/* Hydrate the invalid regions [start, end). */
-static int
-copy_regions (struct clone *c, struct backend *source, uint8_t *buf,
-              uint64_t start, uint64_t end)
-{
-  const uint64_t region_size = region_map_region_size (c->map);
-  const uint64_t step = MAX (region_size, (uint64_t)CLONE_COPY_MAX);
-
-  for (; start < end; start += step) {
-    uint64_t stop = MIN (start + step, end);
-
-    if (stop - start <= CLONE_COPY_MAX) {
-      if (backend_pread (source, buf, stop - start, start) == -1 ||
-          install_copy (c, buf, start, stop) == -1)
-        return -1;
-    }
-    else {
-      /* One large region: piece by piece, then it becomes valid as a whole. */
-      if (copy_bytes (c, source, buf, start, stop) == -1 ||
-          install_copy (c, NULL, start, stop) == -1)
-        return -1;
-    }
-  }
-  return 0;
-}
-
 int
 clone_cache (struct clone *c, uint32_t count, uint64_t offset)
 {
   const uint64_t region_size = region_map_region_size (c->map);
   const uint64_t start = round_down (offset, region_size);
   const uint64_t end = MIN (round_up (offset + count, region_size), c->size);
-  CLEANUP_FREE uint8_t *buf = NULL;
   struct backend *source;
-  uint64_t n;
   bool valid;
-  int r = 0;
+  int r;
 
   if (region_map_run_bytes (c->map, start, end, &valid) == end - start && valid)
     return 0;
   source = clone_source_get (c);
   if (source == NULL)
     return 0;
-
-  buf = malloc (CLONE_COPY_MAX);
-  if (buf == NULL)
-    r = -1;
-  for (uint64_t pos = start; pos < end && r == 0; pos += n) {
-    n = region_map_run_bytes (c->map, pos, end, &valid);
-    if (!valid)
-      r = copy_regions (c, source, buf, pos, pos + n);
-  }
+  r = copy_invalid (c, source, start, end);
   clone_source_put (c);
   return r;
 }

@@ -35,10 +35,18 @@
 /* The most that is copied through memory at once on a client's thread. */
 #define CLONE_COPY_MAX (UINT32_C (1) << 20)
 
+struct clone_options {
+  bool discard_passdown; /* trim the destination */
+  /* Keep what clients read from the source: the whole regions of it.  A read
+   * does not fail because that fails.
+   */
+  bool copy_on_read;
+};
+
 struct clone {
   const struct log *log;
   uint64_t size;
-  bool discard_passdown;
+  struct clone_options options;
 
   struct backend *dest;
   struct metadata *metadata;
@@ -62,7 +70,8 @@ struct clone {
  */
 extern struct clone *clone_new (struct backend *source, struct backend *dest,
                                 struct metadata *md, struct region_map *map,
-                                bool discard_passdown, const struct log *log);
+                                const struct clone_options *options,
+                                const struct log *log);
 
 /* Commit, mark the metadata clean, and free everything.  No function of the
  * clone may be running.  -1 where the commit failed (which is logged): the

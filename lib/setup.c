@@ -438,7 +438,7 @@ make_clone (struct work *w)
   else if (create (w, presence) == -1)
     return NULL;
 
-  c = clone_new (w->source, w->dest, w->md, w->map, w->s->discard_passdown,
+  c = clone_new (w->source, w->dest, w->md, w->map, &w->s->options,
                  w->log);
   if (c == NULL)
     log_error (w->log, "malloc: %m");

@@ -28,7 +28,7 @@ struct setup {
   uint64_t region_size;    /* bytes; 0: choose */
   bool source_check;       /* compare the source's fingerprint */
   unsigned source_connections, destination_connections;
-  bool discard_passdown;
+  struct clone_options options;
 };
 
 /* The region size that is chosen for a disk: the smallest that keeps the bitmap

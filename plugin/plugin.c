@@ -63,7 +63,7 @@ static struct setup setup = {
   .source_check = true,
   .source_connections = 4,
   .destination_connections = 4,
-  .discard_passdown = true,
+  .options = { .discard_passdown = true },
 };
 static struct hydrate_settings settings = {
   .threshold = HYDRATE_THRESHOLD_DEFAULT,
@@ -266,8 +266,10 @@ clone_config (const char *key, const char *value)
                        &settings.batch);
   else if (strcmp (key, "hydration-rate") == 0)
     return parse_size (key, value, 0, INT64_MAX, &settings.rate);
+  else if (strcmp (key, "copy-on-read") == 0)
+    return parse_bool (key, value, &setup.options.copy_on_read);
   else if (strcmp (key, "discard-passdown") == 0)
-    return parse_bool (key, value, &setup.discard_passdown);
+    return parse_bool (key, value, &setup.options.discard_passdown);
   else if (strcmp (key, "commit-interval") == 0)
     return parse_number (key, value, 0, COMMIT_INTERVAL_MAX, &commit_interval);
   else if (strcmp (key, "source-connections") == 0)
@@ -319,6 +321,7 @@ clone_config_complete (void)
   "hydration-threshold=<SIZE>       Most being copied at once [16M].\n" \
   "hydration-batch-size=<SIZE>      Largest single copy [256K].\n"        \
   "hydration-rate=<SIZE>            Bytes a second, 0 for no limit [0].\n" \
+  "copy-on-read=true|false          Keep what clients read [false].\n"  \
   "discard-passdown=true|false      Trim the destination [true].\n"     \
   "commit-interval=<SECONDS>        Between background commits [1].\n"  \
   "source-connections=<N>           To an NBD source [4].\n"            \

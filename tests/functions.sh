@@ -160,6 +160,42 @@ serve_clone ()
          control="$tmp/clone.ctl" "$@"
 }
 
+# serve_pausable NAME NBDKIT-ARGUMENT...: a server whose requests can be held.
+# Those that arrive are in $tmp/NAME.requests, also while they are held.
+serve_pausable ()
+{
+  local name=$1
+  shift
+  rm -f "$tmp/$name.pause"
+  : >"$tmp/$name.requests"
+  serve "$name" --filter=log --filter=pause "$@" \
+        pause-control="$tmp/$name.pause" logfile="$tmp/$name.requests"
+}
+
+# hold NAME: answers nothing from now on, until `let_go NAME'.
+hold () { tell_pause_filter "$1" p; }
+let_go () { tell_pause_filter "$1" r; }
+
+tell_pause_filter ()
+{
+  $python - "$tmp/$1.pause" "$2" <<'PY'
+import socket, sys
+with socket.socket(socket.AF_UNIX) as s:
+    s.connect(sys.argv[1])
+    s.send(sys.argv[2].encode())
+    if s.recv(1).decode() != sys.argv[2].upper():
+        sys.exit("the pause filter does not obey")
+PY
+}
+
+# requests NAME [TYPE]: how many have arrived, of one type (Read, ...) or all
+# that touch data.
+requests ()
+{
+  grep -c -E " ${2:-(Read|Write|Zero|Trim|Extents|Cache)} id=[0-9]+ offset=" \
+       "$tmp/$1.requests" || :
+}
+
 # stop NAME: SIGTERM; the result is the server's exit status.
 stop ()
 {

@@ -20,11 +20,11 @@ refused source "$dest"
 refused "unknown|nonsense" "$tmp/src" "$dest" nonsense=1
 refused "unknown|hydration-priority" "$tmp/src" "$dest" \
         hydration-priority=access
-refused "unknown|copy-on-read" "$tmp/src" "$dest" copy-on-read=true
 refused "unknown|source-timeout" "$tmp/src" "$dest" source-timeout=10
 for v in maybe 2 ''; do
   refused hydration "$tmp/src" "$dest" "hydration=$v"
   refused discard-passdown "$tmp/src" "$dest" "discard-passdown=$v"
+  refused copy-on-read "$tmp/src" "$dest" "copy-on-read=$v"
   refused source-check "$tmp/src" "$dest" "source-check=$v"
   refused create "$tmp/src" "$dest" "create=$v"
 done

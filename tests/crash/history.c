@@ -415,6 +415,7 @@ history_run (const struct state *before, uint64_t seed, bool may_fail)
   h->before = *before;
   h->seed = seed;
   h->disk = state_disk (before, true);
+  h->disk->options.copy_on_read = mock_random (&seed) % 2;
   h->next_value = before->next_value + CLIENTS * MAX_REQUESTS;
   set_up_devices (h, &seed);
   open_or_create (h);

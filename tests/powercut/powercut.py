@@ -296,7 +296,7 @@ def one_client(history, uri, name, size, region, operations, seed):
     for i in range(operations):
         what = rand.choices(
             ("write", "zero", "trim", "flush", "read", "cache"),
-            (60, 8, 10, 8, 8, 6))[0]
+            (60, 8, 10, 8, 12, 6))[0]
         if rand.random() < 0.6:
             offset = rand.choice(hot) + rand.randrange(64) * SECTOR
         else:
@@ -371,7 +371,7 @@ class Lab:
     # -- recording --
 
     def record(self, name, plugin, region, operations, complete=False,
-               before=None):
+               before=None, copy_on_read=False):
         """Run clients on a clone on recording devices.  `before' is what the
         devices and the disk held: by default garbage, nothing, the source."""
         r = Recording()
@@ -391,8 +391,8 @@ class Lab:
             "destination=" + devices.uri("dest"),
             "metadata=" + devices.uri("meta"), "create=always",
             "hydration-rate=%d" % (3 << 20), "hydration-batch-size=64K",
-            "control=" + ctl, *(["region-size=%d" % region]
-                                if before is None else []))
+            "copy-on-read=%s" % copy_on_read, "control=" + ctl,
+            *(["region-size=%d" % region] if before is None else []))
         try:
             self.run_clients(r, clone, region, operations, 1)
             if complete:
@@ -591,11 +591,12 @@ class Lab:
         wrong = []
         for region in (4096, 65536):
             r = self.record("region%dK" % (region >> 10), a.clone, region, 150,
-                            complete=True)
+                            complete=True, copy_on_read=region > 4096)
             wrong += self.cut_everywhere(r, a.cuts * 3 // 10, self.all_kinds,
                                          8)
             again = self.record("again%dK" % (region >> 10), a.clone, region,
-                                60, before=self.a_crash(r))
+                                60, before=self.a_crash(r),
+                                copy_on_read=region == 4096)
             wrong += self.cut_everywhere(again, a.cuts * 2 // 10 + 1,
                                          self.all_kinds, 8)
         cuts, images = self.cuts, self.images

@@ -1200,7 +1200,7 @@ make_clone (struct mock_disk *d, struct metadata *md)
       metadata_set_flags (md, md->sb.flags & ~METADATA_CLEAN) == -1)
     abort ();
   d->clone = must (clone_new (complete ? NULL : &d->source->b, &d->dest->b,
-                              md, map, d->discard_passdown,
+                              md, map, &d->options,
                               &mock_messages));
   return 0;
 }
@@ -1213,7 +1213,7 @@ mock_disk_devices (uint64_t size, uint64_t region_size, uint64_t excess,
 
   d->size = size;
   d->region_size = region_size;
-  d->discard_passdown = true;
+  d->options.discard_passdown = true;
   d->log = mock_log_new (keep_data);
   d->source = mock_new (d->log, "source", size, true);
   mock_fill_random (d->source, size, 0, size);

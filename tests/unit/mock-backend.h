@@ -187,7 +187,7 @@ struct mock_disk {
   struct mock_log *log;
   struct mock *source, *dest, *meta;
   struct clone *clone; /* NULL: not open */
-  bool discard_passdown;
+  struct clone_options options; /* for the next opening */
 };
 
 /* The devices of a new clone, which is not open.  The source has random bytes.

@@ -183,7 +183,7 @@ trim_model (uint64_t count, uint64_t offset)
     uint64_t to = MIN (from + d->region_size, d->size);
 
     n = MIN (to, stop) - pos;
-    if (is_valid (region) ? d->discard_passdown : n == to - from)
+    if (is_valid (region) ? d->options.discard_passdown : n == to - from)
       write_model (0, n, pos);
   }
 }
@@ -250,11 +250,13 @@ static const struct { uint64_t size, region_size; unsigned ops; } shapes[] = {
  */
 START_TEST (random_against_model)
 {
-  const unsigned shape = _i / 2;
+  const unsigned shape = _i / 4;
   uint64_t seed = _i + 1;
 
   new_disk (shapes[shape].size, shapes[shape].region_size);
-  d->clone->discard_passdown = d->discard_passdown = _i % 2;
+  d->options.discard_passdown = _i & 1;
+  d->options.copy_on_read = _i & 2;
+  d->clone->options = d->options;
   for (unsigned i = 0; i < shapes[shape].ops; ++i) {
     random_op (&seed);
     if (i % 50 == 0)
@@ -391,7 +393,7 @@ END_TEST
 START_TEST (trim_rules)
 {
   new_disk (10 * 4 * K + 100, 4 * K);
-  d->clone->discard_passdown = _i;
+  d->clone->options.discard_passdown = _i;
 
   ck_assert_int_eq (clone_trim (d->clone, 4 * K - 1, 4 * K, 0), 0);
   ck_assert_int_eq (clone_trim (d->clone, 4 * K, 6 * K, 0), 0);
@@ -794,6 +796,117 @@ START_TEST (cache_against_write)
 }
 END_TEST
 
+/* copy-on-read keeps the whole regions that a read touches, and reads each byte
+ * of them once from the source; zeroes become a hole.  What is kept is as
+ * durable as anything else.
+ */
+START_TEST (copy_on_read)
+{
+  const uint64_t region = _i ? 2 * M : 16 * K; /* also past CLONE_COPY_MAX */
+  const uint64_t size = 5 * region + 1000;
+
+  new_disk (size, region);
+  mock_fill (d->source, NULL, region, 2 * region);
+  write_model (0, region, 2 * region);
+  d->clone->options.copy_on_read = true;
+  must_write (1, 10, 3 * region + 100);
+  mock_log_clear (d->log);
+
+  check_read (region + 7, 2 * region); /* of three regions, the last is valid */
+  ck_assert (!is_valid (0) && is_valid (1) && is_valid (2) && !is_valid (4));
+  ck_assert_uint_eq (mock_bytes (d->source, MOCK_PREAD), 2 * region);
+  ck_assert_uint_eq (mock_bytes (d->dest, MOCK_PWRITE), region);
+  ck_assert_uint_eq (mock_bytes (d->dest, MOCK_ZERO), region);
+  check_read (5 * region + 990, 10);   /* of the last one, which is short */
+  ck_assert (is_valid (5));
+  check_read (10, 20);                 /* inside of one */
+  ck_assert (is_valid (0) && !is_valid (4));
+  check_all ();
+  ck_assert_uint_eq (mock_bytes (d->source, MOCK_PREAD), size - region);
+
+  ck_assert_int_eq (clone_flush (d->clone), 0);
+  ck_assert (commit_is_complete (&d->clone->commit));
+  ck_assert_mem_eq (mock_durable (d->dest), model, size);
+}
+END_TEST
+
+/* Without it, nothing is kept. */
+START_TEST (no_copy_on_read)
+{
+  new_disk (64 * K, 4 * K);
+  check_read (0, 64 * K);
+  ck_assert_uint_eq (region_map_count_valid (d->clone->map), 0);
+  ck_assert_uint_eq (mock_count (d->dest, MOCK_PWRITE), 0);
+}
+END_TEST
+
+/* The write that nbdkit's cow filter loses with cow-on-read: a read has the
+ * source's bytes, slowly, and a write of the same region comes in between, as a
+ * whole, in part, or as a zero or a trim.  It does not wait for the read, and
+ * the read does not put the source's bytes on top of it.
+ */
+START_TEST (copy_on_read_against_write)
+{
+  const uint64_t region = _i / 4 ? 2 * M : 64 * K;
+  struct mock_gate *gate;
+  struct op read;
+
+  new_disk (2 * region, region);
+  d->clone->options.copy_on_read = true;
+  gate = mock_gate_after (d->source, MOCK_PREAD, MOCK_ANYWHERE, 1);
+  /* All of both regions; or some of the first one only. */
+  if (_i & 1)
+    start (&read, OP_READ, 0, 2 * region, 0);
+  else
+    start (&read, OP_READ, 0, 100, 50);
+  mock_gate_wait (gate);
+  switch (_i % 4) {
+  case 0: case 1:
+    must_write (1, region, 0);
+    break;
+  case 2:
+    must_write (2, 30, 60);
+    break;
+  case 3:
+    ck_assert_int_eq (clone_zero (d->clone, region / 2, 0, 0), 0);
+    write_model (0, region / 2, 0);
+    ck_assert_int_eq (clone_trim (d->clone, region, region, 0), 0);
+    write_model (0, region, region);
+  }
+  ck_assert (!read.done);
+  mock_gate_open (gate);
+  end (&read);
+  ck_assert (is_valid (0));
+  check_all ();
+}
+END_TEST
+
+/* What cannot be kept is read all the same: the destination is full, or no
+ * region can become valid.
+ */
+START_TEST (copy_on_read_that_fails)
+{
+  new_disk (64 * K, 16 * K);
+  d->clone->options.copy_on_read = true;
+  if (_i)
+    mock_fail (d->dest, MOCK_PWRITE, MOCK_ANYWHERE, 1, 0, ENOSPC);
+  else {
+    must_write (1, 16 * K, 0);
+    mock_fail (d->meta, MOCK_FLUSH, MOCK_ANYWHERE, 1, 1, EIO);
+    ck_assert_int_eq (clone_flush (d->clone), -1);
+  }
+  check_read (32 * K, 16 * K);
+  check_read (48 * K + 1, 100);
+  check_all ();
+  ck_assert (!is_valid (2) && !is_valid (3));
+
+  mock_heal (d->dest);
+  ck_assert_int_eq (clone_flush (d->clone), 0);
+  check_all ();
+  ck_assert (is_valid (2) && is_valid (3));
+}
+END_TEST
+
 /* A copy that is writing to the destination owns the region: a trim, a partial
  * write and a whole one wait for it, and come after it.  dm-clone lets the trim
  * pass, acknowledges the write, and loses it under the copy.
@@ -1162,7 +1275,11 @@ START_TEST (stress)
 {
   struct client c[THREADS];
 
-  new_disk (_i ? 3 * M + 11 : 300 * K + 11, _i ? 2 * M : 4 * K);
+  if (_i & 1)
+    new_disk (3 * M + 11, 2 * M);
+  else
+    new_disk (300 * K + 11, 4 * K);
+  d->clone->options.copy_on_read = _i & 2;
   mock_log_enable (d->log, false);
   mock_set_delay (d->source, 30);
   for (unsigned i = 0; i < THREADS; ++i) {
@@ -1327,7 +1444,7 @@ main (void)
 
   tcase_set_timeout (tc, 240);
   tcase_add_checked_fixture (tc, NULL, teardown);
-  tcase_add_loop_test (tc, random_against_model, 0, SHAPES * 2);
+  tcase_add_loop_test (tc, random_against_model, 0, SHAPES * 4);
   tcase_add_test (tc, whole_regions_read_nothing);
   tcase_add_test (tc, partial_write_reads_around);
   tcase_add_test (tc, large_region_in_pieces);
@@ -1345,6 +1462,10 @@ main (void)
   tcase_add_test (tc, partial_writes_of_one_region);
   tcase_add_loop_test (tc, one_edge_became_valid, 0, 2);
   tcase_add_loop_test (tc, cache_against_write, 0, 4);
+  tcase_add_loop_test (tc, copy_on_read, 0, 2);
+  tcase_add_test (tc, no_copy_on_read);
+  tcase_add_loop_test (tc, copy_on_read_against_write, 0, 8);
+  tcase_add_loop_test (tc, copy_on_read_that_fails, 0, 2);
   tcase_add_loop_test (tc, copy_in_flight, 0, 4);
   tcase_add_test (tc, valid_regions_do_not_wait);
   tcase_add_test (tc, read_against_write);
@@ -1355,7 +1476,7 @@ main (void)
   tcase_add_test (tc, read_only_mode);
   tcase_add_loop_test (tc, metadata_fails, 0, 3);
   tcase_add_loop_test (tc, write_fails_in_the_middle, 0, 2);
-  tcase_add_loop_test (tc, stress, 0, 2);
+  tcase_add_loop_test (tc, stress, 0, 4);
   tcase_add_loop_test (tc, power_cuts, 0, 20);
   suite_add_tcase (suite, tc);
 
