@@ -13,6 +13,7 @@
 #include "clone.h"
 #include "iszero.h"
 #include "rounding.h"
+#include "test-point.h"
 
 /* Segments handed to a backend at once. */
 #define MAX_SEGMENTS 64
@@ -113,6 +114,7 @@ drop_source (struct clone *c)
   if (!commit_is_complete (&c->commit) ||
       atomic_exchange (&c->source_dropped, true))
     return;
+  TEST_POINT (SOURCE_DROPPED);
   clone_source_put (c);
   if (c->on_complete)
     c->on_complete (c->on_complete_opaque);
@@ -216,7 +218,9 @@ install_copy (struct clone *c, const uint8_t *buf, uint64_t start,
   bool valid;
   int r = 0;
 
+  TEST_POINT (COPY_UNOWNED);
   ownership_acquire (&c->ownership, &owner, start, end);
+  TEST_POINT (COPY_OWNED);
   for (uint64_t pos = start; pos < end && r == 0; pos += n) {
     n = region_map_run_bytes (c->map, pos, end, &valid);
     if (valid)
@@ -230,8 +234,10 @@ install_copy (struct clone *c, const uint8_t *buf, uint64_t start,
     else if (buf)
       r = backend_pwrite (c->dest, buf + (pos - start), n, pos, 0);
     if (r == 0) {
+      TEST_POINT (COPY_WRITTEN);
       regions_of (c, pos, pos + n, &first, &count);
       region_map_set (c->map, first, count);
+      TEST_POINT (COPY_SET);
       log_debug (c->log, LOG_REGION, "region %" PRIu64 "+%" PRIu64
                  ": valid, copied for a client", first, count);
     }
@@ -452,6 +458,7 @@ clone_pread (struct clone *c, void *buf, uint32_t count, uint64_t offset)
   if (source == NULL)
     return backend_pread (c->dest, buf, count, offset);
 
+  TEST_POINT (READ_CHOSE_SOURCE);
   if (c->options.copy_on_read)
     keep_ends (c, source, offset, end);
   /* A region that becomes valid between the two is read twice, and what a
@@ -619,7 +626,9 @@ change_invalid (struct clone *c, const struct change *ch, uint64_t start,
   if (read_edges (c, start, end, &e) == -1)
     goto out;
 
+  TEST_POINT (CHANGE_UNOWNED);
   ownership_acquire (&c->ownership, &owner, e.start, e.end);
+  TEST_POINT (CHANGE_OWNED);
   if (!commit_may_set (&c->commit))
     errno = EIO;
   else if (ch->type == CHANGE_TRIM)
@@ -627,8 +636,10 @@ change_invalid (struct clone *c, const struct change *ch, uint64_t start,
   else
     r = write_owned (c, ch, start, end, &e);
   if (r == 0) {
+    TEST_POINT (CHANGE_WRITTEN);
     regions_of (c, e.start, e.end, &first, &count);
     region_map_set (c->map, first, count);
+    TEST_POINT (CHANGE_SET);
     log_debug (c->log, LOG_REGION, "region %" PRIu64 "+%" PRIu64
                ": valid, a client's", first, count);
   }

@@ -12,6 +12,7 @@
 
 #include "cleanup.h"
 #include "commit.h"
+#include "test-point.h"
 
 /* Somebody who waits for the commit after the running one.  On its stack. */
 struct commit_waiter {
@@ -85,6 +86,7 @@ write_bitmap (struct commit *c, size_t n)
 {
   if (metadata_write (c->metadata, c->sectors, c->images, n) == -1)
     return -1;
+  TEST_POINT (COMMIT_WRITTEN);
   return metadata_flush (c->metadata);
 }
 
@@ -130,8 +132,10 @@ run_round (struct commit *c)
 {
   size_t n = take_snapshot (c);
 
+  TEST_POINT (COMMIT_SNAPSHOT);
   if (flush_destination (c) == -1)
     return -1;
+  TEST_POINT (COMMIT_FLUSHED);
   if (n == 0)
     return 0;
 
@@ -141,6 +145,7 @@ run_round (struct commit *c)
       region_map_put_dirty (c->map, c->sectors[i]);
     return -1;
   }
+  TEST_POINT (COMMIT_DURABLE);
   metadata_has_succeeded (c);
   mark_durable (c, n);
   c->commits++;

@@ -30,6 +30,7 @@
 #include "ownership.h"
 #include "plan.h"
 #include "rounding.h"
+#include "test-point.h"
 #include "thread.h"
 
 #define MAX_WORKERS 4
@@ -226,8 +227,11 @@ finish_cut (struct copy *copy)
   struct plan_cut *cut = copy->range.cut;
   const uint64_t region = cut->start / region_map_region_size (c->map);
 
-  if (!region_map_is_valid (c->map, region) && commit_may_set (&c->commit))
+  if (!region_map_is_valid (c->map, region) && commit_may_set (&c->commit)) {
+    TEST_POINT (HYDRATE_WRITTEN);
     region_map_set (c->map, region, 1);
+    TEST_POINT (HYDRATE_SET);
+  }
   ownership_release (&c->ownership, &copy->owner);
   {
     LOCK_FOR_SCOPE (&h->lock);
@@ -253,6 +257,7 @@ static void
 own (struct copy *copy, uint64_t start, uint64_t end)
 {
   copy->owner.opaque = copy;
+  TEST_POINT (HYDRATE_UNOWNED);
   if (ownership_request (&copy->w->h->clone->ownership, &copy->owner,
                          start, end, granted))
     go_on (copy);
@@ -333,7 +338,9 @@ written (struct io *io)
     const uint64_t first = io->offset / region_size;
     const uint64_t count = div_round_up (io->count, region_size);
 
+    TEST_POINT (HYDRATE_WRITTEN);
     region_map_set (c->map, first, count);
+    TEST_POINT (HYDRATE_SET);
     log_debug (c->log, LOG_REGION, "region %" PRIu64 "+%" PRIu64
                ": valid, hydrated", first, count);
   }
@@ -352,6 +359,7 @@ go_on (struct copy *copy)
   uint64_t n = 0;
   bool valid = true;
 
+  TEST_POINT (HYDRATE_OWNED);
   if (copy->last_piece) {
     finish_cut (copy);
     return;
@@ -758,6 +766,7 @@ hydrate_free (struct hydrate *h)
 {
   if (h == NULL)
     return;
+  h->clone->on_complete = NULL;
   plan_destroy (&h->plan);
   pthread_mutex_destroy (&h->lock);
   free (h);

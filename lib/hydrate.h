@@ -75,7 +75,8 @@ struct hydrate;
 extern struct hydrate *hydrate_new (struct clone *c,
                                     const struct hydrate_settings *settings,
                                     bool paused, const struct log *log);
-extern void hydrate_free (struct hydrate *h); /* stopped; NULL is allowed */
+/* Stopped, and no flush of the clone may be running.  NULL is allowed. */
+extern void hydrate_free (struct hydrate *h);
 
 /* Start the threads, with all signals blocked.  Not before the process has
  * forked for the last time.  -1, logged, where that fails.

@@ -4,7 +4,7 @@
 
 # Proves that no power cut loses what was flushed or shows what was never
 # written (crash/lab.c), and that the laboratory which says so can tell: of each
-# build that is broken by one of crash/controls/*.patch it finds an image that
+# build that is broken by one of controls/*.patch it finds an image that
 # is not legal.  A patch that does not apply to lib/ any more fails the test,
 # and so does a build that is not caught.
 
@@ -24,8 +24,8 @@ make -s -C "$builddir/tests" crash/lab crash-controls
 "$builddir/tests/crash/lab" cuts=$cuts faults=1 | sed 's/^/crash: /'
 
 controls=0 caught=0
-for patch in "$srcdir"/crash/controls/*.patch; do
-  name=$(basename "$patch" .patch)
+for control in $(make -s -C "$builddir/tests" list-crash-controls); do
+  name=$(basename "$control")
   controls=$((controls + 1))
   status=0
   "$builddir/tests/crash/$name" histories=$histories deep=0 faults=1 \

@@ -14,9 +14,9 @@
 requires "$python" -c 'import nbd'
 modules=$builddir/tests/powercut/.libs
 controls=()
-for patch in "$srcdir"/powercut/controls/*.patch; do
-  name=$(basename "$patch" .patch)
-  controls+=(--control "$name=$modules/control-$name.so")
+for module in "$modules"/control-*.so; do
+  name=$(basename "$module" .so)
+  controls+=(--control "${name#control-}=$module")
 done
 [ ${#controls[@]} -ge 6 ] || fail "controls are missing"
 

@@ -61,6 +61,7 @@ static void
 setup (void)
 {
   const struct superblock sb = { .size = DISK_SIZE, .region_size = REGION };
+  const struct clone_options options = { .discard_passdown = true };
   const struct hydrate_settings settings = {
     .threshold = HYDRATE_THRESHOLD_DEFAULT, .batch = HYDRATE_BATCH_DEFAULT,
   };
@@ -80,7 +81,7 @@ setup (void)
   md = metadata_create (mock_backend (store), &sb, &mock_messages);
   ck_assert_ptr_nonnull (md);
   service.clone = clone_new (mock_backend (source), mock_backend (dest), md,
-                             region_map_new (DISK_SIZE, REGION), true,
+                             region_map_new (DISK_SIZE, REGION), &options,
                              &mock_messages);
   ck_assert_ptr_nonnull (service.clone);
   service.hydrate = hydrate_new (service.clone, &settings, true,
