@@ -1,0 +1,111 @@
+#!/bin/bash
+# nbdkit-clone
+# SPDX-License-Identifier: BSD-3-Clause
+
+# Proves that each sector of a clone is a linearizable register for clients on
+# several connections while it hydrates (consistency/main.c): with small and
+# large regions, with a file and a server as the destination, with and without
+# copy-on-read.  When it is complete each sector has a legal last value, and the
+# destination alone is what the clone read.
+#
+# And that the tester which says so can tell: each build that is broken by a
+# patch, so that somebody does not look again at what it owns, it finds illegal.
+# OPS says how many requests for each clone, SEED which.
+
+. "$(dirname "$0")/functions.sh"
+
+size=32M
+ops=${OPS:-4000}
+seed=${SEED:-1}
+tester=$builddir/tests/consistency/consistency
+[ -x "$tester" ] || fail "$tester is not built"
+
+# Slow, so that much can happen between the first look and the second.  A part
+# of it is a hole.
+make_disk "$tmp/src" $size
+fallocate -p -o 20M -l 2M "$tmp/src"
+serve src --filter=delay file "$tmp/src" rdelay=20ms
+
+# What the clone does when the clients have finished.
+cat >"$tmp/finish" <<EOT
+curl -sS --fail-with-body --max-time 300 --unix-socket "$tmp/clone.ctl" \
+     -X PATCH -d '{"hydration-rate": 0, "hydration-batch-size": 1048576}' \
+     http://localhost/settings >"$tmp/finish.log" &&
+curl -sS --fail-with-body --max-time 300 --unix-socket "$tmp/clone.ctl" \
+     http://localhost/wait >>"$tmp/finish.log"
+EOT
+
+# start_clone KEY=VALUE...: the destination is the server dest or a file, as
+# $dest says.
+start_clone ()
+{
+  local args=()
+  rm -f "$tmp/dest" "$tmp/dest.clone"
+  case $dest in
+    file) args=(destination="$tmp/dest") ;;
+    nbd) truncate -s $size "$tmp/dest"
+         serve dest file "$tmp/dest"
+         args=(destination="$(uri dest)" metadata="$tmp/dest.clone") ;;
+  esac
+  serve_clone "$(uri src)" "${args[@]}" "$@"
+}
+
+stop_clone ()
+{
+  stop clone
+  if [ $dest = nbd ]; then stop dest; fi
+}
+
+# start_and_test TESTER-ARGUMENT...: the result is the tester's status.  The
+# rate is such that hydration goes on for about as long as the clients do.
+start_and_test ()
+{
+  start_clone region-size=$region_size copy-on-read=$copy_on_read \
+              hydration-rate=8M hydration-batch-size=64K
+  "$tester" "$(uri clone)" source="$tmp/src" finally="sh $tmp/finish" \
+            ops=$ops round=200 in-flight=16 "$@"
+}
+
+for config in "4K file true" "1M file false" "4K nbd false" "1M nbd true"; do
+  read -r region_size dest copy_on_read <<<"$config"
+  start_and_test seed=$seed
+  status_is '.state == "complete"'
+  export_to clone "$tmp/out"
+  stop_clone
+  same "$tmp/dest" "$tmp/out"
+  seed=$((seed + 1))
+done
+
+# is_caught: one try may be too few, since the moment must come.
+is_caught ()
+{
+  local try status
+  for try in 1 2 3 4 5; do
+    status=0
+    start_and_test seed=$((seed + try)) >"$tmp/out" 2>"$tmp/history" ||
+      status=$?
+    stop_clone
+    case $status in
+      0) ;;
+      1) grep '^illegal: ' "$tmp/history"
+         grep '^allowed: ' "$tmp/history"
+         echo "caught in try $try: $(cat "$tmp/out")"
+         return 0 ;;
+      *) cat "$tmp/history"
+         fail "status $status" ;;
+    esac
+  done
+  return 1
+}
+
+dest=file region_size=4K
+controls=(hydration-looks-once client-looks-once copy-looks-once)
+for control in "${controls[@]}"; do
+  plugin=$builddir/tests/consistency/.libs/control-$control.so
+  [ -f "$plugin" ] || fail "$plugin is not built"
+  copy_on_read=false
+  # It comes after reads, too.
+  if [ $control = copy-looks-once ]; then copy_on_read=true; fi
+  is_caught || fail "$control: not caught"
+done
+echo "consistency: controls caught: ${#controls[@]}"
