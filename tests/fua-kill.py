@@ -4,17 +4,23 @@
 
 """Kill a server amid FUA writes, and see what is left.
 
-  fua-kill.py MODEL URI kill PID WRITES [--seed N]
+  fua-kill.py MODEL URI kill PID WRITES [--seed N] [--signal KILL|TERM|NONE]
+              [--vandals N]
   fua-kill.py MODEL URI check
 
-MODEL is a file that holds what the export should read as.  `kill' writes
-from four connections at once, unaligned and with FUA, sends SIGKILL to PID
-when WRITES of them were acknowledged, and brings MODEL up to date with what
-was.  The writes without an answer go to MODEL.pending: there, `check' accepts
-each byte of the old and of the new content, and takes over what it finds.
+MODEL is a file that holds what the export should read as, or its beginning.
+`kill' writes from four connections at once, unaligned and with FUA, sends the
+signal to PID when WRITES of them were acknowledged, and brings MODEL up to date
+with what was.  The writes without an answer go to MODEL.pending: there, `check'
+accepts each byte of the old and of the new content, and takes over what it
+finds.
+
+Meanwhile N vandals, processes of their own, ask for anything behind MODEL's
+end, many requests at a time, and are killed amid it, one after the other.
 """
 
 import argparse
+import multiprocessing
 import os
 import pickle
 import random
@@ -31,6 +37,8 @@ p.add_argument("command", choices=("kill", "check"))
 p.add_argument("pid", type=int, nargs="?")
 p.add_argument("writes", type=int, nargs="?")
 p.add_argument("--seed", type=int, default=1)
+p.add_argument("--signal", choices=("KILL", "TERM", "NONE"), default="KILL")
+p.add_argument("--vandals", type=int, default=0)
 args = p.parse_args()
 
 THREADS = 4
@@ -47,19 +55,65 @@ def connect():
     return h
 
 
+def vandal(seed):
+    """Never ends by itself, but with the server."""
+    rand = random.Random(seed)
+    h = connect()
+    end = h.get_size()
+    buf = nbd.Buffer(1 << 20)
+    try:
+        while True:
+            while h.aio_in_flight() < 12:
+                offset = rand.randrange(size, end)
+                count = min(rand.choice((512, 4096, 30000, 1 << 20)),
+                            end - offset)
+                rand.choice((
+                    lambda: h.aio_pread(nbd.Buffer(count), offset),
+                    lambda: h.aio_pwrite(
+                        nbd.Buffer.from_bytearray(bytearray(count)), offset),
+                    lambda: h.aio_trim(count, offset),
+                    lambda: h.aio_zero(count, offset),
+                    lambda: h.aio_cache(count, offset),
+                    lambda: h.aio_flush()))()
+            h.poll(-1)
+            while h.aio_peek_command_completed() > 0:
+                h.aio_command_completed(h.aio_peek_command_completed())
+    except nbd.Error:
+        pass
+
+
 def kill():
     lock = threading.Lock()
     acknowledged = 0
     killed = False
     pending = []
     unexpected = []
+    # Forked before there are threads.
+    vandals = [multiprocessing.Process(target=vandal,
+                                       args=(args.seed * 10 + i,))
+               for i in range(args.vandals)]
+    for v in vandals:
+        v.start()
+    alive = list(vandals)
+
+    def acknowledge():
+        """Another one was.  The lock is held."""
+        nonlocal acknowledged, killed
+        acknowledged += 1
+        if alive and acknowledged >= (args.writes * (len(vandals) -
+                                                     len(alive) + 1)
+                                      // (len(vandals) + 1)):
+            alive.pop().kill()
+        if acknowledged >= args.writes and not killed:
+            killed = True
+            if args.signal != "NONE":
+                os.kill(args.pid, signal.Signals["SIG" + args.signal])
 
     def writer(number):
-        nonlocal acknowledged, killed
         rand = random.Random(args.seed * 100 + number)
         h = connect()
         stripes = range(number, (size + STRIPE - 1) // STRIPE, THREADS)
-        while True:
+        while not (killed and args.signal == "NONE"):
             start = rand.choice(stripes) * STRIPE
             end = min(start + STRIPE, size)
             offset = rand.randint(start, end - 1)
@@ -74,10 +128,7 @@ def kill():
                 return
             with lock:
                 model[offset:offset + len(data)] = data
-                acknowledged += 1
-                if acknowledged >= args.writes and not killed:
-                    killed = True
-                    os.kill(args.pid, signal.SIGKILL)
+                acknowledge()
 
     threads = [threading.Thread(target=writer, args=(i,))
                for i in range(THREADS)]
@@ -85,6 +136,9 @@ def kill():
         t.start()
     for t in threads:
         t.join()
+    for v in vandals:
+        v.kill()
+        v.join()
     if unexpected:
         sys.exit("fua-kill.py: a write failed: " + unexpected[0])
     with open(args.model, "wb") as f:
@@ -103,7 +157,7 @@ def check():
                 for i, byte in enumerate(data):
                     allowed[offset + i] = byte
     h = connect()
-    if h.get_size() != size:
+    if h.get_size() < size:
         sys.exit("fua-kill.py: the size is %d" % h.get_size())
     for offset in range(0, size, 1 << 20):
         n = min(1 << 20, size - offset)
