@@ -29,9 +29,10 @@ for region_size in 4K 256K; do
     nbdkit_args=()
     if [ "$vandals" -gt 0 ]; then nbdkit_args=(-t 1); fi
     serve_clone source="$(uri src)" destination="$tmp/dest" \
-                region-size=$region_size hydration-rate=1M copy-on-read=true
+                region-size=$region_size \
+                hydration-rate=3M hydration-batch-size=16K
     "${fua[@]}" check
-    "${fua[@]}" kill "$(cat "$tmp/clone.pid")" 150 --seed "$seed" \
+    "${fua[@]}" kill "$(cat "$tmp/clone.pid")" 250 --seed "$seed" \
                 --signal "$signal" --vandals "$vandals"
     if [ "$signal" = NONE ]; then
       # It goes on, and has not lost a thing.
