@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 # Proves that the plugin exports what nbdkit looks up, and no other symbol:
-# nbdkit loads plugins into one name space.
+# nbdkit loads plugins into one name space.  And that a test point costs nothing
+# where it is not tested: there is none in it.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -15,3 +16,8 @@ for flag in request region commit hydrate; do
   grep -q " [BD] clone_debug_$flag\$" "$tmp/symbols"
 done
 fails grep -v -E ' (T plugin_init|[BD] clone_debug_[a-z]+)$' "$tmp/symbols"
+
+nm "$plugin" >"$tmp/all"
+grep -q ' t clone_pread$' "$tmp/all"
+fails grep test_point "$tmp/all"
+nm "$builddir/tests/scenarios/.libs/clone-with-delays.so" | grep -q test_point
