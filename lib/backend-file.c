@@ -222,10 +222,15 @@ sync_fd (int fd)
   return r == -1 ? failed () : 0;
 }
 
+/* A crash takes away a file that has no name, so nothing of it needs to be
+ * durable before give_name makes all of it so.
+ */
 static int
 file_flush (struct backend *b)
 {
-  return sync_fd (to_file (b)->fd);
+  struct file *f = to_file (b);
+
+  return f->named ? sync_fd (f->fd) : 0;
 }
 
 /* ---- zero and trim ---- */
@@ -675,6 +680,7 @@ backend_file_open (const struct backend_params *params, const struct log *log)
   }
   if (params->lock && take_lock (f, params->role) == -1)
     goto error;
+  f->named = true;
   return &f->b;
 
  error:

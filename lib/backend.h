@@ -126,7 +126,9 @@ struct backend_params {
   bool lock;
   /* NBD connections: in all, 1 where the server lacks multi-conn. */
   unsigned connections;
-  /* backend_create: the file gets its name later, by backend_file_publish. */
+  /* backend_create: the file gets its name later, by backend_file_publish,
+   * and until then a flush makes nothing durable.
+   */
   bool nameless;
 };
 
