@@ -1,0 +1,33 @@
+# nbdkit-clone
+# SPDX-License-Identifier: BSD-3-Clause
+
+"""An experiment: steps that take turns (A B A B ...), so that whatever else the
+machine does meanwhile meets all of them, and the lines of the table that their
+figures go to.
+
+A row is a generator of experiments.  What it sets up stays for as long as the
+generator is suspended:
+
+    def p0(lab):
+        line = Line("1 GiB", "s", "cp", at_least(1))
+        with lab.source(...) as source:
+            def clone():
+                line.clone.append(...)
+            def cp():
+                line.peer.append(...)
+            yield Experiment([line], [clone, cp])
+"""
+
+
+class Experiment:
+    def __init__(self, lines, steps, runs=5):
+        self.lines = lines
+        self.steps = steps
+        self.runs = runs
+
+    def run(self, runs, tell):
+        for i in range(runs):
+            for step in self.steps:
+                tell(f"{self.lines[0].name}: run {i + 1} of {runs}, "
+                     f"{step.__name__}")
+                step()

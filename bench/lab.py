@@ -1,0 +1,305 @@
+# nbdkit-clone
+# SPDX-License-Identifier: BSD-3-Clause
+
+"""The laboratory: a directory with disks in it, and servers on unix sockets.
+
+Everything that is made here goes away with it: the directory, and the
+processes, each of which is ended by its own id.  No wait is without bound.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+
+KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
+
+# Seconds that nothing should ever take.
+PATIENCE = 600
+
+
+class Failed(Exception):
+    """A row cannot be measured."""
+
+
+class Process:
+    """Runs in the directory of its log: fio leaves files behind."""
+
+    def __init__(self, name, argv, log):
+        self.name = name
+        self.log = log
+        with open(log, "ab") as out:
+            self.popen = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                cwd=os.path.dirname(log))
+
+    @property
+    def pid(self):
+        return self.popen.pid
+
+    def check(self):
+        if self.popen.poll() is not None:
+            raise Failed(f"{self.name} ended: {tail(self.log)}")
+
+    def kill(self):
+        if self.popen.poll() is None:
+            self.popen.kill()
+        self.popen.wait(PATIENCE)
+
+    def stop(self):
+        if self.popen.poll() is None:
+            self.popen.terminate()
+        if self.popen.wait(PATIENCE) != 0:
+            raise Failed(f"{self.name} failed: {tail(self.log)}")
+
+    def memory(self):
+        """What it has in memory and shares with nobody, in bytes."""
+        with open(f"/proc/{self.pid}/smaps_rollup") as f:
+            return sum(int(l.split()[1]) * KIB for l in f
+                       if l.startswith("Private_"))
+
+
+class Server(Process):
+    """An NBD server."""
+
+    def __init__(self, name, argv, log, path, pidfile=None):
+        super().__init__(name, argv, log)
+        self.path = path
+        self.uri = f"nbd+unix:///?socket={path}"
+        until(lambda: self.is_up(pidfile or path), f"{name} starts")
+
+    def is_up(self, path):
+        self.check()
+        return os.path.exists(path) and (
+            path == self.path or os.path.getsize(path) > 0)
+
+
+class Clone(Server):
+    """nbdkit clone, with its control interface."""
+
+    def __init__(self, lab, argv, log, path, pidfile, control):
+        self.begun = time.monotonic()
+        self.control = control
+        super().__init__("clone", argv, log, path, pidfile)
+
+    def ask(self, method, path, body=None):
+        connection = http.client.HTTPConnection("localhost", timeout=PATIENCE)
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(PATIENCE)
+        with contextlib.closing(connection):
+            connection.sock.connect(self.control)
+            connection.request(method, path,
+                               json.dumps(body) if body else None)
+            answer = connection.getresponse()
+            text = answer.read()
+        if answer.status // 100 != 2:
+            raise Failed(f"{method} {path}: {answer.status} {text}")
+        return json.loads(text)
+
+    def status(self):
+        return self.ask("GET", "/status")
+
+    def pause(self):
+        self.ask("POST", "/pause")
+        until(lambda: self.status()["hydrating"] == 0, "hydration pauses")
+
+    def resume(self):
+        self.ask("POST", "/resume")
+
+    def wait_hydrated(self, part=1.0):
+        """Wait until this part of all regions is valid, durably or not.
+
+        Looks more often the nearer the end is, so that looking takes next to
+        no time from what is measured, and the end is seen within 2 percent.
+        """
+        begin = time.monotonic()
+        first = None
+        while True:
+            status = self.status()
+            now = time.monotonic()
+            done = status["hydrated"]
+            missing = status["regions"] * part - done
+            if missing <= 0:
+                return
+            if status["state"] == "failed":
+                raise Failed(f"hydration failed: {tail(self.log)}")
+            if now - begin > PATIENCE:
+                raise Failed("hydration takes too long")
+            first = done if first is None else first
+            left = ((now - begin) * missing / (done - first)
+                    if done > first else 0)
+            at_most = max(0.002, 0.02 * (now - begin))
+            time.sleep(min(max(left / 2, 0.002), at_most))
+
+    def wait_complete(self):
+        """Wait until every region is valid in the bitmap on disk."""
+        status = self.ask("GET", "/wait")
+        if status["state"] != "complete":
+            raise Failed(f"not complete: {status}")
+
+
+class Lab:
+    def __init__(self, directory, plugin, quick):
+        self.plugin = plugin
+        self.quick = quick
+        self.directory = tempfile.mkdtemp(prefix="lab-", dir=directory)
+        self.processes = []
+        self.count = 0
+        # A socket's path may have no more than 107 bytes.
+        if len(self.path("0123456789.ctl")) > 107:
+            self.close()
+            raise Failed("the directory's path is too long for unix sockets, "
+                         "choose another with --dir")
+
+    def close(self):
+        self.kill_all()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def path(self, name):
+        return os.path.join(self.directory, name)
+
+    def fresh(self, suffix=""):
+        """A path that nothing has been at."""
+        self.count += 1
+        return self.path(f"{self.count}{suffix}")
+
+    def remove(self, *paths):
+        """Also the metadata of a clone's destination."""
+        for path in paths:
+            for p in (path, path + ".clone"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(p)
+
+    # Processes.
+
+    @contextlib.contextmanager
+    def running(self, process):
+        """End it, one way or the other."""
+        self.processes.append(process)
+        try:
+            yield process
+            if process.popen.returncode is None:
+                process.stop()
+        finally:
+            process.kill()
+            self.processes.remove(process)
+
+    def kill_all(self):
+        for process in self.processes:
+            process.kill()
+
+    def run(self, *argv, **kwargs):
+        """Run a command to its end; its output."""
+        result = subprocess.run(argv, stdin=subprocess.DEVNULL,
+                                stdout=subprocess.PIPE, text=True,
+                                stderr=subprocess.STDOUT, timeout=PATIENCE,
+                                cwd=self.directory, **kwargs)
+        if result.returncode != 0:
+            raise Failed(f"{argv[0]} failed: {result.stdout[-2000:]}")
+        return result.stdout
+
+    def seconds(self, *argv):
+        """How long the command runs."""
+        begin = time.monotonic()
+        self.run(*argv)
+        return time.monotonic() - begin
+
+    def nbdkit_argv(self, path, args):
+        return ["nbdkit", "-f", "--exit-with-parent", "-U", path + ".sock",
+                "-P", path + ".pid", *args]
+
+    def nbdkit(self, *args):
+        """An nbdkit server, to be used in `with'."""
+        path = self.fresh()
+        return self.running(Server(
+            f"nbdkit {args[0]}", self.nbdkit_argv(path, args), path + ".log",
+            path + ".sock", path + ".pid"))
+
+    def source(self, disk, rtt=0):
+        """The server of a source, the same for the clone and its peers.
+
+        rtt: milliseconds
+        """
+        delay = [f"rdelay={rtt}ms", f"delay-extents={rtt}ms"] if rtt else []
+        return self.nbdkit(*(["--filter=delay"] if rtt else []), "file", disk,
+                           *delay)
+
+    def clone(self, source, destination, *args, server=()):
+        """A clone, to be used in `with'.  source: a server or a path."""
+        path = self.fresh()
+        argv = self.nbdkit_argv(path, [
+            *server, self.plugin, getattr(source, "uri", source),
+            f"destination={destination}", f"control={path}.ctl", *args])
+        return self.running(Clone(self, argv, path + ".log", path + ".sock",
+                                  path + ".pid", path + ".ctl"))
+
+    # Disks.
+
+    def disk(self, name, size, data=None):
+        """A file, made when it is first asked for.
+
+        data: a list of (offset, length) that are not zero; all by default.
+        """
+        path = self.path(name)
+        if os.path.exists(path):
+            return path
+        room = shutil.disk_usage(self.directory).free
+        data = [(0, size)] if data is None else data
+        if sum(length for _, length in data) * 2 > room:
+            raise Failed("too little room; choose another file system with "
+                         "--dir")
+        with open(path, "wb") as f:
+            f.truncate(size)
+            for offset, length in data:
+                f.seek(offset)
+                while length > 0:
+                    n = min(length, MIB)
+                    f.write(os.urandom(n))
+                    length -= n
+            f.flush()
+            # Its write-back must not be under way when it is being used.
+            os.fsync(f.fileno())
+        return path
+
+
+def fio(lab, server, *args):
+    """Run fio's nbd engine on a server; its figures."""
+    with tempfile.NamedTemporaryFile(dir=lab.directory) as out:
+        lab.run("fio", "--name=bench", "--ioengine=nbd", f"--uri={server.uri}",
+                "--bs=4k", "--group_reporting", "--randrepeat=0",
+                "--output-format=json", f"--output={out.name}", *args)
+        text = out.read().decode()
+    return json.loads(text[text.index("{"):])["jobs"][0]
+
+
+def p99(job, direction):
+    """Milliseconds."""
+    return job[direction]["clat_ns"]["percentile"]["99.000000"] / 1e6
+
+
+def settle(path):
+    """Write back what earlier runs left dirty in a file."""
+    fd = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def until(condition, what):
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            raise Failed(f"did not come true: {what}")
+        time.sleep(0.001)
+
+
+def tail(log):
+    with contextlib.suppress(OSError), open(log, errors="replace") as f:
+        return f.read()[-1000:].strip() or "no message"
+    return "no message"
