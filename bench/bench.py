@@ -186,7 +186,8 @@ def main():
             table += [table_line(row, line) for line in lines]
     finally:
         lab.close()
-        text = header + "\n" + format_table(table)
+        text = (f"{header}load at the end: {os.getloadavg()[0]:.1f}\n\n"
+                f"{format_table(table)}")
         with open(os.path.join(out, "table.txt"), "w") as f:
             f.write(text)
         write_figures(os.path.join(out, "figures.csv"), measured)

@@ -18,11 +18,12 @@ def quoted(text):
 
 def panel(line):
     sides = [(1, "clone", line.clone), (2, line.peer_name, line.peer)]
+    tics = ", ".join(f"{quoted(name)} {x}" for x, name, _ in sides)
     top = 1.15 * max(line.clone + line.peer) or 1
     script = (f"set title {quoted(wrapped(line.name))}\n"
               f"set ylabel {quoted(line.unit)}\n"
               f"set yrange [0:{top:g}]\n"
-              f"set xtics ({', '.join(f'{quoted(n)} {x}' for x, n, _ in sides)})\n"
+              f"set xtics ({tics})\n"
               "plot $bars using 1:2:(0.6) with boxes notitle, "
               "$dots using 1:2 with points notitle\n")
     data = "$bars << EOD\n"
