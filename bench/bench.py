@@ -53,7 +53,7 @@ def arguments():
     parser.add_argument("--dir", metavar="DIR",
                         help="measure in this directory's file system")
     parser.add_argument("--out", metavar="DIR",
-                        help="where the results go; default: BUILDDIR/bench")
+                        help="where the results go; default: BUILDDIR/results")
     args = parser.parse_args()
     args.rows = [row.upper() for row in args.rows] or list(ROWS)
     unknown = [row for row in args.rows if row not in ROWS]
@@ -152,7 +152,7 @@ def main():
             print(f"{row.ljust(TITLE_WIDTH)}{function.__doc__}")
         return 0
 
-    out = os.path.abspath(args.out or os.path.join(args.build, "bench"))
+    out = os.path.abspath(args.out or os.path.join(args.build, "results"))
     directory = os.path.abspath(args.dir or out)
     plugin = os.path.abspath(os.path.join(
         args.build, "plugin/.libs/nbdkit-clone-plugin.so"))
