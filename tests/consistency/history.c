@@ -249,6 +249,12 @@ print_illegal (const struct history *h, const struct place *place,
   fprintf (stderr, "\n");
   print_allowed (v);
   print_history (h, place->sector, r);
+  if (read->value == VALUE_OTHER) {
+    fprintf (stderr, "what was read:\n");
+    sector_dump (stderr, read->bytes);
+    fprintf (stderr, "the initial content:\n");
+    sector_dump (stderr, place->initial);
+  }
 }
 
 /* ---- a round ---- */

@@ -152,3 +152,11 @@ sector_print_other (FILE *fp, const uint8_t buf[SECTOR], uint64_t run,
   if (words[WORD_RUN] != run)
     fprintf (fp, " of another run");
 }
+
+void
+sector_dump (FILE *fp, const uint8_t buf[SECTOR])
+{
+  for (unsigned i = 0; i < SECTOR; ++i)
+    fprintf (fp, "%s%02x%s", i % 32 == 0 ? "  " : "", buf[i],
+             i % 32 == 31 ? "\n" : i % 8 == 7 ? " " : "");
+}
