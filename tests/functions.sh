@@ -27,7 +27,11 @@ builddir=${CLONE_BUILDDIR:-$srcdir/../build}
 plugin=$builddir/plugin/.libs/nbdkit-clone-plugin.so
 python=/usr/bin/python3
 
+# The tool under which our code runs, see `under'; empty: none.
+tool=${CLONE_TOOL-$(sed -n 's/^SANITIZER = //p' "$builddir/Makefile")}
+
 tmp=$(mktemp -d "${TMPDIR:-/tmp}/clone-XXXXXX")
+tool_dir=
 pids=()
 
 cleanup ()
@@ -36,6 +40,10 @@ cleanup ()
   set +ex
   for pid in "${pids[@]}"; do kill -9 "$pid" 2>/dev/null; done
   for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null; done
+  if [ -n "$tool_dir" ] && found_something; then
+    echo "$(basename "$0"): FAILED: $tool has found the above"
+    status=1
+  fi
   if [ $status -ne 0 ] && [ $status -ne 77 ]; then
     for log in "$tmp"/*.log; do
       [ -s "$log" ] || continue
@@ -44,7 +52,7 @@ cleanup ()
     done
   fi
   type -t at_exit >/dev/null && at_exit
-  rm -rf "$tmp"
+  rm -rf "$tmp" ${tool_dir:+"$tool_dir"}
   exit $status
 }
 trap cleanup EXIT
@@ -70,6 +78,15 @@ requires ()
   "$@" >/dev/null 2>&1 || skip "needs: $*"
 }
 
+# not_under TOOL... REASON: skip a test that makes no sense under one of these.
+not_under ()
+{
+  while [ $# -gt 1 ]; do
+    [ "$tool" != "$1" ] || skip "not under $tool: ${*: -1}"
+    shift
+  done
+}
+
 requires_command ()
 {
   local c
@@ -85,17 +102,73 @@ fails ()
   if "$@"; then fail "should not succeed: $*"; fi
 }
 
-# Run a command until it succeeds, for a minute at most.
+# Run a command until it succeeds, for a minute at most, ten under a tool.
 eventually ()
 {
   local i
   { set +x; } 2>/dev/null
-  for ((i = 0; i < 1200; i++)); do
+  for ((i = 0; i < ${tool:+10 *} 1200; i++)); do
     if "$@"; then set -x; return 0; fi
     sleep 0.05
   done
   fail "did not come true: $*"
 }
+
+# Tools that look for errors in our code.
+
+# program NAME: prints what to run for NAME of the build directory.
+program ()
+{
+  local file=$builddir/$1
+  if [ -n "$tool" ]; then
+    file=$tool_dir/bin/$(basename "$1")
+    run_under "$file" "$builddir/$1"
+  fi
+  echo "$file"
+}
+
+# run_under FILE PROGRAM: the first runs the second.
+run_under ()
+{
+  printf '#!/bin/sh\nexec bash "%s/under" "%s" "$@"\n' "$srcdir" "$2" >"$1"
+  chmod +x "$1"
+}
+
+# Print the reports.  Are there any?
+found_something ()
+{
+  local report found=1
+  for report in "$tool_dir"/report*; do
+    if [ -s "$report" ]; then
+      echo "--- $tool:"
+      cat "$report"
+      found=0
+    fi
+  done
+  return $found
+}
+
+# fewer NUMBER: of what is tried, where a tool makes it slow a tenth will do.
+fewer ()
+{
+  if [ -n "$tool" ]; then echo $((($1 + 9) / 10)); else echo "$1"; fi
+}
+
+# A test can set tool_wanted before it reads this file.
+if [ -n "${tool_wanted:-}" ]; then
+  not_under asan tsan valgrind "this is about $tool_wanted"
+  tool=$tool_wanted
+fi
+
+# Whoever runs nbdkit, by that name and with our code in it, is under the tool.
+if [ -n "$tool" ]; then
+  tool_dir=$(mktemp -d "${TMPDIR:-/tmp}/clone-tool-XXXXXX")
+  export CLONE_TOOL=$tool CLONE_BUILDDIR=$builddir
+  export CLONE_REPORTS=$tool_dir/report
+  mkdir "$tool_dir/bin"
+  run_under "$tool_dir/bin/nbdkit" "$(command -v nbdkit)"
+  PATH=$tool_dir/bin:$PATH
+fi
 
 # Servers.
 
@@ -148,16 +221,13 @@ serve_qemu ()
 }
 
 # serve_clone KEY=VALUE...: the server "clone", with a control socket.
-# Arguments for nbdkit itself are in the array nbdkit_args, and a command to
-# run nbdkit under in nbdkit_wrapper.
+# Arguments for nbdkit itself are in the array nbdkit_args.
 nbdkit_args=()
-nbdkit_wrapper=()
 serve_clone ()
 {
   rm -f "$tmp/clone.ctl"
-  server clone "${nbdkit_wrapper[@]}" nbdkit -f -P "$tmp/clone.pid" \
-         -U "$tmp/clone.sock" "${nbdkit_args[@]}" "$plugin" \
-         control="$tmp/clone.ctl" "$@"
+  server clone nbdkit -f -P "$tmp/clone.pid" -U "$tmp/clone.sock" \
+         "${nbdkit_args[@]}" "$plugin" control="$tmp/clone.ctl" "$@"
 }
 
 # serve_pausable NAME NBDKIT-ARGUMENT...: a server whose requests can be held.
@@ -328,7 +398,7 @@ refused ()
   # Its own output is not what it must leave alone.
   before=$(find "$tmp" -mindepth 1 ! -name 'refused.*' ! -name '*.log' \
              -printf '%p %y %s %T@ %C@ %i\n' | sort)
-  timeout 60 nbdkit -f -U "$tmp/refused.sock" -P "$tmp/refused.pid" \
+  timeout 300 nbdkit -f -U "$tmp/refused.sock" -P "$tmp/refused.pid" \
           "${nbdkit_args[@]}" "$plugin" "$@" >"$tmp/refused.out" 2>&1 \
           </dev/null || rc=$?
   cat "$tmp/refused.out"

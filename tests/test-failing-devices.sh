@@ -419,7 +419,7 @@ end
 does_not_start ()
 {
   local rc=0
-  timeout 60 nbdkit -f -U "$tmp/refused.sock" "$plugin" "$tmp/src" \
+  timeout 300 nbdkit -f -U "$tmp/refused.sock" "$plugin" "$tmp/src" \
           create=always region-size=64K \
           destination="nbd+unix:///dest?socket=$tmp/devices.sock" \
           metadata="${2:-nbd+unix:///meta?socket=$tmp/devices.sock}" \

@@ -7,15 +7,14 @@
 # same for what the control interface is sent.  Loaders with a bug are caught.
 
 . "$(dirname "$0")/functions.sh"
+# It links the built library, which must not bring another one along.
+not_under asan tsan "the fuzzers have a sanitizer of their own"
+not_under valgrind "the fuzzers have a sanitizer"
 requires_command clang "$python"
 # The fuzzers' own runtime is a package of its own.
 echo 'int LLVMFuzzerTestOneInput (const char *p, long n) { return 0; }' \
   >"$tmp/try.c"
 requires clang -fsanitize=fuzzer,address -o "$tmp/try" "$tmp/try.c"
-# It links the built library, which must not bring another one along.
-if grep -q '^SANITIZER = .' "$builddir/Makefile"; then
-  skip "the library is built with a sanitizer of its own"
-fi
 
 lib=$srcdir/../lib
 libfuzzer=0 afl=0 caught=0

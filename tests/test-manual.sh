@@ -15,6 +15,6 @@ done
 sed -n '/^=head1 SYNOPSIS/,/^=head1 DESCRIPTION/p' \
     "$srcdir/../tools/nbdclone.pod" |
   sed -n 's/^ *\(nbdclone .*\)/\1/p' >"$tmp/manual"
-"$builddir/tools/nbdclone" --help | sed -n 's/^ *\(nbdclone [a-z-]* .*\)/\1/p' |
+"$(program tools/nbdclone)" --help | sed -n 's/^ *\(nbdclone [a-z-]* .*\)/\1/p' |
   grep -v 'looks at' >"$tmp/help"
 diff "$tmp/manual" "$tmp/help"

@@ -7,6 +7,8 @@
 
 . "$(dirname "$0")/functions.sh"
 
+not_under asan tsan valgrind "it measures memory"
+
 requires truncate -s 4T "$tmp/dest-would-fit"
 rm -f "$tmp/dest-would-fit"
 

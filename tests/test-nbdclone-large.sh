@@ -7,8 +7,9 @@
 # and that thousands of damaged sectors make a message of bounded length.
 
 . "$(dirname "$0")/functions.sh"
+not_under asan tsan valgrind "it measures time and memory"
 
-nbdclone=$builddir/tools/nbdclone
+nbdclone=$(program tools/nbdclone)
 meta=$tmp/meta
 
 # 2^30 regions, 266306 sectors of the bitmap, 130 MiB.

@@ -8,7 +8,7 @@
 
 . "$(dirname "$0")/functions.sh"
 
-nbdclone=$builddir/tools/nbdclone
+nbdclone=$(program tools/nbdclone)
 pod=$srcdir/../tools/nbdclone-metadata.pod
 reader=("$python" "$srcdir/metadata.py")
 

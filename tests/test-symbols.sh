@@ -8,6 +8,7 @@
 
 . "$(dirname "$0")/functions.sh"
 
+not_under asan tsan "the compiler adds symbols"
 requires_command nm
 nm -D --defined-only "$plugin" >"$tmp/symbols"
 cat "$tmp/symbols"
