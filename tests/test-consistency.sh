@@ -15,10 +15,10 @@
 . "$(dirname "$0")/functions.sh"
 
 size=32M
-ops=${OPS:-4000}
+ops=${OPS:-$(fewer 4000)}
 seed=${SEED:-1}
-tester=$builddir/tests/consistency/consistency
-[ -x "$tester" ] || fail "$tester is not built"
+[ -x "$builddir/tests/consistency/consistency" ] || fail "it is not built"
+tester=$(program tests/consistency/consistency)
 
 # Slow, so that much can happen between the first look and the second.  A part
 # of it is a hole.
@@ -75,6 +75,9 @@ for config in "4K file true" "1M file false" "4K nbd false" "1M nbd true"; do
   same "$tmp/dest" "$tmp/out"
   seed=$((seed + 1))
 done
+
+# Under a tool, our own code is what counts.
+[ -z "$tool" ] || exit 0
 
 # is_caught: one try may be too few, since the moment must come.
 is_caught ()

@@ -9,6 +9,7 @@
 
 . "$(dirname "$0")/functions.sh"
 
+not_under asan tsan valgrind "it is about builds that are broken"
 requires_command make patch
 [ -x "$builddir/tests/unit/test-scenarios" ] || skip "there are no unit tests"
 
