@@ -7,6 +7,7 @@
 # shows that the invariants say something.
 
 . "$(dirname "$0")/functions.sh"
+not_under asan tsan valgrind "none of our code runs in it"
 requires_command spin gcc
 set +x
 
