@@ -110,7 +110,10 @@ eventually ()
   for ((i = 0; i < ${tool:+10 *} 1200; i++)); do
     if "$@"; then set -x; return 0; fi
     # Perhaps the server that it waits for is gone.
-    if [ -n "$tool_dir" ] && found_something >/dev/null; then break; fi
+    if [ -n "$tool_dir" ] && found_something >/dev/null; then
+      sleep 2 # the report may not be complete
+      break
+    fi
     sleep 0.05
   done
   fail "did not come true: $*"

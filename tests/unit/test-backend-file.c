@@ -598,6 +598,7 @@ END_TEST
  */
 START_TEST (lock_survives_fork)
 {
+  static struct backend *held; /* closed by the end of the processes only */
   int ready[2], end[2];
   char c;
   pid_t parent;
@@ -607,7 +608,8 @@ START_TEST (lock_survives_fork)
   ck_assert_int_eq (pipe (end), 0);
   parent = fork ();
   if (parent == 0) {
-    if (open_path (path, false, true) == NULL)
+    held = open_path (path, false, true);
+    if (held == NULL)
       _exit (1);
     if (fork () > 0)
       _exit (0);
