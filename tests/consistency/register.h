@@ -35,9 +35,10 @@
  * but where many zero requests overlap, some illegal histories are not found.
  *
  * Torn reads.  No protocol promises that reading a sector while it is written
- * returns the old content or the new one; Linux's page cache does not.  So a
- * read may be a mixture, word by word, of values each of which it could have
- * returned, and all but one of which were being written at that time.
+ * returns the old content or the new one; Linux's page cache does not, and an
+ * interrupt may come between any two bytes of its copying.  So a read may be a
+ * mixture, byte by byte, of values each of which it could have returned, and
+ * all but one of which were being written at that time.
  *
  * Histories are checked in rounds: at the end of a round no request is under
  * way.  Of a round only the clusters whose value may still be there are kept

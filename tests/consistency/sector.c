@@ -96,8 +96,7 @@ bool
 sector_is_mixture (const uint8_t buf[SECTOR], uint64_t run, uint64_t sector,
                    const uint8_t *initial, const value_t *values, size_t n)
 {
-  const size_t size = sizeof (uint64_t);
-  bool explained[WORDS] = { false };
+  bool explained[SECTOR] = { false };
   size_t nr_explained = 0;
   uint8_t of[SECTOR];
 
@@ -106,13 +105,13 @@ sector_is_mixture (const uint8_t buf[SECTOR], uint64_t run, uint64_t sector,
       memcpy (of, initial, SECTOR);
     else
       sector_fill (of, run, sector, values[i]);
-    for (unsigned w = 0; w < WORDS; ++w)
-      if (!explained[w] && memcmp (of + w * size, buf + w * size, size) == 0) {
-        explained[w] = true;
+    for (unsigned byte = 0; byte < SECTOR; ++byte)
+      if (!explained[byte] && of[byte] == buf[byte]) {
+        explained[byte] = true;
         nr_explained++;
       }
   }
-  return nr_explained == WORDS;
+  return nr_explained == SECTOR;
 }
 
 void

@@ -54,7 +54,7 @@ extern void sector_fill (uint8_t buf[SECTOR], uint64_t run, uint64_t sector,
 extern value_t sector_value (const uint8_t buf[SECTOR], uint64_t run,
                              uint64_t sector, const uint8_t *initial);
 
-/* Is each word of buf that of one of these values, which may be
+/* Is each byte of buf that of one of these values, which may be
  * VALUE_INITIAL, too?
  */
 extern bool sector_is_mixture (const uint8_t buf[SECTOR], uint64_t run,

@@ -288,6 +288,19 @@ START_TEST (torn_while_written)
 }
 END_TEST
 
+/* As a copy looks that was interrupted: x86's string moves stop at any byte. */
+START_TEST (torn_inside_a_word)
+{
+  uint8_t buf[SECTOR];
+  struct access during = torn_read (buf, initial, a, 2, 3);
+  struct access after = torn_read (buf, initial, a, 5, 6);
+
+  memcpy (buf + HALF, initial + HALF, 5);
+  LEGAL (write_of (a, 1, 10), during);
+  ILLEGAL (5, write_of (a, 1, 4), after);
+}
+END_TEST
+
 START_TEST (torn_while_not_written)
 {
   uint8_t buf[SECTOR];
@@ -547,6 +560,7 @@ main (void)
   tcase_add_test (tc, trim_does_it_late);
   tcase_add_test (tc, trim_brings_back_the_past);
   tcase_add_test (tc, torn_while_written);
+  tcase_add_test (tc, torn_inside_a_word);
   tcase_add_test (tc, torn_while_not_written);
   tcase_add_test (tc, torn_between_two_that_ended);
   tcase_add_test (tc, torn_with_a_stale_half);
