@@ -15,6 +15,12 @@
  * So FUA has a description of its own, opened O_DSYNC, and `fd' sees nothing
  * but plain writes and the flushes.
  *
+ * Write-behind (behind.h) has a third one, read-only, because to wait with
+ * sync_file_range is also told of errors, and takes them away from the
+ * description on which it is called.  None of the three can take anything from
+ * another.  It can be done without, where it cannot be opened.  To close one
+ * gives up no lock: see below.
+ *
  * Locks.  F_OFD_SETLK, because such locks belong to the open file description:
  * they stay when the process forks and the parent ends.
  *
@@ -47,6 +53,7 @@
 #include <linux/fs.h>
 
 #include "backend.h"
+#include "behind.h"
 #include "cleanup.h"
 #include "rounding.h"
 
@@ -63,6 +70,7 @@ struct file {
   struct backend b;
   int fd;
   int fua_fd;            /* O_DSYNC, see above; -1 if read-only */
+  struct behind behind;  /* with a descriptor of its own, see above */
   bool named;            /* false: see backend_file_publish */
   dev_t dev;             /* who this is: a file's device and inode, */
   ino_t ino;
@@ -207,6 +215,9 @@ file_pwrite (struct backend *b, const struct segment *seg, size_t n,
       run++;
     if (write_adjacent (fd, &seg[i], run) == -1)
       return -1;
+    if (flags & BACKEND_BEHIND)
+      for (size_t j = i; j < i + run; ++j)
+        behind_wrote (&f->behind, seg[j].count, seg[j].offset);
   }
   return 0;
 }
@@ -229,8 +240,24 @@ static int
 file_flush (struct backend *b)
 {
   struct file *f = to_file (b);
+  int error;
 
-  return f->named ? sync_fd (f->fd) : 0;
+  if (!f->named)
+    return 0;
+  if (sync_fd (f->fd) == -1)
+    return -1;
+  /* Perhaps nobody but write-behind was told of an error. */
+  error = behind_error (&f->behind);
+  if (error == 0)
+    return 0;
+  errno = error;
+  return failed ();
+}
+
+static void
+file_behind (struct backend *b)
+{
+  behind_run (&to_file (b)->behind);
 }
 
 /* ---- zero and trim ---- */
@@ -490,6 +517,7 @@ file_close (struct backend *b)
 {
   struct file *f = to_file (b);
 
+  behind_destroy (&f->behind);
   if (f->fua_fd >= 0)
     close (f->fua_fd);
   if (f->fd >= 0)
@@ -505,6 +533,7 @@ static const struct backend_ops file_ops = {
   .zero = file_zero,
   .trim = file_trim,
   .flush = file_flush,
+  .behind = file_behind,
   .extents = file_extents,
 };
 
@@ -539,6 +568,7 @@ new_file (const struct backend_params *params, const struct log *log)
   f->b.minimum_block = 1;
   f->block_size = 1;
   f->fd = f->fua_fd = -1;
+  behind_init (&f->behind, -1); /* open_others sets it */
   return f;
 }
 
@@ -613,25 +643,41 @@ is_same_file (const struct file *f, const struct stat *st)
   return !f->is_block && f->dev == st->st_dev && f->ino == st->st_ino;
 }
 
-/* Open the same file once more for FUA. */
+/* Open the same file once more.  Returns a new descriptor, or -1. */
 static int
-open_fua (struct file *f)
+open_again (struct file *f, int flags)
 {
-  const int flags = O_RDWR | O_DSYNC | O_CLOEXEC | O_NONBLOCK;
   char path[sizeof "/proc/self/fd/" + 3 * sizeof (int)];
+  CLEANUP_CLOSE int fd = -1;
   struct stat st;
+  int r;
 
   snprintf (path, sizeof path, "/proc/self/fd/%d", f->fd);
-  f->fua_fd = open (path, flags);
-  if (f->fua_fd == -1)          /* /proc is not there, perhaps */
-    f->fua_fd = open (f->b.name, flags);
-  if (f->fua_fd == -1 || fstat (f->fua_fd, &st) == -1)
+  fd = open (path, flags | O_CLOEXEC | O_NONBLOCK);
+  if (fd == -1)                 /* /proc is not there, perhaps */
+    fd = open (f->b.name, flags | O_CLOEXEC | O_NONBLOCK);
+  if (fd == -1 || fstat (fd, &st) == -1)
     return -1;
   if (!is_same_file (f, &st)) {
     errno = ESTALE;
     return -1;
   }
-  return fcntl (f->fua_fd, F_SETFL, O_DSYNC);
+  if (fcntl (fd, F_SETFL, flags & O_DSYNC) == -1)
+    return -1;
+  r = fd;
+  fd = -1;
+  return r;
+}
+
+/* The other descriptors of a writable file. */
+static int
+open_others (struct file *f)
+{
+  f->fua_fd = open_again (f, O_RDWR | O_DSYNC);
+  if (f->fua_fd == -1)
+    return -1;
+  f->behind.fd = open_again (f, O_RDONLY);
+  return 0;
 }
 
 struct backend *
@@ -674,7 +720,7 @@ backend_file_open (const struct backend_params *params, const struct log *log)
   }
   if (identify (f, &reason) == -1 ||
       fcntl (f->fd, F_SETFL, 0) == -1 ||
-      (!params->readonly && open_fua (f) == -1)) {
+      (!params->readonly && open_others (f) == -1)) {
     cannot ("open", params, log, reason);
     goto error;
   }
@@ -788,7 +834,7 @@ backend_file_create (const struct backend_params *params, uint64_t size,
     f->named &= errno != EBUSY;
     goto error;
   }
-  if (identify (f, &reason) == -1 || open_fua (f) == -1 ||
+  if (identify (f, &reason) == -1 || open_others (f) == -1 ||
       (!params->nameless && give_name (f) == -1)) {
     cannot ("create", params, log, reason);
     goto error;

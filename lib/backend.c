@@ -181,6 +181,13 @@ backend_flush (struct backend *b)
   return b->ops->flush (b);
 }
 
+void
+backend_behind (struct backend *b)
+{
+  if (b->ops->behind)
+    b->ops->behind (b);
+}
+
 int
 backend_extents (struct backend *b, uint64_t count, uint64_t offset,
                  unsigned flags, struct extents *list)

@@ -53,6 +53,7 @@ struct segment {
 #define BACKEND_MAY_TRIM 2 /* zero: may become a hole */
 #define BACKEND_FAST 4     /* zero: EOPNOTSUPP if slower than that */
 #define BACKEND_REQ_ONE 8  /* extents: one extent is enough */
+#define BACKEND_BEHIND 16  /* pwrite: not wanted again soon, see behind */
 
 struct backend_ops {
   /* Free everything, connections and locks included. */
@@ -79,6 +80,14 @@ struct backend_ops {
                unsigned flags);
 
   int (*flush) (struct backend *b);
+
+  /* Let what was written with BACKEND_BEHIND go from the host's memory to the
+   * device.  Whoever writes with that flag calls this soon afterwards, again
+   * and again.  It may wait for the device, to keep back who writes faster than
+   * that; so the caller must own and hold nothing.  It says nothing about what
+   * is durable.  NULL where the flag does nothing.
+   */
+  void (*behind) (struct backend *b);
 
   /* Append to list, which is empty, extents that begin at offset and cover at
    * least one byte and no more than the range.  What the backend does not know
@@ -175,6 +184,7 @@ extern int backend_zero (struct backend *b, uint64_t count, uint64_t offset,
 extern int backend_trim (struct backend *b, uint64_t count, uint64_t offset,
                          unsigned flags);
 extern int backend_flush (struct backend *b);
+extern void backend_behind (struct backend *b);
 extern int backend_extents (struct backend *b, uint64_t count, uint64_t offset,
                             unsigned flags, struct extents *list);
 extern unsigned backend_connections (struct backend *b);

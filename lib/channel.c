@@ -17,11 +17,15 @@
 
 #include "channel.h"
 
+/* So many writes may put off backend_behind. */
+#define MAX_BEHIND 32
+
 struct inline_channel {
   struct channel channel;
   struct backend *backend;
   struct ev_loop *loop;
   struct io *done, **done_end;
+  unsigned behind;  /* writes with BACKEND_BEHIND since backend_behind */
   /* Runs once in each turn of the loop in which something was done, after the
    * loop has looked at its sockets.  (An idle watcher would wait for as long
    * as sockets are busy.)
@@ -36,7 +40,7 @@ do_io (struct backend *b, struct io *io)
   case IO_READ:
     return backend_pread (b, io->buf, io->count, io->offset);
   case IO_WRITE:
-    return backend_pwrite (b, io->buf, io->count, io->offset, 0);
+    return backend_pwrite (b, io->buf, io->count, io->offset, io->flags);
   case IO_ZERO:
     return backend_zero (b, io->count, io->offset, io->flags);
   case IO_EXTENTS:
@@ -54,6 +58,7 @@ inline_submit (struct channel *channel, struct io *io)
   io->next = NULL;
   *ch->done_end = io;
   ch->done_end = &io->next;
+  ch->behind += io->type == IO_WRITE && (io->flags & BACKEND_BEHIND);
   ev_async_send (ch->loop, &ch->wakeup);
 }
 
@@ -69,6 +74,15 @@ inline_wakeup (struct ev_loop *loop, ev_async *w, int revents)
   for (; io; io = next) {
     next = io->next;
     io->done (io);
+  }
+
+  /* What was submitted meanwhile is done, but its done has not been called, so
+   * that regions may be owned, and clients wait for them.  Rather wait for the
+   * device when that is not so, unless that is never.
+   */
+  if (ch->behind > 0 && (ch->done == NULL || ch->behind >= MAX_BEHIND)) {
+    ch->behind = 0;
+    backend_behind (ch->backend);
   }
 }
 

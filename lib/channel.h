@@ -29,7 +29,9 @@ struct io {
   void *buf;               /* IO_READ, IO_WRITE */
   uint64_t count, offset;  /* bytes; IO_READ and IO_WRITE: at most 32 MiB,
                             * IO_ZERO and IO_EXTENTS: at most 1 GiB */
-  unsigned flags;          /* IO_ZERO: BACKEND_MAY_TRIM */
+  unsigned flags;          /* IO_ZERO: BACKEND_MAY_TRIM;
+                            * IO_WRITE: BACKEND_BEHIND, after which the channel
+                            * calls backend_behind */
   struct extents *extents; /* IO_EXTENTS: filled in; empty before */
   void (*done) (struct io *io);
   void *opaque;            /* the caller's */

@@ -380,7 +380,7 @@ go_on (struct copy *copy)
     .type = range->zero ? IO_ZERO : IO_WRITE,
     .buf = range->zero ? NULL : copy->buf + (copy->pos - range->start),
     .offset = copy->pos, .count = n,
-    .flags = range->zero ? BACKEND_MAY_TRIM : 0,
+    .flags = range->zero ? BACKEND_MAY_TRIM : BACKEND_BEHIND,
     .done = written, .opaque = copy,
   };
   if (!commit_may_set (&c->commit)) {

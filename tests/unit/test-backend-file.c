@@ -3,28 +3,36 @@
  */
 
 /* Proves that files are read and written as backend.h says, with and without
- * what the file system may not support; that holes are found; what is refused
- * at open; and that a file has one owner, over fork and beside QEMU (I11).
+ * what the file system may not support; that holes are found; that
+ * write-behind keeps the page cache free; what is refused at open; and that a
+ * file has one owner, over fork and beside QEMU (I11).
  */
 
 #include <config.h>
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include <linux/magic.h>
 
 #include <check.h>
 
 #include "backend.h"
+#include "behind.h"
 #include "mock-backend.h"
 
 #define K UINT64_C (1024)
@@ -376,6 +384,247 @@ START_TEST (errors)
 }
 END_TEST
 
+/* ---- write-behind ---- */
+
+/* In libc's place: which of its calls, those with all of these flags, fails
+ * once, and with what.  0: none.
+ */
+static _Atomic unsigned sync_fails_with_flags;
+static _Atomic int sync_errno;
+
+int
+sync_file_range (int fd, off64_t offset, off64_t count, unsigned flags)
+{
+  unsigned which = sync_fails_with_flags;
+
+  if (which != 0 && (flags & which) == which) {
+    sync_fails_with_flags = 0;
+    errno = sync_errno;
+    return -1;
+  }
+  return syscall (SYS_sync_file_range, fd, offset, count, flags);
+}
+
+/* Bytes of the file that are in the page cache, in a range. */
+static uint64_t
+cached (uint64_t offset, uint64_t count)
+{
+  const long page = sysconf (_SC_PAGESIZE);
+  const size_t pages = count / page;
+  unsigned char *vec = malloc (pages);
+  int fd = open (path, O_RDONLY);
+  void *map = mmap (NULL, count, PROT_READ, MAP_SHARED, fd, offset);
+  uint64_t n = 0;
+
+  ck_assert_ptr_ne (map, MAP_FAILED);
+  ck_assert_int_eq (mincore (map, count, vec), 0);
+  for (size_t i = 0; i < pages; ++i)
+    n += (vec[i] & 1) * page;
+  munmap (map, count);
+  close (fd);
+  free (vec);
+  return n;
+}
+
+/* Its pages are nowhere but in memory. */
+static bool
+is_on_tmpfs (void)
+{
+  struct statfs fs;
+
+  ck_assert_int_eq (statfs (dir, &fs), 0);
+  return fs.f_type == TMPFS_MAGIC;
+}
+
+#define BIG (64 * M)
+#define PIECE (256 * K)
+
+/* What two threads do, each with every other piece. */
+struct half {
+  struct backend *b;
+  const uint8_t *data;
+  unsigned nr, flags;
+};
+
+static void *
+write_half (void *arg)
+{
+  const struct half *half = arg;
+
+  for (uint64_t pos = half->nr * PIECE; pos < BIG; pos += 2 * PIECE) {
+    if (backend_pwrite (half->b, half->data + pos, PIECE, pos,
+                        half->flags) == -1)
+      return (void *)half;
+    backend_behind (half->b);
+  }
+  return NULL;
+}
+
+static void
+write_big (struct backend *b, const uint8_t *data, unsigned flags)
+{
+  struct half half[2];
+  pthread_t thread[2];
+  void *failed;
+
+  for (unsigned i = 0; i < 2; ++i) {
+    half[i] = (struct half){ b, data, i, flags };
+    ck_assert_int_eq (pthread_create (&thread[i], NULL, write_half, &half[i]),
+                      0);
+  }
+  for (unsigned i = 0; i < 2; ++i) {
+    pthread_join (thread[i], &failed);
+    ck_assert_ptr_null (failed);
+  }
+}
+
+static uint8_t *
+random_data (size_t size)
+{
+  uint64_t *data = malloc (size), seed = 5;
+
+  for (size_t i = 0; i < size / sizeof *data; ++i)
+    data[i] = mock_random (&seed);
+  return (uint8_t *)data;
+}
+
+/* What is written with BACKEND_BEHIND leaves the page cache, but for the last
+ * that is on its way; what is written without it stays; both are right.
+ */
+START_TEST (write_behind)
+{
+  struct backend *b = create (BIG);
+  uint8_t *data = random_data (BIG);
+
+  write_big (b, data, 0);
+  ck_assert_uint_gt (cached (0, BIG), BIG / 4 * 3);
+  check_content (data, BIG);
+  data[0] ^= 1;
+  write_big (b, data, BACKEND_BEHIND);
+  /* Pages that the kernel is busy with stay. */
+  if (!is_on_tmpfs ())
+    ck_assert_uint_le (cached (0, BIG), BEHIND_BYTES + 8 * M);
+  check_content (data, BIG);
+  ck_assert_int_eq (backend_flush (b), 0);
+  backend_close (b);
+  free (data);
+}
+END_TEST
+
+/* More than its queue can hold, of all sizes: nothing is lost, and it does
+ * nothing until it is told to.
+ */
+START_TEST (behind_too_much)
+{
+  const uint64_t size = 80 * M, piece = 128 * K;
+  struct backend *b = create (size);
+  uint8_t *data = random_data (size);
+
+  for (uint64_t pos = 0; pos < size; pos += piece) {
+    /* From both ends, so that no two can be joined. */
+    uint64_t at = pos / piece % 2 ? size - (pos + piece) / 2 : pos / 2;
+
+    ck_assert_int_eq (backend_pwrite (b, data + at, piece, at,
+                                      BACKEND_BEHIND), 0);
+  }
+  ck_assert_uint_gt (cached (0, size), size / 4 * 3);
+  backend_behind (b);
+  if (!is_on_tmpfs ())
+    ck_assert_uint_lt (cached (0, size), size / 4 * 3);
+  for (uint64_t pos = 0; pos < M; pos += 1000)
+    ck_assert_int_eq (backend_pwrite (b, data + pos, 1000, pos,
+                                      BACKEND_BEHIND), 0);
+  backend_behind (b);
+  check_content (data, size);
+  backend_close (b);
+  free (data);
+}
+END_TEST
+
+/* When it is told that data were lost, what is in memory stays there, since it
+ * is in no other place any more, and no flush succeeds, although fdatasync does.
+ */
+START_TEST (behind_fails)
+{
+  const unsigned flags[] = { SYNC_FILE_RANGE_WRITE, SYNC_FILE_RANGE_WAIT_AFTER };
+  struct backend *b = create (BIG);
+  uint8_t *data = random_data (BIG);
+
+  sync_errno = _i % 2 ? ENOSPC : EIO;
+  sync_fails_with_flags = flags[_i / 2];
+  write_big (b, data, BACKEND_BEHIND);
+  ck_assert_uint_eq (sync_fails_with_flags, 0);
+  ck_assert_uint_gt (cached (0, BIG), BIG / 4 * 3);
+  for (unsigned i = 0; i < 2; ++i) {
+    ck_assert_int_eq (backend_flush (b), -1);
+    ck_assert_int_eq (errno, sync_errno);
+  }
+  check_content (data, BIG);
+  backend_close (b);
+  free (data);
+}
+END_TEST
+
+/* Where it is not possible, that is all. */
+START_TEST (behind_unsupported)
+{
+  struct backend *b = create (10 * M);
+  uint8_t *data = random_data (10 * M);
+
+  sync_errno = ESPIPE;
+  sync_fails_with_flags = SYNC_FILE_RANGE_WRITE;
+  ck_assert_int_eq (backend_pwrite (b, data, 10 * M, 0, BACKEND_BEHIND), 0);
+  backend_behind (b);
+  ck_assert_uint_eq (sync_fails_with_flags, 0);
+  ck_assert_int_eq (backend_flush (b), 0);
+  check_content (data, 10 * M);
+  backend_close (b);
+  free (data);
+}
+END_TEST
+
+/* It has an open file description of its own: Linux reports each failed
+ * write-back once to each of them, and flushes need theirs (I8).  Closing it
+ * gives up no lock.
+ */
+START_TEST (behind_stands_alone)
+{
+  struct backend *b = create (10 * M);
+  struct stat ours, st;
+  unsigned plain = 0, dsync = 0, readonly = 0;
+
+  ck_assert_int_eq (stat (path, &ours), 0);
+  for (int fd = 3; fd < 100; ++fd) {
+    if (fstat (fd, &st) == -1 || st.st_ino != ours.st_ino ||
+        st.st_dev != ours.st_dev)
+      continue;
+    int flags = fcntl (fd, F_GETFL);
+    if ((flags & O_ACCMODE) == O_RDONLY) {
+      readonly++;
+      /* Writing goes on without it. */
+      ck_assert_int_eq (close (fd), 0);
+    }
+    else if (flags & O_DSYNC)
+      dsync++;
+    else
+      plain++;
+  }
+  ck_assert_uint_eq (plain, 1);
+  ck_assert_uint_eq (dsync, 1);
+  ck_assert_uint_eq (readonly, 1);
+
+  uint8_t *data = random_data (10 * M);
+  ck_assert_int_eq (backend_pwrite (b, data, 10 * M, 0, BACKEND_BEHIND), 0);
+  backend_behind (b);
+  ck_assert_int_eq (backend_flush (b), 0);
+  check_content (data, 10 * M);
+  ck_assert_ptr_null (open_path (path, false, true));
+  ck_assert_int_eq (errno, EBUSY);
+  backend_close (b);
+  free (data);
+}
+END_TEST
+
 /* ---- opening ---- */
 
 /* Open must fail with a message that has this in it. */
@@ -545,7 +794,7 @@ START_TEST (close_on_exec)
     ck_assert_int_eq (fcntl (fd, F_GETFL) & O_NONBLOCK, 0);
     checked++;
   }
-  ck_assert_uint_eq (checked, 2); /* the one for FUA too */
+  ck_assert_uint_eq (checked, 3); /* those for FUA and write-behind, too */
   backend_close (b);
 }
 END_TEST
@@ -733,6 +982,11 @@ main (void)
   tcase_add_test (tc, many_extents);
   tcase_add_test (tc, shortened);
   tcase_add_test (tc, errors);
+  tcase_add_test (tc, write_behind);
+  tcase_add_test (tc, behind_too_much);
+  tcase_add_loop_test (tc, behind_fails, 0, 4);
+  tcase_add_test (tc, behind_unsupported);
+  tcase_add_test (tc, behind_stands_alone);
   tcase_add_test (tc, wrong_types);
   tcase_add_test (tc, missing);
   tcase_add_test (tc, unreadable);
