@@ -459,6 +459,8 @@ clone_pread (struct clone *c, void *buf, uint32_t count, uint64_t offset)
     return backend_pread (c->dest, buf, count, offset);
 
   TEST_POINT (READ_CHOSE_SOURCE);
+  if (c->on_source_read)
+    c->on_source_read (c->on_source_read_opaque, offset, end);
   if (c->options.copy_on_read)
     keep_ends (c, source, offset, end);
   /* A region that becomes valid between the two is read twice, and what a

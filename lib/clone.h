@@ -58,6 +58,12 @@ struct clone {
   void (*on_complete) (void *opaque);
   void *on_complete_opaque;
 
+  /* Told, on a client's thread, what that is about to read from the source.
+   * Set before the first client comes, or NULL.  Must not wait.
+   */
+  void (*on_source_read) (void *opaque, uint64_t start, uint64_t end);
+  void *on_source_read_opaque;
+
   pthread_mutex_t source_lock; /* protects the two below */
   struct backend *source;      /* NULL when it is closed */
   unsigned source_users;       /* it is closed when this becomes 0 */

@@ -208,6 +208,7 @@ end_copy (struct copy *copy)
   {
     LOCK_FOR_SCOPE (&h->lock);
     count_range (w, &copy->range, copy->cost, -1);
+    plan_range_done (&h->plan, &copy->range);
   }
   copy->next = w->idle;
   w->idle = copy;
@@ -598,6 +599,7 @@ fill (struct worker *w)
         count_range (w, &range, cost, -1);
         if (range.cut)
           plan_piece_done (&h->plan, range.cut, false);
+        plan_range_done (&h->plan, &range);
       }
       stop_with_error (h);
       break;
@@ -767,6 +769,7 @@ hydrate_free (struct hydrate *h)
   if (h == NULL)
     return;
   h->clone->on_complete = NULL;
+  h->clone->on_source_read = NULL;
   plan_destroy (&h->plan);
   pthread_mutex_destroy (&h->lock);
   free (h);
@@ -813,6 +816,8 @@ hydrate_start (struct hydrate *h)
   if (r == 0) {
     h->clone->on_complete_opaque = h;
     h->clone->on_complete = clone_became_complete;
+    h->clone->on_source_read_opaque = h;
+    h->clone->on_source_read = hydrate_want;
   }
   for (unsigned i = 0; i < h->nr_workers && r == 0; ++i) {
     struct worker *w = &h->worker[i];
@@ -867,6 +872,16 @@ hydrate_resume (struct hydrate *h)
     start_over (h);
   }
   wake_all (h);
+}
+
+void
+hydrate_want (void *hydrate, uint64_t start, uint64_t end)
+{
+  struct hydrate *h = hydrate;
+  LOCK_FOR_SCOPE (&h->lock);
+
+  if (h->settings.access && !h->paused && !h->stopped)
+    plan_want (&h->plan, start, end + batch_size (&h->settings));
 }
 
 void

@@ -5,7 +5,8 @@
 /* Hydration: the background copier.
  *
  * A plan, shared and under one lock, hands out the next range to copy, in the
- * order of the disk (plan_next in hydrate.c is the place to change that order).
+ * order of the disk, but what clients need first (plan_next in plan.c is the
+ * place to change that order).
  * Workers, each a thread with a libev loop and channels of its own, take ranges
  * from the plan and copy them, many at a time:
  *
@@ -49,6 +50,7 @@ struct hydrate_settings {
   uint64_t threshold; /* most bytes being copied at once, up to
                        * HYDRATE_THRESHOLD_MAX; 0: stop */
   uint64_t batch;     /* largest single copy, HYDRATE_BATCH_MIN.._MAX */
+  bool access;        /* what clients read, and what follows it, comes first */
 };
 
 enum hydrate_state {
@@ -89,6 +91,11 @@ extern void hydrate_stop (struct hydrate *h);
 /* Any thread may call these. */
 extern void hydrate_pause (struct hydrate *h);
 extern void hydrate_resume (struct hydrate *h);
+/* The hydration (a pointer to it) should copy these bytes soon, and a batch of
+ * those after them, since a client is reading them from the source: where the
+ * settings say so, and unless it is paused.
+ */
+extern void hydrate_want (void *hydrate, uint64_t start, uint64_t end);
 extern void hydrate_get_settings (struct hydrate *h,
                                   struct hydrate_settings *settings);
 extern void hydrate_set_settings (struct hydrate *h,

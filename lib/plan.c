@@ -10,7 +10,7 @@
 #include "plan.h"
 #include "rounding.h"
 
-/* Extents are asked for this far ahead of the cursor, and for so many bytes at
+/* Extents are asked for this far ahead of the disk's walk, and for so many bytes at
  * once.
  */
 #define EXTENTS_AHEAD (UINT64_C (1) << 30)
@@ -29,26 +29,31 @@
 void
 plan_init (struct plan *p, const struct region_map *map, bool use_extents)
 {
-  *p = (struct plan){ .map = map, .use_extents = use_extents };
+  *p = (struct plan){
+    .map = map, .use_extents = use_extents, .disk.end = region_map_size (map),
+  };
 }
 
 void
 plan_destroy (struct plan *p)
 {
-  free (p->cut);
+  free (p->disk.cut);
+  for (unsigned i = 0; i < PLAN_MAX_WISHES; ++i)
+    free (p->wish[i].walk.cut);
   extents_free (&p->known);
 }
 
 /* ---- extents ---- */
 
-/* Drop what lies behind the cursor. */
+/* Drop what the disk's walk has passed. */
 static void
 forget_extents (struct plan *p)
 {
   size_t i = 0;
 
   while (i < p->known.len &&
-         p->known.extent[i].offset + p->known.extent[i].length <= p->cursor)
+         p->known.extent[i].offset + p->known.extent[i].length <=
+         p->disk.pos)
     i++;
   if (i == 0)
     return;
@@ -57,13 +62,13 @@ forget_extents (struct plan *p)
            p->known.len * sizeof *p->known.extent);
 }
 
-/* What is known from the cursor on ends here. */
+/* What is known from the disk's walk on ends here. */
 static uint64_t
 known_end (const struct plan *p)
 {
   if (!p->use_extents)
     return region_map_size (p->map);
-  return MAX (extents_end (&p->known), p->cursor);
+  return MAX (extents_end (&p->known), p->disk.pos);
 }
 
 bool
@@ -72,7 +77,7 @@ plan_wants_extents (struct plan *p, uint64_t *offset, uint64_t *count)
   const uint64_t size = region_map_size (p->map);
   const uint64_t end = known_end (p);
 
-  if (end == size || end - p->cursor >= EXTENTS_AHEAD)
+  if (end == size || end - p->disk.pos >= EXTENTS_AHEAD)
     return false;
   *offset = end;
   *count = MIN (size - end, EXTENTS_QUERY);
@@ -84,12 +89,12 @@ plan_add_extents (struct plan *p, const struct extents *list)
 {
   forget_extents (p);
   if (list->len && extents_end (&p->known) != list->extent[0].offset) {
-    /* The cursor has moved meanwhile.  Over regions that became valid: then
+    /* The walk has gone on meanwhile.  Over regions that became valid: then
      * what was known before is behind it.  Or back to the start: then this
      * answer comes too early.
      */
     extents_clear (&p->known);
-    if (list->extent[0].offset > p->cursor)
+    if (list->extent[0].offset > p->disk.pos)
       return 0;
   }
 
@@ -153,15 +158,15 @@ data_end (const struct plan *p, uint64_t start, uint64_t granule,
 /* ---- regions in pieces ---- */
 
 static void
-begin_cut (struct plan *p)
+begin_cut (struct plan *p, struct plan_walk *walk)
 {
   const uint64_t region_size = region_map_region_size (p->map);
 
-  p->cut = calloc (1, sizeof *p->cut);
-  if (p->cut == NULL)
+  walk->cut = calloc (1, sizeof *walk->cut);
+  if (walk->cut == NULL)
     return;
-  p->cut->start = p->cursor;
-  p->cut->end = MIN (p->cursor + region_size, region_map_size (p->map));
+  walk->cut->start = walk->pos;
+  walk->cut->end = MIN (walk->pos + region_size, region_map_size (p->map));
   p->open_cuts++;
 }
 
@@ -172,13 +177,13 @@ plan_cut_done (struct plan *p, struct plan_cut *cut)
   free (cut);
 }
 
-/* No more pieces of the region at the cursor. */
+/* No more pieces of the region that is being cut. */
 static void
-end_cut (struct plan *p, bool failed)
+end_cut (struct plan *p, struct plan_walk *walk, bool failed)
 {
-  struct plan_cut *cut = p->cut;
+  struct plan_cut *cut = walk->cut;
 
-  p->cut = NULL;
+  walk->cut = NULL;
   cut->planned = true;
   cut->failed |= failed;
   if (cut->pieces == 0)
@@ -197,58 +202,181 @@ plan_piece_done (struct plan *p, struct plan_cut *cut, bool ok)
   return false;
 }
 
+/* ---- wishes ---- */
+
+static void
+close_if_done (struct plan_wish *wish)
+{
+  if (wish->walk.pos == wish->walk.end && wish->copies == 0)
+    wish->open = false;
+}
+
+void
+plan_range_done (struct plan *p, const struct plan_range *range)
+{
+  if (range->wish == NULL)
+    return;
+  range->wish->copies--;
+  close_if_done (range->wish);
+}
+
+/* Take from [*start, *end) what belongs to an open wish. */
+static void
+cut_wishes_off (const struct plan *p, uint64_t *start, uint64_t *end)
+{
+  bool again;
+
+  do {
+    again = false;
+    for (unsigned i = 0; i < PLAN_MAX_WISHES; ++i) {
+      const struct plan_wish *w = &p->wish[i];
+
+      if (!w->open || w->walk.end <= *start || w->start >= *end)
+        continue;
+      if (w->start > *start)
+        *end = w->start;
+      else {
+        *start = MIN (w->walk.end, *end);
+        again = true;           /* another one may begin here */
+      }
+    }
+  } while (again && *start < *end);
+}
+
+/* A place for another wish: a free one, or that of the oldest of which nothing
+ * was handed out.  NULL if there is none.
+ */
+static struct plan_wish *
+place_for_wish (struct plan *p)
+{
+  struct plan_wish *oldest = NULL;
+
+  for (unsigned i = 0; i < PLAN_MAX_WISHES; ++i) {
+    struct plan_wish *w = &p->wish[i];
+
+    if (!w->open)
+      return w;
+    if (w->walk.pos == w->start && w->walk.cut == NULL && w->copies == 0 &&
+        (oldest == NULL || w->number < oldest->number))
+      oldest = w;
+  }
+  return oldest;
+}
+
+void
+plan_want (struct plan *p, uint64_t start, uint64_t end)
+{
+  const uint64_t size = region_map_size (p->map);
+  const uint64_t region_size = region_map_region_size (p->map);
+  const uint64_t first = p->disk.cut ? p->disk.cut->end : p->disk.pos;
+  struct plan_wish *w;
+
+  start = MAX (round_down (start, region_size), first);
+  end = end < size ? MIN (round_up (end, region_size), size) : size;
+  if (start >= end)
+    return;
+  cut_wishes_off (p, &start, &end);
+  if (start == end)
+    return;
+  w = place_for_wish (p);
+  if (w)
+    *w = (struct plan_wish){
+      .open = true, .start = start, .walk = { .pos = start, .end = end },
+      .number = ++p->wishes,
+    };
+}
+
+/* The latest wish of which something may be left to hand out. */
+static struct plan_wish *
+latest_wish (struct plan *p)
+{
+  struct plan_wish *latest = NULL;
+
+  for (unsigned i = 0; i < PLAN_MAX_WISHES; ++i) {
+    struct plan_wish *w = &p->wish[i];
+
+    if (w->open && w->walk.pos < w->walk.end &&
+        (latest == NULL || w->number > latest->number))
+      latest = w;
+  }
+  return latest;
+}
+
+/* Hand out nothing more of it: the rest is for the disk's walk. */
+static void
+give_up_wish (struct plan *p, struct plan_wish *w)
+{
+  if (w->walk.cut) {
+    w->walk.pos = w->walk.cut->end;
+    end_cut (p, &w->walk, true);
+  }
+  w->walk.end = w->walk.pos;
+  close_if_done (w);
+}
+
 /* ---- the order ---- */
 
 void
 plan_restart (struct plan *p)
 {
-  if (p->cut)
-    end_cut (p, true);
-  p->cursor = 0;
+  if (p->disk.cut)
+    end_cut (p, &p->disk, true);
+  p->disk.pos = 0;
   extents_clear (&p->known);
+  for (unsigned i = 0; i < PLAN_MAX_WISHES; ++i)
+    if (p->wish[i].open)
+      give_up_wish (p, &p->wish[i]);
 }
 
-/* Move the cursor to the next byte that is invalid and not handed out.  Returns
- * where that run of invalid regions ends, or the disk's size if there is none.
+/* Move a walk to the next byte that is invalid and that it may hand out.
+ * Returns where that run of invalid regions ends, or the walk's end if there is
+ * none.
  */
 static uint64_t
-skip_valid (struct plan *p)
+skip_valid (struct plan *p, struct plan_walk *walk)
 {
-  const uint64_t size = region_map_size (p->map);
   const uint64_t region_size = region_map_region_size (p->map);
+  uint64_t start, end;
   bool valid;
 
   /* A client may have made the region valid that is being cut. */
-  if (p->cut && region_map_is_valid (p->map, p->cut->start / region_size)) {
-    p->cursor = p->cut->end;
-    end_cut (p, true);
+  if (walk->cut &&
+      region_map_is_valid (p->map, walk->cut->start / region_size)) {
+    walk->pos = walk->cut->end;
+    end_cut (p, walk, true);
   }
-  if (p->cut)
-    return p->cut->end;
+  if (walk->cut)
+    return walk->cut->end;
 
-  while (p->cursor < size) {
-    uint64_t n = region_map_run_bytes (p->map, p->cursor,
-                                       MIN (p->cursor + PLAN_MAX_ZERO, size),
-                                       &valid);
+  while (walk->pos < walk->end) {
+    start = walk->pos;
+    end = MIN (walk->pos + PLAN_MAX_ZERO, walk->end);
+    if (walk == &p->disk)
+      cut_wishes_off (p, &start, &end);
+    walk->pos = start;
+    if (start == end)
+      continue;
+    end = start + region_map_run_bytes (p->map, start, end, &valid);
     if (!valid)
-      return p->cursor + n;
-    p->cursor += n;
+      return end;
+    walk->pos = end;
   }
-  return size;
+  return walk->end;
 }
 
-/* Cut the next range off [cursor, limit), in multiples of granule. */
+/* Cut the next range off [pos, limit), in multiples of granule. */
 static enum plan_result
-next_in_run (struct plan *p, uint64_t limit, uint64_t granule, uint64_t batch,
-             struct plan_range *range)
+next_in_run (struct plan *p, struct plan_walk *walk, uint64_t limit,
+             uint64_t granule, uint64_t batch, struct plan_range *range)
 {
-  const uint64_t known = known_end (p);
-  uint64_t start = p->cursor, end = zeroes_end (p, start);
+  /* What a wish does not know is data. */
+  const uint64_t known = walk == &p->disk ? known_end (p) : limit;
+  uint64_t start = walk->pos, end = zeroes_end (p, start);
 
   whole_granules (&start, &end, granule, limit);
-  range->zero = end > start && start == p->cursor;
+  range->zero = end > start && start == walk->pos;
   if (!range->zero) {
-    start = p->cursor;
+    start = walk->pos;
     end = MIN (start + MAX (round_down (batch, granule), granule), limit);
     end = data_end (p, start, granule, end);
   }
@@ -264,40 +392,58 @@ next_in_run (struct plan *p, uint64_t limit, uint64_t granule, uint64_t batch,
   return PLAN_RANGE;
 }
 
-enum plan_result
-plan_next (struct plan *p, uint64_t batch, struct plan_range *range)
+static enum plan_result
+next_of_walk (struct plan *p, struct plan_walk *walk, uint64_t batch,
+              struct plan_range *range)
 {
   const uint64_t region_size = region_map_region_size (p->map);
   enum plan_result r;
   uint64_t limit;
 
-  limit = skip_valid (p);
-  if (p->cursor == region_map_size (p->map))
+  limit = skip_valid (p, walk);
+  if (walk->pos == walk->end)
     return PLAN_END;
-  forget_extents (p);
-  range->cut = NULL;
+  if (walk == &p->disk)
+    forget_extents (p);
+  *range = (struct plan_range){ 0 };
 
-  if (!p->cut) {
-    r = next_in_run (p, limit, region_size, batch, range);
+  if (!walk->cut) {
+    r = next_in_run (p, walk, limit, region_size, batch, range);
     if (r == PLAN_RANGE && (range->zero || region_size <= batch))
       goto out;
     if (region_size <= batch)
       return r;
-    begin_cut (p);
-    if (p->cut == NULL)         /* no memory: ask again later */
+    begin_cut (p, walk);
+    if (walk->cut == NULL)      /* no memory: ask again later */
       return PLAN_WANT_EXTENTS;
-    limit = p->cut->end;
+    limit = walk->cut->end;
   }
 
-  r = next_in_run (p, limit, PIECE_ALIGN, batch, range);
+  r = next_in_run (p, walk, limit, PIECE_ALIGN, batch, range);
   if (r != PLAN_RANGE)
     return r;
-  range->cut = p->cut;
-  p->cut->pieces++;
+  range->cut = walk->cut;
+  walk->cut->pieces++;
 
  out:
-  p->cursor = range->end;
-  if (p->cut && p->cursor == p->cut->end)
-    end_cut (p, false);
+  walk->pos = range->end;
+  if (walk->cut && walk->pos == walk->cut->end)
+    end_cut (p, walk, false);
   return PLAN_RANGE;
+}
+
+enum plan_result
+plan_next (struct plan *p, uint64_t batch, struct plan_range *range)
+{
+  struct plan_wish *wish;
+
+  while ((wish = latest_wish (p)) != NULL) {
+    if (next_of_walk (p, &wish->walk, batch, range) == PLAN_RANGE) {
+      range->wish = wish;
+      wish->copies++;
+      return PLAN_RANGE;
+    }
+    give_up_wish (p, wish);
+  }
+  return next_of_walk (p, &p->disk, batch, range);
 }

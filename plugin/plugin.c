@@ -68,6 +68,7 @@ static struct setup setup = {
 static struct hydrate_settings settings = {
   .threshold = HYDRATE_THRESHOLD_DEFAULT,
   .batch = HYDRATE_BATCH_DEFAULT,
+  .access = true,
 };
 static bool hydration = true;
 static unsigned commit_interval = 1; /* seconds */
@@ -201,6 +202,16 @@ parse_create (const char *key, const char *value, enum setup_create *r)
 }
 
 static int
+parse_priority (const char *key, const char *value, bool *access)
+{
+  *access = strcmp (value, "access") == 0;
+  if (*access || strcmp (value, "sequential") == 0)
+    return 0;
+  nbdkit_error ("%s=%s: must be access or sequential", key, value);
+  return -1;
+}
+
+static int
 parse_number (const char *key, const char *value, unsigned min, unsigned max,
               unsigned *r)
 {
@@ -266,6 +277,8 @@ clone_config (const char *key, const char *value)
                        &settings.batch);
   else if (strcmp (key, "hydration-rate") == 0)
     return parse_size (key, value, 0, INT64_MAX, &settings.rate);
+  else if (strcmp (key, "hydration-priority") == 0)
+    return parse_priority (key, value, &settings.access);
   else if (strcmp (key, "copy-on-read") == 0)
     return parse_bool (key, value, &setup.options.copy_on_read);
   else if (strcmp (key, "discard-passdown") == 0)
@@ -321,6 +334,7 @@ clone_config_complete (void)
   "hydration-threshold=<SIZE>       Most being copied at once [16M].\n" \
   "hydration-batch-size=<SIZE>      Largest single copy [256K].\n"        \
   "hydration-rate=<SIZE>            Bytes a second, 0 for no limit [0].\n" \
+  "hydration-priority=access|sequential  What comes first [access].\n" \
   "copy-on-read=true|false          Keep what clients read [false].\n"  \
   "discard-passdown=true|false      Trim the destination [true].\n"     \
   "commit-interval=<SECONDS>        Between background commits [1].\n"  \
