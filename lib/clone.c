@@ -8,6 +8,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "cleanup.h"
 #include "clone.h"
@@ -366,6 +367,26 @@ read_invalid (struct clone *c, struct backend *source, uint8_t *buf,
   return backend_preadv (source, seg, n);
 }
 
+/* The same, and tell who wants to know. */
+static int
+read_invalid_timed (struct clone *c, struct backend *source, uint8_t *buf,
+                    uint64_t offset, uint64_t end)
+{
+  struct timespec before, after;
+  int r;
+
+  if (c->on_source_read)
+    c->on_source_read (c->on_source_read_opaque, offset, end);
+  clock_gettime (CLOCK_MONOTONIC, &before);
+  r = read_invalid (c, source, buf, offset, end);
+  clock_gettime (CLOCK_MONOTONIC, &after);
+  if (c->on_source_was_read)
+    c->on_source_was_read (c->on_source_read_opaque, end - offset,
+                           after.tv_sec - before.tv_sec +
+                           (after.tv_nsec - before.tv_nsec) / 1e9);
+  return r;
+}
+
 /* Fill from the destination all that is valid by now. */
 static int
 read_valid (struct clone *c, uint8_t *buf, uint64_t offset, uint64_t end)
@@ -459,14 +480,12 @@ clone_pread (struct clone *c, void *buf, uint32_t count, uint64_t offset)
     return backend_pread (c->dest, buf, count, offset);
 
   TEST_POINT (READ_CHOSE_SOURCE);
-  if (c->on_source_read)
-    c->on_source_read (c->on_source_read_opaque, offset, end);
   if (c->options.copy_on_read)
     keep_ends (c, source, offset, end);
   /* A region that becomes valid between the two is read twice, and what a
    * client wrote there wins.
    */
-  r = read_invalid (c, source, buf, offset, end);
+  r = read_invalid_timed (c, source, buf, offset, end);
   if (r == 0)
     r = read_valid (c, buf, offset, end);
   if (r == 0 && c->options.copy_on_read)

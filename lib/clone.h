@@ -58,10 +58,12 @@ struct clone {
   void (*on_complete) (void *opaque);
   void *on_complete_opaque;
 
-  /* Told, on a client's thread, what that is about to read from the source.
-   * Set before the first client comes, or NULL.  Must not wait.
+  /* Told, on a client's thread, what that is about to read from the source; and
+   * how many bytes that was, and how many seconds it took.  Both are set before
+   * the first client comes, or NULL.  They must not wait.
    */
   void (*on_source_read) (void *opaque, uint64_t start, uint64_t end);
+  void (*on_source_was_read) (void *opaque, uint64_t count, double took);
   void *on_source_read_opaque;
 
   pthread_mutex_t source_lock; /* protects the two below */

@@ -28,6 +28,7 @@
 #include "hydrate.h"
 #include "iszero.h"
 #include "ownership.h"
+#include "pace.h"
 #include "plan.h"
 #include "rounding.h"
 #include "test-point.h"
@@ -93,6 +94,7 @@ struct hydrate {
 
   pthread_mutex_t lock; /* protects what follows */
   struct plan plan;
+  struct pace pace;
   struct hydrate_settings settings;
   bool paused;          /* by the user */
   bool stopping;        /* hydrate_stop */
@@ -495,17 +497,19 @@ batch_size (const struct hydrate_settings *s)
   return MAX (batch, HYDRATE_BATCH_MIN);
 }
 
-/* Is there room under the threshold for another batch, in all and in this
- * worker's share?  A lone copy always has room.
+/* Is there room for another batch, in all and in this worker's share?  A lone
+ * copy always has room.
  */
 static bool
-has_room (const struct worker *w, uint64_t batch)
+has_room (const struct worker *w, uint64_t batch, double now)
 {
   const struct hydrate *h = w->h;
-  const uint64_t share = MAX (h->settings.threshold / h->nr_workers, batch);
+  const uint64_t window = pace_window (&h->pace, now, batch,
+                                       h->settings.threshold);
+  const uint64_t share = MAX (window / h->nr_workers, batch);
 
   return w->copies < MAX_COPIES &&
-    (h->bytes == 0 || h->bytes + batch <= h->settings.threshold) &&
+    (h->bytes == 0 || h->bytes + batch <= window) &&
     (w->bytes == 0 || w->bytes + batch <= share);
 }
 
@@ -526,7 +530,7 @@ next_range (struct worker *w, struct plan_range *range, uint64_t *cost,
       s->threshold == 0)
     return NEXT_WAIT;
   batch = batch_size (s);
-  if (!has_room (w, batch))
+  if (!has_room (w, batch, now))
     return NEXT_WAIT;
   if (s->rate && h->rate_next > now) {
     *wait = h->rate_next - now;
@@ -770,6 +774,7 @@ hydrate_free (struct hydrate *h)
     return;
   h->clone->on_complete = NULL;
   h->clone->on_source_read = NULL;
+  h->clone->on_source_was_read = NULL;
   plan_destroy (&h->plan);
   pthread_mutex_destroy (&h->lock);
   free (h);
@@ -818,6 +823,7 @@ hydrate_start (struct hydrate *h)
     h->clone->on_complete = clone_became_complete;
     h->clone->on_source_read_opaque = h;
     h->clone->on_source_read = hydrate_want;
+    h->clone->on_source_was_read = hydrate_was_read;
   }
   for (unsigned i = 0; i < h->nr_workers && r == 0; ++i) {
     struct worker *w = &h->worker[i];
@@ -882,6 +888,17 @@ hydrate_want (void *hydrate, uint64_t start, uint64_t end)
 
   if (h->settings.access && !h->paused && !h->stopped)
     plan_want (&h->plan, start, end + batch_size (&h->settings));
+}
+
+void
+hydrate_was_read (void *hydrate, uint64_t count, double took)
+{
+  struct hydrate *h = hydrate;
+  const double now = seconds ();
+  LOCK_FOR_SCOPE (&h->lock);
+
+  pace_was_read (&h->pace, count, took, now, batch_size (&h->settings),
+                 h->settings.threshold);
 }
 
 void

@@ -96,6 +96,8 @@ extern void hydrate_resume (struct hydrate *h);
  * settings say so, and unless it is paused.
  */
 extern void hydrate_want (void *hydrate, uint64_t start, uint64_t end);
+/* And this is how many bytes that was, and how many seconds it took (pace.h). */
+extern void hydrate_was_read (void *hydrate, uint64_t count, double took);
 extern void hydrate_get_settings (struct hydrate *h,
                                   struct hydrate_settings *settings);
 extern void hydrate_set_settings (struct hydrate *h,
