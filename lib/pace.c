@@ -44,7 +44,7 @@ pace_was_read (struct pace *p, uint64_t count, double took, double now,
   remember (p, took, now);
   if (p->probe > 0)
     return;
-  p->window *= took > shortest (p) * 1.25 + PACE_SLACK ? 0.75 : 1 + 1.0 / 400;
+  p->window *= took > shortest (p) * 1.1 + PACE_SLACK ? 0.75 : 1 + 1.0 / 400;
   p->window = MAX (MIN (p->window, (double)threshold), (double)batch);
 }
 

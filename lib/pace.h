@@ -7,7 +7,7 @@
  * The rule: hydration may have as many bytes under way as the window says, which
  * is never more than the threshold and never less than a batch.  Each short read
  * of the source for a client is timed.  The shortest time of the last seconds is
- * what the source needs by itself; a read is late when it takes a quarter and
+ * what the source needs by itself; a read is late when it takes a tenth and
  * PACE_SLACK longer than that.  Each late one makes the window smaller by a
  * quarter, and each that is in time makes it larger by 1/400.  So it settles
  * where about one read in a hundred is late.  When no client has read from the
@@ -29,7 +29,7 @@
 
 #include <stdint.h>
 
-#define PACE_SLACK 0.001
+#define PACE_SLACK 0.0005
 #define PACE_IDLE 0.5
 
 /* For how long the shortest time counts, at least, and after how long hydration

@@ -464,7 +464,7 @@ START_TEST (test_answers)
   ck_assert_int_eq (a.code, 200);
   ck_assert_str_eq (a.body, "{\"hydration-rate\": 1048576, "
                     "\"hydration-threshold\": 16777216, "
-                    "\"hydration-batch-size\": 262144}\n");
+                    "\"hydration-batch-size\": 1048576}\n");
   json_decref (a.json);
   ask (&a, "PATCH", "/settings", NULL, "{\"hydration-rate\": 0}");
   json_decref (a.json);
