@@ -34,6 +34,7 @@
 #include "backend.h"
 #include "behind.h"
 #include "mock-backend.h"
+#include "run-suite.h"
 
 #define K UINT64_C (1024)
 #define M (K * K)
@@ -970,8 +971,6 @@ main (void)
 {
   Suite *suite = suite_create ("backend-file");
   TCase *tc = tcase_create ("backend-file");
-  SRunner *runner;
-  int failed;
 
   tcase_set_timeout (tc, 120);
   tcase_add_checked_fixture (tc, setup, teardown);
@@ -1002,9 +1001,5 @@ main (void)
   tcase_add_test (tc, qemu_itself);
   suite_add_tcase (suite, tc);
 
-  runner = srunner_create (suite);
-  srunner_run_all (runner, CK_ENV);
-  failed = srunner_ntests_failed (runner);
-  srunner_free (runner);
-  return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+  return run_suite (suite);
 }

@@ -21,6 +21,7 @@
 #include "clone.h"
 #include "mock-backend.h"
 #include "rounding.h"
+#include "run-suite.h"
 
 #define K UINT64_C (1024)
 #define M (K * K)
@@ -1439,8 +1440,6 @@ main (void)
 {
   Suite *suite = suite_create ("clone");
   TCase *tc = tcase_create ("clone");
-  SRunner *runner;
-  int failed;
 
   tcase_set_timeout (tc, 240);
   tcase_add_checked_fixture (tc, NULL, teardown);
@@ -1480,9 +1479,5 @@ main (void)
   tcase_add_loop_test (tc, power_cuts, 0, 20);
   suite_add_tcase (suite, tc);
 
-  runner = srunner_create (suite);
-  srunner_run_all (runner, CK_ENV);
-  failed = srunner_ntests_failed (runner);
-  srunner_free (runner);
-  return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+  return run_suite (suite);
 }

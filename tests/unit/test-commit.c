@@ -20,6 +20,7 @@
 #include "mock-backend.h"
 #include "region-map.h"
 #include "rounding.h"
+#include "run-suite.h"
 
 #define SECTORS 20
 #define REGION UINT64_C (4096)
@@ -621,8 +622,6 @@ main (void)
 {
   Suite *suite = suite_create ("commit");
   TCase *tc = tcase_create ("commit");
-  SRunner *runner;
-  int failed;
 
   tcase_set_timeout (tc, 120);
   tcase_add_checked_fixture (tc, setup, teardown);
@@ -646,9 +645,5 @@ main (void)
   tcase_add_test (tc, stress);
   suite_add_tcase (suite, tc);
 
-  runner = srunner_create (suite);
-  srunner_run_all (runner, CK_ENV);
-  failed = srunner_ntests_failed (runner);
-  srunner_free (runner);
-  return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+  return run_suite (suite);
 }

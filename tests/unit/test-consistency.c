@@ -16,6 +16,7 @@
 
 #include "consistency/random.h"
 #include "consistency/register.h"
+#include "run-suite.h"
 
 #define RUN 7
 #define PLACE 42
@@ -534,8 +535,6 @@ main (void)
 {
   Suite *suite = suite_create ("consistency");
   TCase *tc = tcase_create ("consistency");
-  SRunner *runner;
-  int failed;
 
   tcase_set_timeout (tc, 120);
   tcase_add_checked_fixture (tc, setup, teardown);
@@ -571,9 +570,5 @@ main (void)
   tcase_add_test (tc, with_zeroes_it_is_sound);
   suite_add_tcase (suite, tc);
 
-  runner = srunner_create (suite);
-  srunner_run_all (runner, CK_ENV);
-  failed = srunner_ntests_failed (runner);
-  srunner_free (runner);
-  return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+  return run_suite (suite);
 }

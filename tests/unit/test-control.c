@@ -41,6 +41,7 @@
 #include "metadata.h"
 #include "mock-backend.h"
 #include "progress.h"
+#include "run-suite.h"
 #include "status.h"
 
 #define DISK_SIZE (UINT64_C (256) << 10)
@@ -1181,11 +1182,5 @@ control_suite (void)
 int
 main (void)
 {
-  SRunner *runner = srunner_create (control_suite ());
-  int failed;
-
-  srunner_run_all (runner, CK_ENV);
-  failed = srunner_ntests_failed (runner);
-  srunner_free (runner);
-  return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+  return run_suite (control_suite ());
 }

@@ -16,6 +16,7 @@
 #include "backend.h"
 #include "extents.h"
 #include "mock-backend.h"
+#include "run-suite.h"
 
 #define M (UINT64_C (1) << 20)
 
@@ -106,8 +107,6 @@ main (void)
 {
   Suite *suite = suite_create ("extents");
   TCase *tc = tcase_create ("extents");
-  SRunner *runner;
-  int failed;
 
   tcase_set_timeout (tc, 120);
   tcase_add_test (tc, merge);
@@ -116,9 +115,5 @@ main (void)
   tcase_add_test (tc, is_zero);
   suite_add_tcase (suite, tc);
 
-  runner = srunner_create (suite);
-  srunner_run_all (runner, CK_ENV);
-  failed = srunner_ntests_failed (runner);
-  srunner_free (runner);
-  return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+  return run_suite (suite);
 }

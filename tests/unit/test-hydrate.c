@@ -21,6 +21,7 @@
 #include "hydrate.h"
 #include "mock-backend.h"
 #include "rounding.h"
+#include "run-suite.h"
 
 #define K UINT64_C (1024)
 #define M (K * K)
@@ -644,8 +645,6 @@ main (void)
 {
   Suite *suite = suite_create ("hydrate");
   TCase *tc = tcase_create ("hydrate");
-  SRunner *runner;
-  int failed;
 
   tcase_set_timeout (tc, 120);
   tcase_add_checked_fixture (tc, NULL, teardown);
@@ -669,9 +668,5 @@ main (void)
   tcase_add_loop_test (tc, stress, 0, 2);
   suite_add_tcase (suite, tc);
 
-  runner = srunner_create (suite);
-  srunner_run_all (runner, CK_ENV);
-  failed = srunner_ntests_failed (runner);
-  srunner_free (runner);
-  return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+  return run_suite (suite);
 }

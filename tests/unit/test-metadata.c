@@ -20,6 +20,7 @@
 #include "metadata.h"
 #include "mock-backend.h"
 #include "region-map.h"
+#include "run-suite.h"
 
 #define K UINT64_C (1024)
 
@@ -899,8 +900,6 @@ main (void)
 {
   Suite *suite = suite_create ("metadata");
   TCase *tc = tcase_create ("metadata");
-  SRunner *runner;
-  int failed;
 
   tcase_set_timeout (tc, 240);
   tcase_add_checked_fixture (tc, setup, teardown);
@@ -928,9 +927,5 @@ main (void)
   tcase_add_test (tc, large_store);
   suite_add_tcase (suite, tc);
 
-  runner = srunner_create (suite);
-  srunner_run_all (runner, CK_ENV);
-  failed = srunner_ntests_failed (runner);
-  srunner_free (runner);
-  return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+  return run_suite (suite);
 }

@@ -15,6 +15,7 @@
 
 #include "mock-backend.h"
 #include "ownership.h"
+#include "run-suite.h"
 
 static struct ownership o;
 
@@ -321,8 +322,6 @@ main (void)
 {
   Suite *suite = suite_create ("ownership");
   TCase *tc = tcase_create ("ownership");
-  SRunner *runner;
-  int failed;
 
   tcase_set_timeout (tc, 120);
   tcase_add_checked_fixture (tc, setup, teardown);
@@ -336,9 +335,5 @@ main (void)
   tcase_add_test (tc, stress);
   suite_add_tcase (suite, tc);
 
-  runner = srunner_create (suite);
-  srunner_run_all (runner, CK_ENV);
-  failed = srunner_ntests_failed (runner);
-  srunner_free (runner);
-  return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+  return run_suite (suite);
 }

@@ -15,6 +15,7 @@
 
 #include "mock-backend.h"
 #include "pace.h"
+#include "run-suite.h"
 
 #define K UINT64_C (1024)
 #define M (K * K)
@@ -130,8 +131,6 @@ main (void)
 {
   Suite *suite = suite_create ("pace");
   TCase *tc = tcase_create ("pace");
-  SRunner *runner;
-  int failures;
 
   tcase_add_test (tc, alone);
   tcase_add_test (tc, gives_way);
@@ -140,9 +139,5 @@ main (void)
   tcase_add_test (tc, long_reads);
   suite_add_tcase (suite, tc);
 
-  runner = srunner_create (suite);
-  srunner_run_all (runner, CK_ENV);
-  failures = srunner_ntests_failed (runner);
-  srunner_free (runner);
-  return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+  return run_suite (suite);
 }

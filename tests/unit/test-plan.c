@@ -16,6 +16,7 @@
 #include "mock-backend.h"
 #include "plan.h"
 #include "rounding.h"
+#include "run-suite.h"
 
 #define K UINT64_C (1024)
 #define M (K * K)
@@ -312,8 +313,6 @@ main (void)
 {
   Suite *suite = suite_create ("plan");
   TCase *tc = tcase_create ("plan");
-  SRunner *runner;
-  int failures;
 
   tcase_set_timeout (tc, 120);
   tcase_add_test (tc, disk_order);
@@ -326,9 +325,5 @@ main (void)
   tcase_add_loop_test (tc, everything_once, 0, 30);
   suite_add_tcase (suite, tc);
 
-  runner = srunner_create (suite);
-  srunner_run_all (runner, CK_ENV);
-  failures = srunner_ntests_failed (runner);
-  srunner_free (runner);
-  return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+  return run_suite (suite);
 }

@@ -20,6 +20,7 @@
 #include "mock-backend.h"
 #include "region-map.h"
 #include "rounding.h"
+#include "run-suite.h"
 
 #define K UINT64_C (1024)
 
@@ -467,8 +468,6 @@ main (void)
 {
   Suite *suite = suite_create ("region-map");
   TCase *tc = tcase_create ("region-map");
-  SRunner *runner;
-  int failed;
 
   tcase_set_timeout (tc, 120);
   tcase_add_test (tc, limits);
@@ -483,9 +482,5 @@ main (void)
   tcase_add_test (tc, memory);
   suite_add_tcase (suite, tc);
 
-  runner = srunner_create (suite);
-  srunner_run_all (runner, CK_ENV);
-  failed = srunner_ntests_failed (runner);
-  srunner_free (runner);
-  return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+  return run_suite (suite);
 }

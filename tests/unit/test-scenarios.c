@@ -28,6 +28,7 @@
 #include "mock-backend.h"
 #include "points.h"
 #include "rounding.h"
+#include "run-suite.h"
 
 #define K UINT64_C (1024)
 #define M (K * K)
@@ -725,8 +726,6 @@ main (void)
 {
   Suite *suite = suite_create ("scenarios");
   TCase *tc = tcase_create ("scenarios");
-  SRunner *runner;
-  int failed;
 
   tcase_set_timeout (tc, 120);
   tcase_add_checked_fixture (tc, NULL, teardown);
@@ -743,9 +742,5 @@ main (void)
   tcase_add_loop_test (tc, fua_during_commit, 0, COMMIT_POINTS);
   suite_add_tcase (suite, tc);
 
-  runner = srunner_create (suite);
-  srunner_run_all (runner, CK_ENV);
-  failed = srunner_ntests_failed (runner);
-  srunner_free (runner);
-  return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+  return run_suite (suite);
 }

@@ -1,0 +1,27 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* What main of every unit test ends with. */
+
+#ifndef UNIT_RUN_SUITE_H
+#define UNIT_RUN_SUITE_H
+
+#include <stdlib.h>
+
+#include <check.h>
+
+/* Run the suite, free it, and return the exit status. */
+static inline int
+run_suite (Suite *suite)
+{
+  SRunner *runner = srunner_create (suite);
+  int failed;
+
+  srunner_run_all (runner, CK_ENV);
+  failed = srunner_ntests_failed (runner);
+  srunner_free (runner);
+  return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
+
+#endif /* UNIT_RUN_SUITE_H */
