@@ -23,7 +23,6 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include <ev.h>
 #include <libnbd.h>
@@ -31,6 +30,7 @@
 #include "backend.h"
 #include "channel.h"
 #include "cleanup.h"
+#include "clock.h"
 #include "nbd-conn.h"
 #include "ownership.h"
 #include "rounding.h"
@@ -1165,15 +1165,6 @@ connect_further (struct nbd *n, const struct backend_params *params,
   }
 }
 
-static int64_t
-now_ms (void)
-{
-  struct timespec ts;
-
-  clock_gettime (CLOCK_MONOTONIC, &ts);
-  return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
-
 static int
 connect_all (struct nbd *n, const struct backend_params *params)
 {
@@ -1181,7 +1172,7 @@ connect_all (struct nbd *n, const struct backend_params *params)
     .role = params->role, .uri = params->name, .log = n->b.log,
     .timeout = FIRST_TIMEOUT, .required = true
   };
-  int64_t begin = now_ms ();
+  int64_t begin = monotonic_ms ();
   struct nbd_conn *conn = nbd_conn_open (&cp);
 
   if (conn == NULL) {
@@ -1193,7 +1184,7 @@ connect_all (struct nbd *n, const struct backend_params *params)
   if (check_export (nbd_conn_handle (conn), params, n->b.log) == -1)
     return -1;
   learn_export (n, nbd_conn_handle (conn));
-  connect_further (n, params, now_ms () - begin);
+  connect_further (n, params, monotonic_ms () - begin);
   n->clients = MAX (n->connections / 2, 1u);
   log_debug (n->b.log, LOG_HYDRATE, "%s %s: %u connections, of which %u are "
              "for clients", params->role, params->name, n->connections,

@@ -8,9 +8,9 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "cleanup.h"
+#include "clock.h"
 #include "clone.h"
 #include "iszero.h"
 #include "rounding.h"
@@ -343,20 +343,22 @@ next_source_stretch (const struct clone *c, uint64_t offset, uint64_t end,
 }
 
 /* Fill from the source what is invalid (and small valid gaps, which
- * read_valid replaces).
+ * read_valid replaces).  *count is set to how many bytes that was.
  */
 static int
 read_invalid (struct clone *c, struct backend *source, uint8_t *buf,
-              uint64_t offset, uint64_t end)
+              uint64_t offset, uint64_t end, uint64_t *count)
 {
   struct segment seg[MAX_SEGMENTS];
   uint64_t pos = offset, start, stop;
   size_t n = 0;
 
+  *count = 0;
   while (next_source_stretch (c, pos, end, &start, &stop)) {
     seg[n++] = (struct segment){
       buf + (start - offset), stop - start, start
     };
+    *count += stop - start;
     pos = stop;
     if (n == MAX_SEGMENTS) {
       if (backend_preadv (source, seg, n) == -1)
@@ -367,23 +369,24 @@ read_invalid (struct clone *c, struct backend *source, uint8_t *buf,
   return backend_preadv (source, seg, n);
 }
 
-/* The same, and tell who wants to know. */
+/* The same, and tell who wants to know.  A read that failed, or that came when
+ * all had become valid, does not say how long the source takes.
+ */
 static int
 read_invalid_timed (struct clone *c, struct backend *source, uint8_t *buf,
                     uint64_t offset, uint64_t end)
 {
-  struct timespec before, after;
+  double before;
+  uint64_t count;
   int r;
 
   if (c->on_source_read)
     c->on_source_read (c->on_source_read_opaque, offset, end);
-  clock_gettime (CLOCK_MONOTONIC, &before);
-  r = read_invalid (c, source, buf, offset, end);
-  clock_gettime (CLOCK_MONOTONIC, &after);
-  if (c->on_source_was_read)
-    c->on_source_was_read (c->on_source_read_opaque, end - offset,
-                           after.tv_sec - before.tv_sec +
-                           (after.tv_nsec - before.tv_nsec) / 1e9);
+  before = monotonic_seconds ();
+  r = read_invalid (c, source, buf, offset, end, &count);
+  if (r == 0 && count > 0 && c->on_source_was_read)
+    c->on_source_was_read (c->on_source_read_opaque, count,
+                           monotonic_seconds () - before);
   return r;
 }
 

@@ -29,13 +29,13 @@
 #include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <jansson.h>
 #include <microhttpd.h>
 
 #include "cleanup.h"
+#include "clock.h"
 #include "control.h"
 #include "hydrate.h"
 #include "listen.h"
@@ -488,15 +488,6 @@ on_request_done (void *opaque, struct MHD_Connection *connection,
 
 /* ---- the thread ---- */
 
-static int64_t
-now_ms (void)
-{
-  struct timespec ts;
-
-  clock_gettime (CLOCK_MONOTONIC, &ts);
-  return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
-
 /* A client that went away while it waited must not keep its connection until
  * hydration ends, perhaps days later.
  */
@@ -532,7 +523,7 @@ check_waiters (struct control *c, bool stop)
   struct request *r, *next;
   bool ended;
 
-  c->next_check = now_ms () + CHECK_INTERVAL;
+  c->next_check = monotonic_ms () + CHECK_INTERVAL;
   if (c->waiters == NULL)
     return;
   status_get (c->service, &status);
@@ -573,13 +564,13 @@ wait_for_events (struct control *c, int64_t max)
 static void
 finish_answers (struct control *c)
 {
-  const int64_t end = now_ms () + STOP_TIMEOUT;
+  const int64_t end = monotonic_ms () + STOP_TIMEOUT;
   int64_t now;
 
   MHD_quiesce_daemon (c->daemon);
   check_waiters (c, true);
   MHD_run (c->daemon);
-  while (c->unanswered > 0 && (now = now_ms ()) < end) {
+  while (c->unanswered > 0 && (now = monotonic_ms ()) < end) {
     wait_for_events (c, end - now);
     MHD_run (c->daemon);
   }
@@ -594,8 +585,8 @@ control_thread (void *opaque)
     int64_t wait;
 
     MHD_run (c->daemon);
-    wait = c->waiters ? MAX (c->next_check - now_ms (), 0) : -1;
-    if (wait_for_events (c, wait) || now_ms () >= c->next_check)
+    wait = c->waiters ? MAX (c->next_check - monotonic_ms (), 0) : -1;
+    if (wait_for_events (c, wait) || monotonic_ms () >= c->next_check)
       check_waiters (c, false);
   }
   finish_answers (c);

@@ -18,13 +18,13 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <ev.h>
 
 #include "channel.h"
 #include "cleanup.h"
+#include "clock.h"
 #include "hydrate.h"
 #include "iszero.h"
 #include "ownership.h"
@@ -112,16 +112,6 @@ struct hydrate {
 
 static void fill (struct worker *w);
 static void go_on (struct copy *copy);
-
-/* ev_now jumps when somebody sets the clock. */
-static double
-seconds (void)
-{
-  struct timespec ts;
-
-  clock_gettime (CLOCK_MONOTONIC, &ts);
-  return ts.tv_sec + ts.tv_nsec / 1e9;
-}
 
 static void
 wake_all (struct hydrate *h)
@@ -522,7 +512,8 @@ next_range (struct worker *w, struct plan_range *range, uint64_t *cost,
 {
   struct hydrate *h = w->h;
   const struct hydrate_settings *s = &h->settings;
-  const double now = seconds ();
+  /* Not ev_now, which jumps when somebody sets the clock. */
+  const double now = monotonic_seconds ();
   uint64_t batch;
   LOCK_FOR_SCOPE (&h->lock);
 
@@ -894,7 +885,7 @@ void
 hydrate_was_read (void *hydrate, uint64_t count, double took)
 {
   struct hydrate *h = hydrate;
-  const double now = seconds ();
+  const double now = monotonic_seconds ();
   LOCK_FOR_SCOPE (&h->lock);
 
   pace_was_read (&h->pace, count, took, now, batch_size (&h->settings),

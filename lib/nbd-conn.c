@@ -13,13 +13,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <ev.h>
 #include <libnbd.h>
 
 #include "cleanup.h"
+#include "clock.h"
 #include "nbd-conn.h"
 #include "rounding.h"
 
@@ -85,15 +85,6 @@ nbd_conn_strerror (void)
   return strncmp (error, "nbd_", 4) == 0 && colon ? colon + 2 : error;
 }
 
-static int64_t
-now_ms (void)
-{
-  struct timespec ts;
-
-  clock_gettime (CLOCK_MONOTONIC, &ts);
-  return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
-
 /* Reads are not initialised by libnbd but by on_chunk, and only where the
  * server left a gap.  Alignment is ours to see to: the last block of an export
  * whose size is no multiple of the block size could not be reached otherwise.
@@ -116,12 +107,12 @@ set_up (struct nbd_handle *nbd, const struct nbd_conn_params *params)
 static const char *
 handshake (struct nbd_handle *nbd, const struct nbd_conn_params *params)
 {
-  int64_t deadline = now_ms () + params->timeout;
+  int64_t deadline = monotonic_ms () + params->timeout;
 
   if (nbd_aio_connect_uri (nbd, params->uri) == -1)
     return nbd_conn_strerror ();
   while (nbd_aio_is_connecting (nbd)) {
-    int64_t left = deadline - now_ms ();
+    int64_t left = deadline - monotonic_ms ();
 
     if (left <= 0)
       return "the server does not answer";
