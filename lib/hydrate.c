@@ -694,6 +694,7 @@ worker_thread (void *arg)
   channel_free (w->to);
   w->from = w->to = NULL;
   clone_source_put (w->h->clone);
+  w->source = NULL;
   return NULL;
 }
 
@@ -736,6 +737,7 @@ worker_undo (struct worker *w)
   w->from = w->to = NULL;
   if (w->source)
     clone_source_put (w->h->clone);
+  w->source = NULL;
 }
 
 /* ---- public functions ---- */
@@ -766,6 +768,11 @@ hydrate_free (struct hydrate *h)
   h->clone->on_complete = NULL;
   h->clone->on_source_read = NULL;
   h->clone->on_source_was_read = NULL;
+  for (unsigned i = 0; i < h->nr_workers; ++i) {
+    if (h->worker[i].loop)
+      ev_loop_destroy (h->worker[i].loop);
+    extents_free (&h->worker[i].extents);
+  }
   plan_destroy (&h->plan);
   pthread_mutex_destroy (&h->lock);
   free (h);
@@ -843,13 +850,8 @@ hydrate_stop (struct hydrate *h)
       pthread_join (w->thread, NULL);
     else
       worker_undo (w);
+    w->started = false;
   }
-  for (unsigned i = 0; i < h->nr_workers; ++i) {
-    if (h->worker[i].loop)
-      ev_loop_destroy (h->worker[i].loop);
-    extents_free (&h->worker[i].extents);
-  }
-  h->nr_workers = 0;
 }
 
 void

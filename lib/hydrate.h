@@ -85,7 +85,10 @@ extern void hydrate_free (struct hydrate *h);
  */
 extern int hydrate_start (struct hydrate *h);
 
-/* Stop taking new ranges, finish or drop those under way, join the threads. */
+/* Stop taking new ranges, finish or drop those under way, join the threads.
+ * Flushes may go on meanwhile, and what they tell reaches the object until
+ * hydrate_free.
+ */
 extern void hydrate_stop (struct hydrate *h);
 
 /* Any thread may call these. */

@@ -429,9 +429,9 @@ history_run (const struct state *before, uint64_t seed, bool may_fail)
   if (how == HYDRATION_TO_THE_END)
     wait_for_the_end (hydrate);
   hydrate_stop (hydrate);
-  hydrate_free (hydrate);
   cm.stop = true;
   mock_join (thread);
+  hydrate_free (hydrate);
   close_disk (h);
   return h;
 }
