@@ -201,6 +201,25 @@ backend_connections (struct backend *b)
   return b->ops->connections ? b->ops->connections (b) : 1;
 }
 
+int
+backend_start (struct backend *b, const struct backend_service *service)
+{
+  return b->ops->start ? b->ops->start (b, service) : 0;
+}
+
+void
+backend_interrupt (struct backend *b, int grace)
+{
+  if (b->ops->interrupt)
+    b->ops->interrupt (b, grace);
+}
+
+enum backend_state
+backend_state (struct backend *b)
+{
+  return b->ops->state ? b->ops->state (b) : BACKEND_UP;
+}
+
 /* ---- Is it all zero? ---- */
 
 /* The same, of an extent that is not known to be zero.  The buffer is made at

@@ -20,7 +20,8 @@
  *
  * Errors: -1 with errno set to EIO, ENOSPC, ENOMEM, EPERM or ESHUTDOWN, and
  * EOPNOTSUPP only where said below.  A transfer that failed may have been done
- * in part.  The functions log nothing: the caller knows what the failure
+ * in part.  A peer that is lost is waited for (backend_start), but for extents,
+ * which are data then.  The functions log nothing: the caller knows what the failure
  * means.  (Opening is different, it logs what is wrong.)
  *
  * Durability: what pwrite, zero and trim did is durable when a flush that
@@ -41,6 +42,7 @@
 struct ev_loop;
 struct backend;
 struct channel;
+struct fingerprint;
 
 /* One piece of a transfer.  The pieces of one call do not overlap. */
 struct segment {
@@ -54,6 +56,33 @@ struct segment {
 #define BACKEND_FAST 4     /* zero: EOPNOTSUPP if slower than that */
 #define BACKEND_REQ_ONE 8  /* extents: one extent is enough */
 #define BACKEND_BEHIND 16  /* pwrite: not wanted again soon, see behind */
+
+/* What becomes of requests when the peer is lost. */
+struct backend_service {
+  /* Seconds that a request waits for a peer that is lost, or for its reply,
+   * 0 for ever; then it fails with EIO.
+   */
+  unsigned timeout;
+  /* A peer that comes back must have this fingerprint.  NULL: any. */
+  const struct fingerprint *fingerprint;
+  /* Both may be NULL; they must not wait, nor use the backend but for asking its
+   * state and connections.  They are called on a thread of the backend's.
+   * lost: the peer of a backend that is not read-only was lost, with perhaps
+   * everything that had been written to it and not flushed, and no request has
+   * reached it again yet.  changed: backend_state is another.
+   */
+  void (*lost) (void *opaque);
+  void (*changed) (void *opaque);
+  void *opaque;
+};
+
+enum backend_state {
+  BACKEND_UP,
+  BACKEND_LOST,    /* there is no connection */
+  BACKEND_REFUSED, /* nor will there be: what came back is something else, and
+                    * who waits for it fails with EIO.  (But if the right one
+                    * comes back, that is used.) */
+};
 
 struct backend_ops {
   /* Free everything, connections and locks included. */
@@ -105,6 +134,21 @@ struct backend_ops {
    * where there is no peer, which counts as one.
    */
   unsigned (*connections) (struct backend *b);
+
+  /* These are NULL where there is no peer.
+   *
+   * start: the process has forked for the last time.  From now on requests wait
+   * for a peer that is lost; before, they fail.  -1, logged.
+   */
+  int (*start) (struct backend *b, const struct backend_service *service);
+
+  /* The process is about to end: what waits for a lost peer fails with
+   * ESHUTDOWN, now and from now on.  grace is how many milliseconds are left for
+   * what the peer has under way, -1 for no limit.  Waits for nothing.
+   */
+  void (*interrupt) (struct backend *b, int grace);
+
+  enum backend_state (*state) (struct backend *b);
 };
 
 struct backend {
@@ -188,6 +232,10 @@ extern void backend_behind (struct backend *b);
 extern int backend_extents (struct backend *b, uint64_t count, uint64_t offset,
                             unsigned flags, struct extents *list);
 extern unsigned backend_connections (struct backend *b);
+extern int backend_start (struct backend *b,
+                          const struct backend_service *service);
+extern void backend_interrupt (struct backend *b, int grace);
+extern enum backend_state backend_state (struct backend *b);
 
 /* backend-file.c */
 extern struct backend *backend_file_open (const struct backend_params *params,

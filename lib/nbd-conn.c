@@ -6,6 +6,10 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -13,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <ev.h>
@@ -22,6 +27,17 @@
 #include "clock.h"
 #include "nbd-conn.h"
 #include "rounding.h"
+
+/* A peer that does not answer the kernel for so long is gone: the time from
+ * the last sign of life, in milliseconds, and what makes keepalive end with it.
+ */
+#define PEER_TIMEOUT 30000
+#define KEEPALIVE_IDLE 10 /* seconds, as the next */
+#define KEEPALIVE_INTERVAL 5
+#define KEEPALIVE_PROBES 4
+
+/* Milliseconds between two calls of go_on. */
+#define GO_ON_TICK 100
 
 /* A thread in nbd_conn_call, on its stack.  Protected by the connection's
  * lock.
@@ -51,13 +67,17 @@ struct nbd_attachment {
 };
 
 struct nbd_conn {
-  const struct log *log;
-  char *name;
   struct nbd_handle *nbd;
   int fd;            /* the handle's, closed by libnbd when it dies */
+  int own_fd;        /* the same socket: another descriptor, which stays open */
   int wakeup;        /* eventfd, polled by the worker that drives */
   atomic_uint load;  /* requests in flight */
+  atomic_ullong ended; /* requests that were in flight */
   atomic_bool alive;
+  void (*on_death) (void *opaque); /* may be NULL */
+  void *opaque;
+  bool (*go_on) (void *opaque);    /* may be NULL */
+  int64_t give_up;   /* when, by monotonic_ms; -1: never */
 
   pthread_mutex_t lock;
   /* The driver: at most one of these is not NULL. */
@@ -67,9 +87,12 @@ struct nbd_conn {
   /* Workers that wait for another driver, in order of arrival. */
   struct nbd_worker *first, *last;
   struct nbd_attachment *attachments;
-  bool reported;     /* its loss is in the log */
-  pthread_t died_on; /* the thread that knows why */
+  bool died;         /* why is not known yet, */
+  pthread_t died_on; /* but to this thread */
+  char *why;         /* NULL: nobody said why */
 };
+
+static const char no_answer[] = "the server does not answer";
 
 /* ---- Connecting ---- */
 
@@ -115,13 +138,34 @@ handshake (struct nbd_handle *nbd, const struct nbd_conn_params *params)
     int64_t left = deadline - monotonic_ms ();
 
     if (left <= 0)
-      return "the server does not answer";
-    if (nbd_poll (nbd, left) == -1)
+      return no_answer;
+    if (params->go_on && !params->go_on (params->opaque))
+      return strerror (ECANCELED);
+    if (nbd_poll (nbd, params->go_on ? MIN (left, GO_ON_TICK) : left) == -1)
       return nbd_conn_strerror ();
   }
   if (nbd_aio_is_closed (nbd))
     return "the server closed the connection";
   return nbd_aio_is_ready (nbd) ? NULL : nbd_conn_strerror ();
+}
+
+/* Notice a peer that has gone without a word.  Where this is no TCP the kernel
+ * knows at once.
+ */
+static void
+set_timeouts (int fd)
+{
+  static const struct { int level, name, value; } options[] = {
+    { SOL_SOCKET, SO_KEEPALIVE, 1 },
+    { IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE_IDLE },
+    { IPPROTO_TCP, TCP_KEEPINTVL, KEEPALIVE_INTERVAL },
+    { IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_PROBES },
+    { IPPROTO_TCP, TCP_USER_TIMEOUT, PEER_TIMEOUT },
+  };
+
+  for (size_t i = 0; i < sizeof options / sizeof options[0]; i++)
+    setsockopt (fd, options[i].level, options[i].name, &options[i].value,
+                sizeof options[i].value);
 }
 
 /* NULL, or why it failed. */
@@ -131,20 +175,21 @@ conn_connect (struct nbd_conn *conn, const struct nbd_conn_params *params)
   const char *why;
 
   conn->wakeup = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
-  if (conn->wakeup == -1 ||
-      asprintf (&conn->name, "%s %s", params->role, params->uri) == -1) {
-    conn->name = NULL;
+  if (conn->wakeup == -1)
     return strerror (errno);
-  }
   conn->nbd = nbd_create ();
   if (conn->nbd == NULL || set_up (conn->nbd, params) == -1)
     return nbd_conn_strerror ();
   why = handshake (conn->nbd, params);
-  if (why == NULL) {
-    conn->fd = nbd_aio_get_fd (conn->nbd);
-    conn->alive = true;
-  }
-  return why;
+  if (why)
+    return why;
+  conn->fd = nbd_aio_get_fd (conn->nbd);
+  conn->own_fd = fcntl (conn->fd, F_DUPFD_CLOEXEC, 0);
+  if (conn->own_fd == -1)
+    return strerror (errno);
+  set_timeouts (conn->fd);
+  conn->alive = true;
+  return NULL;
 }
 
 struct nbd_conn *
@@ -154,8 +199,11 @@ nbd_conn_open (const struct nbd_conn_params *params)
   const char *why;
 
   if (conn) {
-    conn->log = params->log;
-    conn->fd = conn->wakeup = -1;
+    conn->on_death = params->on_death;
+    conn->opaque = params->opaque;
+    conn->go_on = params->go_on;
+    conn->give_up = -1;
+    conn->fd = conn->own_fd = conn->wakeup = -1;
     pthread_mutex_init (&conn->lock, NULL);
   }
   why = conn ? conn_connect (conn, params) : strerror (errno);
@@ -166,9 +214,8 @@ nbd_conn_open (const struct nbd_conn_params *params)
     log_error (params->log, "cannot connect to %s %s: %s", params->role,
                params->uri, why);
   else
-    log_debug (params->log, LOG_HYDRATE,
-               "no further connection to %s %s: %s", params->role,
-               params->uri, why);
+    log_debug (params->log, LOG_HYDRATE, "no connection to %s %s: %s",
+               params->role, params->uri, why);
   nbd_conn_close (conn);
   return NULL;
 }
@@ -184,10 +231,12 @@ nbd_conn_close (struct nbd_conn *conn)
   if (conn->alive)
     nbd_aio_disconnect (conn->nbd, 0);
   nbd_close (conn->nbd);
+  if (conn->own_fd >= 0)
+    close (conn->own_fd);
   if (conn->wakeup >= 0)
     close (conn->wakeup);
   pthread_mutex_destroy (&conn->lock);
-  free (conn->name);
+  free (conn->why);
   free (conn);
 }
 
@@ -209,17 +258,64 @@ nbd_conn_is_alive (struct nbd_conn *conn)
   return atomic_load_explicit (&conn->alive, memory_order_relaxed);
 }
 
-/* Only libnbd closes the socket, and then alive is false; a wrong answer in
- * the instant between is not worth a lock.
- */
 bool
 nbd_conn_probe (struct nbd_conn *conn)
 {
-  struct pollfd pfd = { .fd = conn->fd, .events = POLLRDHUP };
+  struct pollfd pfd = { .fd = conn->own_fd, .events = POLLRDHUP };
 
   if (!nbd_conn_is_alive (conn))
     return false;
   return nbd_conn_load (conn) > 0 || poll (&pfd, 1, 0) == 0;
+}
+
+void
+nbd_conn_kill (struct nbd_conn *conn, const char *why)
+{
+  {
+    LOCK_FOR_SCOPE (&conn->lock);
+
+    if (!conn->alive)
+      return;
+    conn->alive = false;
+    conn->why = strdup (why);
+  }
+  /* Whoever drives it finds its end.  Not libnbd's descriptor, which may be
+   * another's by now.
+   */
+  shutdown (conn->own_fd, SHUT_RDWR);
+  if (conn->on_death)
+    conn->on_death (conn->opaque);
+}
+
+void
+nbd_conn_limit (struct nbd_conn *conn, int milliseconds)
+{
+  conn->give_up = milliseconds == -1 ? -1 : monotonic_ms () + milliseconds;
+}
+
+const char *
+nbd_conn_why_lost (struct nbd_conn *conn)
+{
+  LOCK_FOR_SCOPE (&conn->lock);
+
+  return conn->why ? conn->why : "the server closed it";
+}
+
+uint64_t
+nbd_conn_ended (struct nbd_conn *conn)
+{
+  return atomic_load_explicit (&conn->ended, memory_order_relaxed);
+}
+
+unsigned
+nbd_conn_silence (struct nbd_conn *conn)
+{
+  struct tcp_info info;
+  socklen_t len = sizeof info;
+
+  if (getsockopt (conn->own_fd, IPPROTO_TCP, TCP_INFO, &info, &len) == -1)
+    return UINT_MAX;
+  return info.tcpi_last_data_recv;
 }
 
 /* ---- The role of the driver ---- */
@@ -265,23 +361,19 @@ pass_role (struct nbd_conn *conn)
  * for each thread, so that only one can tell it.
  */
 static void
-report_death (struct nbd_conn *conn)
+learn_why (struct nbd_conn *conn)
 {
   const char *why;
-  bool mine;
 
   if (nbd_conn_is_alive (conn))
     return;
-  pthread_mutex_lock (&conn->lock);
-  mine = !conn->reported && pthread_equal (conn->died_on, pthread_self ());
-  conn->reported |= mine;
-  pthread_mutex_unlock (&conn->lock);
-  if (!mine)
-    return;
+  why = nbd_aio_is_closed (conn->nbd) ? NULL : nbd_conn_strerror ();
 
-  why = nbd_aio_is_closed (conn->nbd) ? "the server closed it"
-        : nbd_conn_strerror ();
-  log_error (conn->log, "lost the connection to %s: %s", conn->name, why);
+  LOCK_FOR_SCOPE (&conn->lock);
+  if (!conn->died || !pthread_equal (conn->died_on, pthread_self ()))
+    return;
+  conn->died = false;
+  conn->why = why ? strdup (why) : NULL;
 }
 
 static void
@@ -292,7 +384,7 @@ notify (struct nbd_conn *conn, bool readable)
     nbd_aio_notify_read (conn->nbd);
   else
     nbd_aio_notify_write (conn->nbd);
-  report_death (conn);
+  learn_why (conn);
 }
 
 /* ---- Completion: called by libnbd, with the handle's lock held ---- */
@@ -353,9 +445,13 @@ complete (struct nbd_req *req, int error)
   /* No server sends this one: it is libnbd's when a handle dies. */
   if (error == ENOTCONN && conn->alive) {
     conn->alive = false;
+    conn->died = true;
     conn->died_on = pthread_self ();
+    if (conn->on_death)
+      conn->on_death (conn->opaque);
   }
   req->error = error;
+  atomic_fetch_add_explicit (&conn->ended, 1, memory_order_relaxed);
   atomic_fetch_sub_explicit (&conn->load, 1, memory_order_relaxed);
   if (req->worker)
     worker_completion (conn, req->worker);
@@ -474,7 +570,7 @@ submit (struct nbd_conn *conn, struct nbd_req *req)
 
     complete (req, dead ? ENOTCONN : error ? error : EIO);
   }
-  report_death (conn);
+  learn_why (conn);
 }
 
 /* ---- Workers ---- */
@@ -495,8 +591,15 @@ drive_once (struct nbd_conn *conn)
   if (direction & LIBNBD_AIO_DIRECTION_WRITE)
     fds[0].events |= POLLOUT;
   /* A handle that died has completed all requests, ours included. */
-  if (direction == 0 || poll (fds, 2, -1) <= 0)
+  if (direction == 0)
     return;
+  if (poll (fds, 2, conn->give_up == -1 ? -1 : GO_ON_TICK) <= 0) {
+    if (conn->give_up != -1 &&
+        (monotonic_ms () >= conn->give_up ||
+         (conn->go_on && !conn->go_on (conn->opaque))))
+      nbd_conn_kill (conn, no_answer);
+    return;
+  }
   if (fds[1].revents)
     (void)!eventfd_read (conn->wakeup, &ignored);
   /* Reading may change what there is to write, so one at a time; and the

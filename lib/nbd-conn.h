@@ -39,8 +39,8 @@
  * Connecting makes no thread and no loop: a process may fork afterwards, and
  * one of the two may go on with the connection.
  *
- * A connection that was lost does not come back.  Requests in flight, and all
- * that follow, fail with ENOTCONN.
+ * A connection that was lost does not come back: nbd-pool.h makes another.
+ * Requests in flight, and all that follow, fail with ENOTCONN.
  */
 
 #ifndef CLONE_NBD_CONN_H
@@ -96,6 +96,16 @@ struct nbd_conn_params {
   unsigned timeout;  /* milliseconds, from connect to the end of handshake */
   bool required;     /* a failure is an error; else it is logged as debug */
   const struct log *log;
+
+  /* Called ten times a second by whoever waits in nbd_conn_open, or under
+   * nbd_conn_limit: false to give up.  May be NULL.
+   */
+  bool (*go_on) (void *opaque);
+  /* Called when the connection is lost, on any thread.  It must neither wait nor
+   * call anything here.  May be NULL.
+   */
+  void (*on_death) (void *opaque);
+  void *opaque;
 };
 
 /* NULL on failure, which has been logged. */
@@ -122,6 +132,28 @@ extern unsigned nbd_conn_load (struct nbd_conn *conn);
  */
 extern bool nbd_conn_is_alive (struct nbd_conn *conn);
 extern bool nbd_conn_probe (struct nbd_conn *conn);
+
+/* Make it a lost one, for this reason.  What is in flight fails soon, on the
+ * threads that drive the connection.  Nothing happens to one that was lost.
+ */
+extern void nbd_conn_kill (struct nbd_conn *conn, const char *why);
+
+/* From now on a worker's requests must end within so many milliseconds, or the
+ * connection is killed; also when params.go_on says so.  -1 ends that.
+ * For when nobody else uses the connection.
+ */
+extern void nbd_conn_limit (struct nbd_conn *conn, int milliseconds);
+
+/* Why it was lost: "the server closed it", for example.  To be used before
+ * the connection is closed.
+ */
+extern const char *nbd_conn_why_lost (struct nbd_conn *conn);
+
+/* How many requests have ended; and for how many milliseconds nothing has come
+ * from the peer, UINT_MAX where the kernel does not count that.
+ */
+extern uint64_t nbd_conn_ended (struct nbd_conn *conn);
+extern unsigned nbd_conn_silence (struct nbd_conn *conn);
 
 /* Let a loop send requests on this connection.  Any number of loops may, at
  * the same time as workers.  NULL with errno set on failure.
