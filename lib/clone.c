@@ -75,6 +75,34 @@ clone_close (struct clone *c)
   return r;
 }
 
+/* ---- lost servers ---- */
+
+/* Milliseconds that are left to the source at the end. */
+#define SOURCE_GRACE 1000
+
+int
+clone_start (struct clone *c, unsigned source_timeout,
+             void (*changed) (void *opaque), void *opaque)
+{
+  const struct backend_service source = {
+    .timeout = source_timeout,
+    .fingerprint = c->options.source_check ?
+                   &c->metadata->sb.fingerprint : NULL,
+    .changed = changed, .opaque = opaque,
+  };
+
+  return c->source ? backend_start (c->source, &source) : 0;
+}
+
+void
+clone_interrupt (struct clone *c)
+{
+  LOCK_FOR_SCOPE (&c->source_lock);
+
+  if (c->source)
+    backend_interrupt (c->source, SOURCE_GRACE);
+}
+
 /* ---- the source, as long as it is needed ---- */
 
 struct backend *
@@ -857,11 +885,11 @@ clone_mode (struct clone *c)
   return commit_mode (&c->commit);
 }
 
-void
-clone_source_status (struct clone *c, bool *connected, unsigned *connections)
+enum backend_state
+clone_source_status (struct clone *c, unsigned *connections)
 {
   LOCK_FOR_SCOPE (&c->source_lock);
 
   *connections = c->source ? backend_connections (c->source) : 0;
-  *connected = *connections > 0;
+  return c->source ? backend_state (c->source) : BACKEND_LOST;
 }

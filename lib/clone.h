@@ -41,6 +41,8 @@ struct clone_options {
    * does not fail because that fails.
    */
   bool copy_on_read;
+  bool source_check; /* compare the source's fingerprint, and again when it
+                      * comes back */
 };
 
 struct clone {
@@ -80,6 +82,19 @@ extern struct clone *clone_new (struct backend *source, struct backend *dest,
                                 struct metadata *md, struct region_map *map,
                                 const struct clone_options *options,
                                 const struct log *log);
+
+/* The process has forked for the last time: from now on a server that is lost
+ * is waited for, the source's for so many seconds, 0 for ever.  changed may be
+ * NULL.  It is told when clone_source_status says something else, on any thread;
+ * it must not wait.  -1, logged.
+ */
+extern int clone_start (struct clone *c, unsigned source_timeout,
+                        void (*changed) (void *opaque), void *opaque);
+
+/* The process is about to end: who waits for a lost server fails with
+ * ESHUTDOWN, and what the source's has under way has a second left.
+ */
+extern void clone_interrupt (struct clone *c);
 
 /* Commit, mark the metadata clean, and free everything.  No function of the
  * clone may be running.  -1 where the commit failed (which is logged): the
@@ -127,8 +142,10 @@ extern void clone_source_put (struct clone *c);
  */
 extern enum clone_mode clone_mode (struct clone *c);
 
-/* Is the source open and does it answer?  Waits for nothing. */
-extern void clone_source_status (struct clone *c, bool *connected,
-                                 unsigned *connections);
+/* How is the source?  BACKEND_LOST and no connections where it is closed.
+ * Waits for nothing.
+ */
+extern enum backend_state clone_source_status (struct clone *c,
+                                               unsigned *connections);
 
 #endif /* CLONE_CLONE_H */

@@ -895,6 +895,17 @@ hydrate_was_read (void *hydrate, uint64_t count, double took)
 }
 
 void
+hydrate_source_changed (void *hydrate)
+{
+  struct hydrate *h = hydrate;
+  unsigned connections;
+
+  if (clone_source_status (h->clone, &connections) == BACKEND_REFUSED &&
+      h->on_end)
+    h->on_end (h->on_end_opaque);
+}
+
+void
 hydrate_get_settings (struct hydrate *h, struct hydrate_settings *settings)
 {
   LOCK_FOR_SCOPE (&h->lock);
@@ -919,6 +930,7 @@ hydrate_get_status (struct hydrate *h, struct hydrate_status *st)
 {
   struct clone *c = h->clone;
   uint64_t missing = c->size - region_map_bytes_valid (c->map);
+  enum backend_state source;
   double rate;
 
   *st = (struct hydrate_status){ 0 };
@@ -927,14 +939,15 @@ hydrate_get_status (struct hydrate *h, struct hydrate_status *st)
     st->eta_known = true;
     return;
   }
-  clone_source_status (c, &st->source_connected, &st->source_connections);
+  source = clone_source_status (c, &st->source_connections);
+  st->source_connected = st->source_connections > 0;
 
   LOCK_FOR_SCOPE (&h->lock);
   st->hydrating = h->regions + h->plan.open_cuts;
-  if (!st->source_connected)
-    st->state = HYDRATE_WAITING;
-  else if (h->stopped)
+  if (h->stopped || source == BACKEND_REFUSED)
     st->state = HYDRATE_FAILED;
+  else if (!st->source_connected)
+    st->state = HYDRATE_WAITING;
   else if (h->paused || h->settings.threshold == 0)
     st->state = HYDRATE_PAUSED;
   else

@@ -58,7 +58,8 @@ enum hydrate_state {
   HYDRATE_PAUSED,   /* by the user, or by a threshold of 0 */
   HYDRATE_WAITING,  /* the source is lost */
   HYDRATE_COMPLETE, /* durably */
-  HYDRATE_FAILED,   /* an error; hydrate_resume tries again */
+  HYDRATE_FAILED,   /* an error, after which hydrate_resume tries again; or
+                     * the source that came back is another one */
 };
 
 struct hydrate_status {
@@ -101,6 +102,8 @@ extern void hydrate_resume (struct hydrate *h);
 extern void hydrate_want (void *hydrate, uint64_t start, uint64_t end);
 /* And this is how many bytes that was, and how many seconds it took (pace.h). */
 extern void hydrate_was_read (void *hydrate, uint64_t count, double took);
+/* And the source (clone_source_status) is not what it was. */
+extern void hydrate_source_changed (void *hydrate);
 extern void hydrate_get_settings (struct hydrate *h,
                                   struct hydrate_settings *settings);
 extern void hydrate_set_settings (struct hydrate *h,

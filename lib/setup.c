@@ -201,7 +201,7 @@ check_source_identity (struct work *w)
                w->meta->name, sb->size);
     return -1;
   }
-  if (!w->s->source_check)
+  if (!w->s->options.source_check)
     return 0;
   if (fingerprint_take (w->source, &fp) == -1) {
     log_error (w->log, "source %s: cannot read it: %m", w->source->name);

@@ -26,7 +26,6 @@ struct setup {
   const char *metadata;    /* NULL: the destination's path and ".clone" */
   enum setup_create create;
   uint64_t region_size;    /* bytes; 0: choose */
-  bool source_check;       /* compare the source's fingerprint */
   unsigned source_connections, destination_connections;
   struct clone_options options;
 };

@@ -9,8 +9,9 @@
  *                can fail because of the user fails here, before the server
  *                forks and its messages get lost
  *   after_fork   threads: hydration, control, progress, the committer
- *   SIGTERM      the committer wakes up and commits at once, because nbdkit
- *                waits for connected clients before it calls cleanup
+ *   SIGTERM      the committer wakes up, lets nobody wait for a lost server any
+ *                more, and commits at once, because nbdkit waits for connected
+ *                clients before it calls cleanup
  *   cleanup      stop the threads, commit what is left, close
  */
 
@@ -50,6 +51,7 @@
 
 #define CONNECTIONS_MAX 64
 #define COMMIT_INTERVAL_MAX 3600 /* seconds */
+#define SOURCE_TIMEOUT_MAX (365 * 24 * 3600)
 
 /* -D clone.request=1 and so on: one for each enum log_topic. */
 NBDKIT_DLL_PUBLIC int clone_debug_request;
@@ -60,10 +62,9 @@ NBDKIT_DLL_PUBLIC int clone_debug_hydrate;
 /* What the user asked for. */
 static struct setup setup = {
   .create = CREATE_AUTO,
-  .source_check = true,
   .source_connections = 4,
   .destination_connections = 4,
-  .options = { .discard_passdown = true },
+  .options = { .discard_passdown = true, .source_check = true },
 };
 static struct hydrate_settings settings = {
   .threshold = HYDRATE_THRESHOLD_DEFAULT,
@@ -72,6 +73,7 @@ static struct hydrate_settings settings = {
 };
 static bool hydration = true;
 static unsigned commit_interval = 1; /* seconds */
+static unsigned source_timeout; /* seconds, 0: for ever */
 static char *control_address;
 static char *control_token;
 static int progress_fd = -1;
@@ -291,8 +293,10 @@ clone_config (const char *key, const char *value)
   else if (strcmp (key, "destination-connections") == 0)
     return parse_number (key, value, 1, CONNECTIONS_MAX,
                          &setup.destination_connections);
+  else if (strcmp (key, "source-timeout") == 0)
+    return parse_number (key, value, 0, SOURCE_TIMEOUT_MAX, &source_timeout);
   else if (strcmp (key, "source-check") == 0)
-    return parse_bool (key, value, &setup.source_check);
+    return parse_bool (key, value, &setup.options.source_check);
   else if (strcmp (key, "control") == 0)
     return parse_control (value);
   else if (strcmp (key, "control-token") == 0) {
@@ -340,6 +344,7 @@ clone_config_complete (void)
   "commit-interval=<SECONDS>        Between background commits [1].\n"  \
   "source-connections=<N>           To an NBD source [4].\n"            \
   "destination-connections=<N>      To an NBD destination [4].\n"       \
+  "source-timeout=<SECONDS>         To wait when it is lost [for ever].\n" \
   "source-check=true|false          Is it the same source? [true].\n"   \
   "control=<PATH>|<ADDRESS>:<PORT>  Where to serve the status.\n"       \
   "control-token=+<FILE>            Password for it.\n"                 \
@@ -404,6 +409,7 @@ committer (void *arg)
 
   /* The server is shutting down, but perhaps waits for clients. */
   hydrate_pause (service.hydrate);
+  clone_interrupt (service.clone);
   clone_flush (service.clone);
   return NULL;
 }
@@ -411,7 +417,9 @@ committer (void *arg)
 static int
 clone_after_fork (void)
 {
-  if (hydrate_start (service.hydrate) == -1 ||
+  if (clone_start (service.clone, source_timeout, hydrate_source_changed,
+                   service.hydrate) == -1 ||
+      hydrate_start (service.hydrate) == -1 ||
       (control && control_start (control) == -1) ||
       (progress && progress_start (progress) == -1))
     return -1;

@@ -18,7 +18,6 @@ refused 'source|destination'
 refused destination "$tmp/src"
 refused source "$dest"
 refused "unknown|nonsense" "$tmp/src" "$dest" nonsense=1
-refused "unknown|source-timeout" "$tmp/src" "$dest" source-timeout=10
 for v in maybe 2 ''; do
   refused hydration "$tmp/src" "$dest" "hydration=$v"
   refused discard-passdown "$tmp/src" "$dest" "discard-passdown=$v"
@@ -26,6 +25,9 @@ for v in maybe 2 ''; do
   refused source-check "$tmp/src" "$dest" "source-check=$v"
   refused create "$tmp/src" "$dest" "create=$v"
   refused hydration-priority "$tmp/src" "$dest" "hydration-priority=$v"
+done
+for v in x -1 '' 1s 31536001; do
+  refused source-timeout "$tmp/src" "$dest" "source-timeout=$v"
 done
 for v in x -1 '' 1Q '1 2' 99999999999999999999; do
   refused hydration-threshold "$tmp/src" "$dest" "hydration-threshold=$v"
