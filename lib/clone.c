@@ -80,10 +80,26 @@ clone_close (struct clone *c)
 /* Milliseconds that are left to the source at the end. */
 #define SOURCE_GRACE 1000
 
+static void
+destination_lost (void *opaque)
+{
+  commit_destination_lost (&((struct clone *)opaque)->commit);
+}
+
+static void
+md_lost (void *opaque)
+{
+  metadata_lost (((struct clone *)opaque)->metadata);
+}
+
 int
 clone_start (struct clone *c, unsigned source_timeout,
              void (*changed) (void *opaque), void *opaque)
 {
+  const struct backend_service dest = {
+    .lost = destination_lost, .opaque = c
+  };
+  const struct backend_service md = { .lost = md_lost, .opaque = c };
   const struct backend_service source = {
     .timeout = source_timeout,
     .fingerprint = c->options.source_check ?
@@ -91,14 +107,19 @@ clone_start (struct clone *c, unsigned source_timeout,
     .changed = changed, .opaque = opaque,
   };
 
+  if (backend_start (c->dest, &dest) == -1 ||
+      backend_start (c->metadata->backend, &md) == -1)
+    return -1;
   return c->source ? backend_start (c->source, &source) : 0;
 }
 
 void
 clone_interrupt (struct clone *c)
 {
-  LOCK_FOR_SCOPE (&c->source_lock);
+  backend_interrupt (c->dest, -1);
+  backend_interrupt (c->metadata->backend, -1);
 
+  LOCK_FOR_SCOPE (&c->source_lock);
   if (c->source)
     backend_interrupt (c->source, SOURCE_GRACE);
 }
@@ -151,13 +172,32 @@ drop_source (struct clone *c)
 
 /* ---- flush ---- */
 
+void
+clone_client_init (struct clone *c, struct clone_client *client)
+{
+  client->losses = c->losses_told;
+}
+
+/* Tell the client of losses that it does not know of, by an error. */
+static int
+tell_losses (struct clone *c, struct clone_client *client)
+{
+  const uint64_t losses = commit_losses (&c->commit);
+
+  if (atomic_exchange (&client->losses, losses) == losses)
+    return 0;
+  c->losses_told = losses;
+  errno = EIO;
+  return -1;
+}
+
 int
-clone_flush (struct clone *c)
+clone_flush (struct clone *c, struct clone_client *client)
 {
   if (commit_flush (&c->commit) == -1)
     return -1;
   drop_source (c);
-  return 0;
+  return client ? tell_losses (c, client) : 0;
 }
 
 int
@@ -236,11 +276,12 @@ copy_bytes (struct clone *c, struct backend *source, uint8_t *buf,
 
 /* Write source bytes to those regions of [start, end) that are still invalid,
  * as their owner, and make them valid.  buf is the byte at start; NULL where the
- * bytes are in the destination already.  Zeroes become a hole.
+ * bytes are in the destination already, since this incarnation.  Zeroes become a
+ * hole.  Where the destination was lost meanwhile they may stay invalid.
  */
 static int
-install_copy (struct clone *c, const uint8_t *buf, uint64_t start,
-              uint64_t end)
+install_copy (struct clone *c, uint64_t incarnation, const uint8_t *buf,
+              uint64_t start, uint64_t end)
 {
   uint64_t first, count, n;
   struct owner owner;
@@ -265,7 +306,8 @@ install_copy (struct clone *c, const uint8_t *buf, uint64_t start,
     if (r == 0) {
       TEST_POINT (COPY_WRITTEN);
       regions_of (c, pos, pos + n, &first, &count);
-      region_map_set (c->map, first, count);
+      if (!commit_set_valid (&c->commit, incarnation, first, count))
+        break;
       TEST_POINT (COPY_SET);
       log_debug (c->log, LOG_REGION, "region %" PRIu64 "+%" PRIu64
                  ": valid, copied for a client", first, count);
@@ -292,17 +334,18 @@ copy_run (struct clone *c, struct backend *source, uint8_t *buf,
   const uint64_t step = copy_step (c);
 
   for (; start < end; start += step) {
+    const uint64_t incarnation = commit_incarnation (&c->commit);
     uint64_t stop = MIN (start + step, end);
 
     if (stop - start <= CLONE_COPY_MAX) {
       if (backend_pread (source, buf, stop - start, start) == -1 ||
-          install_copy (c, buf, start, stop) == -1)
+          install_copy (c, incarnation, buf, start, stop) == -1)
         return -1;
     }
     else {
       /* One large region: piece by piece, then it becomes valid as a whole. */
       if (copy_bytes (c, source, buf, start, stop) == -1 ||
-          install_copy (c, NULL, start, stop) == -1)
+          install_copy (c, incarnation, NULL, start, stop) == -1)
         return -1;
     }
   }
@@ -481,6 +524,7 @@ keep_ends (struct clone *c, struct backend *source, uint64_t offset,
 static void
 keep (struct clone *c, const uint8_t *buf, uint64_t offset, uint64_t end)
 {
+  const uint64_t incarnation = commit_incarnation (&c->commit);
   const uint64_t step = copy_step (c);
   uint64_t start = offset, n;
 
@@ -488,15 +532,16 @@ keep (struct clone *c, const uint8_t *buf, uint64_t offset, uint64_t end)
     return;
   for (; start < end; start += n) {
     n = MIN (step, end - start);
-    if (install_copy (c, buf + (start - offset), start, start + n) == -1) {
+    if (install_copy (c, incarnation, buf + (start - offset), start,
+                      start + n) == -1) {
       could_not_keep (c, start, end);
       return;
     }
   }
 }
 
-int
-clone_pread (struct clone *c, void *buf, uint32_t count, uint64_t offset)
+static int
+read_once (struct clone *c, void *buf, uint32_t count, uint64_t offset)
 {
   const uint64_t end = offset + count;
   struct backend *source;
@@ -522,6 +567,19 @@ clone_pread (struct clone *c, void *buf, uint32_t count, uint64_t offset)
   if (r == 0 && c->options.copy_on_read)
     keep (c, buf, offset, end);
   clone_source_put (c);
+  return r;
+}
+
+int
+clone_pread (struct clone *c, void *buf, uint32_t count, uint64_t offset)
+{
+  uint64_t incarnation;
+  int r;
+
+  do {
+    incarnation = commit_incarnation (&c->commit);
+    r = read_once (c, buf, count, offset);
+  } while (r == 0 && incarnation != commit_incarnation (&c->commit));
   return r;
 }
 
@@ -666,6 +724,7 @@ static int
 change_invalid (struct clone *c, const struct change *ch, uint64_t start,
                 uint64_t end)
 {
+  const uint64_t incarnation = commit_incarnation (&c->commit);
   struct edges e;
   struct owner owner;
   uint64_t first, count;
@@ -690,7 +749,7 @@ change_invalid (struct clone *c, const struct change *ch, uint64_t start,
   if (r == 0) {
     TEST_POINT (CHANGE_WRITTEN);
     regions_of (c, e.start, e.end, &first, &count);
-    region_map_set (c->map, first, count);
+    commit_set_valid (&c->commit, incarnation, first, count);
     TEST_POINT (CHANGE_SET);
     log_debug (c->log, LOG_REGION, "region %" PRIu64 "+%" PRIu64
                ": valid, a client's", first, count);
@@ -703,10 +762,8 @@ change_invalid (struct clone *c, const struct change *ch, uint64_t start,
 }
 
 static int
-change (struct clone *c, struct change *ch, uint32_t count)
+change_once (struct clone *c, const struct change *ch, uint64_t end)
 {
-  const bool commit = wants_commit (c, count, ch->offset, &ch->flags);
-  const uint64_t end = ch->offset + count;
   uint64_t n;
   bool valid;
 
@@ -715,7 +772,28 @@ change (struct clone *c, struct change *ch, uint32_t count)
     if ((valid ? change_valid : change_invalid) (c, ch, pos, pos + n) == -1)
       return -1;
   }
-  return commit ? clone_flush (c) : 0;
+  return 0;
+}
+
+/* All of it again where the destination was lost meanwhile: what was written to
+ * a region that was valid may lie in an invalid one, where it does no harm.
+ */
+static int
+change (struct clone *c, struct change *ch, uint32_t count)
+{
+  const bool commit = wants_commit (c, count, ch->offset, &ch->flags);
+  uint64_t incarnation;
+
+  do {
+    incarnation = commit_incarnation (&c->commit);
+    if (change_once (c, ch, ch->offset + count) == -1)
+      return -1;
+    /* Before the look: a loss after it must know of this. */
+    commit_changed (&c->commit);
+    if (commit && clone_flush (c, NULL) == -1)
+      return -1;
+  } while (incarnation != commit_incarnation (&c->commit));
+  return 0;
 }
 
 int
@@ -844,9 +922,9 @@ add_invalid_extents (struct backend *source, uint64_t start, uint64_t end,
   return add_extents (result, list, start, end);
 }
 
-int
-clone_extents (struct clone *c, uint32_t count, uint64_t offset,
-               unsigned flags, struct extents *list)
+static int
+extents_once (struct clone *c, uint32_t count, uint64_t offset,
+              unsigned flags, struct extents *list)
 {
   CLEANUP_EXTENTS_FREE struct extents from_source = EXTENTS_INIT;
   const uint64_t end = offset + count;
@@ -873,6 +951,21 @@ clone_extents (struct clone *c, uint32_t count, uint64_t offset,
   if (source)
     clone_source_put (c);
   return r == -1 ? -1 : 0;
+}
+
+int
+clone_extents (struct clone *c, uint32_t count, uint64_t offset,
+               unsigned flags, struct extents *list)
+{
+  uint64_t incarnation;
+  int r;
+
+  do {
+    incarnation = commit_incarnation (&c->commit);
+    extents_clear (list);
+    r = extents_once (c, count, offset, flags, list);
+  } while (r == 0 && incarnation != commit_incarnation (&c->commit));
+  return r;
 }
 
 /* ---- status ---- */

@@ -55,6 +55,7 @@ struct clone {
   struct region_map *map;
   struct ownership ownership;
   struct commit commit;
+  _Atomic uint64_t losses_told; /* of commit_losses: some client knows */
 
   /* Told once, on whichever thread makes the clone complete.  Must not wait. */
   void (*on_complete) (void *opaque);
@@ -74,6 +75,11 @@ struct clone {
   _Atomic bool source_dropped; /* the clone's own use has ended */
 };
 
+/* One of the clone's clients: what it has been told.  See clone_flush. */
+struct clone_client {
+  _Atomic uint64_t losses; /* of commit_losses */
+};
+
 /* Make a clone of its parts, which it owns from then on; on failure, with errno
  * ENOMEM, it owns none.  The map is loaded.  source is NULL if and only if the
  * metadata is complete.
@@ -83,8 +89,8 @@ extern struct clone *clone_new (struct backend *source, struct backend *dest,
                                 const struct clone_options *options,
                                 const struct log *log);
 
-/* The process has forked for the last time: from now on a server that is lost
- * is waited for, the source's for so many seconds, 0 for ever.  changed may be
+/* The process has forked for the last time: from now on servers that are lost
+ * are waited for, the source's for so many seconds, 0 for ever.  changed may be
  * NULL.  It is told when clone_source_status says something else, on any thread;
  * it must not wait.  -1, logged.
  */
@@ -117,7 +123,14 @@ extern int clone_zero (struct clone *c, uint32_t count, uint64_t offset,
 extern int clone_trim (struct clone *c, uint32_t count, uint64_t offset,
                        unsigned flags);
 
-extern int clone_flush (struct clone *c);
+/* A new client, which may not know of losses that nobody was told of. */
+extern void clone_client_init (struct clone *c, struct clone_client *client);
+
+/* Fails once for each client, with EIO, after changes that no flush had made
+ * durable were lost with the destination's server.  client may be NULL: then
+ * nobody is told.
+ */
+extern int clone_flush (struct clone *c, struct clone_client *client);
 
 /* The periodic commit.  Errors are logged. */
 extern int clone_background_commit (struct clone *c);

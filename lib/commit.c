@@ -30,6 +30,7 @@ commit_init (struct commit *c, struct backend *dest, struct metadata *md,
   *c = (struct commit){
     .dest = dest, .metadata = md, .map = map, .log = log, .mode = MODE_RW,
     .complete = (md->sb.flags & METADATA_COMPLETE) != 0,
+    .incarnation = 1,
   };
   c->sectors = malloc (COMMIT_SECTORS * sizeof *c->sectors);
   c->images = malloc (COMMIT_SECTORS * sizeof *c->images);
@@ -39,15 +40,26 @@ commit_init (struct commit *c, struct backend *dest, struct metadata *md,
     return -1;
   }
   pthread_mutex_init (&c->lock, NULL);
+  pthread_rwlock_init (&c->incarnation_lock, NULL);
   return 0;
 }
 
 void
 commit_destroy (struct commit *c)
 {
+  pthread_rwlock_destroy (&c->incarnation_lock);
   pthread_mutex_destroy (&c->lock);
   free (c->sectors);
   free (c->images);
+}
+
+/* Before step 1: what is flushed was done before. */
+static void
+note_what_is_flushed (struct commit *c)
+{
+  pthread_rwlock_wrlock (&c->incarnation_lock);
+  c->flushing |= atomic_exchange (&c->unflushed, false);
+  pthread_rwlock_unlock (&c->incarnation_lock);
 }
 
 /* Step 1.  The number of dirty sectors in the snapshot. */
@@ -80,14 +92,22 @@ flush_destination (struct commit *c)
   return -1;
 }
 
-/* Steps 3 and 4. */
+/* Steps 3 and 4, until both were in one incarnation of the metadata. */
 static int
 write_bitmap (struct commit *c, size_t n)
 {
-  if (metadata_write (c->metadata, c->sectors, c->images, n) == -1)
-    return -1;
-  TEST_POINT (COMMIT_WRITTEN);
-  return metadata_flush (c->metadata);
+  struct metadata *md = c->metadata;
+  unsigned losses;
+
+  do {
+    losses = md->losses;
+    if (metadata_write (md, c->sectors, c->images, n) == -1)
+      return -1;
+    TEST_POINT (COMMIT_WRITTEN);
+    if (metadata_flush (md) == -1)
+      return -1;
+  } while (losses != md->losses);
+  return 0;
 }
 
 /* Step 5. */
@@ -126,19 +146,12 @@ metadata_has_succeeded (struct commit *c)
   c->mode = MODE_RW;
 }
 
-/* One round of the five steps.  Returns how many sectors it wrote, or -1. */
-static ssize_t
-run_round (struct commit *c)
+/* Steps 3 to 5, in an incarnation that does not end meanwhile. */
+static int
+make_durable (struct commit *c, size_t n)
 {
-  size_t n = take_snapshot (c);
-
-  TEST_POINT (COMMIT_SNAPSHOT);
-  if (flush_destination (c) == -1)
-    return -1;
-  TEST_POINT (COMMIT_FLUSHED);
   if (n == 0)
     return 0;
-
   if (write_bitmap (c, n) == -1) {
     metadata_has_failed (c);
     for (size_t i = 0; i < n; ++i)
@@ -152,7 +165,37 @@ run_round (struct commit *c)
   log_debug (c->log, LOG_COMMIT, "commit: %zu sectors, %" PRIu64 " of %" PRIu64
              " regions are durable", n, region_map_count_durable (c->map),
              region_map_regions (c->map));
-  return n;
+  return 0;
+}
+
+/* One round of the five steps.  1 where there is more to do, 0 where all is
+ * done, or -1.
+ */
+static int
+run_round (struct commit *c)
+{
+  const uint64_t incarnation = c->incarnation;
+  size_t n;
+  int r;
+
+  note_what_is_flushed (c);
+  n = take_snapshot (c);
+  TEST_POINT (COMMIT_SNAPSHOT);
+  if (flush_destination (c) == -1)
+    return -1;
+  TEST_POINT (COMMIT_FLUSHED);
+
+  pthread_rwlock_rdlock (&c->incarnation_lock);
+  if (c->incarnation != incarnation)
+    r = 1;
+  else {
+    c->flushing = false;
+    r = make_durable (c, n);
+    if (r == 0 && n == COMMIT_SECTORS)
+      r = 1;
+  }
+  pthread_rwlock_unlock (&c->incarnation_lock);
+  return r;
 }
 
 /* Say on disk that the source is not needed any more (I10). */
@@ -176,20 +219,18 @@ mark_complete (struct commit *c)
 static int
 run_commit (struct commit *c)
 {
-  ssize_t n;
+  int r;
 
   if (c->lost) {
     errno = EIO;
     return -1;
   }
 
-  do {
-    n = run_round (c);
-    if (n == -1)
-      return -1;
-  } while (n == COMMIT_SECTORS);
+  do
+    r = run_round (c);
+  while (r == 1);
 
-  return mark_complete (c);
+  return r == -1 ? -1 : mark_complete (c);
 }
 
 /* The commit is over: tell everybody it was run for, and let one of those who
@@ -277,6 +318,65 @@ bool
 commit_is_complete (struct commit *c)
 {
   return c->complete;
+}
+
+/* ---- incarnations of the destination ---- */
+
+uint64_t
+commit_incarnation (struct commit *c)
+{
+  return c->incarnation;
+}
+
+bool
+commit_set_valid (struct commit *c, uint64_t incarnation, uint64_t first,
+                  uint64_t count)
+{
+  bool same;
+
+  pthread_rwlock_rdlock (&c->incarnation_lock);
+  same = c->incarnation == incarnation;
+  if (same)
+    region_map_set (c->map, first, count);
+  pthread_rwlock_unlock (&c->incarnation_lock);
+  return same;
+}
+
+void
+commit_changed (struct commit *c)
+{
+  if (!c->unflushed)
+    c->unflushed = true;
+}
+
+void
+commit_destination_lost (struct commit *c)
+{
+  uint64_t forgotten;
+  bool changes;
+
+  pthread_rwlock_wrlock (&c->incarnation_lock);
+  forgotten = region_map_forget (c->map);
+  changes = atomic_exchange (&c->unflushed, false) || c->flushing;
+  c->flushing = false;
+  if (changes)
+    c->losses++;
+  c->incarnation++;
+  pthread_rwlock_unlock (&c->incarnation_lock);
+
+  if (forgotten)
+    log_info (c->log, "destination %s: %" PRIu64 " regions that were not durable "
+              "are copied again", c->dest->name, forgotten);
+  if (changes)
+    log_error (c->log, "destination %s: what clients have written and not "
+               "flushed may be lost with its server; the next flush of each "
+               "of them fails, to say so", c->dest->name);
+}
+
+uint64_t
+commit_losses (struct commit *c)
+{
+  return c->losses;
 }
 
 uint64_t

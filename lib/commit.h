@@ -42,6 +42,27 @@
  *
  * Whoever waits for the commit gets EIO.  The map is not touched by a failure:
  * what is valid stays valid.
+ *
+ * A LOST DESTINATION.  A server of the destination that is reached again may
+ * have crashed, and have lost what it had not flushed.  That is a power cut of
+ * the destination which the process survives, and it has the same outcome: the
+ * regions that are not durable become invalid (region_map_forget), and what was
+ * written and not flushed is gone, in valid regions too.  A later flush would
+ * not tell, so it is told here: `losses' counts, for clone_flush, how often
+ * that happened to changes that clients had been told were done.
+ *
+ * The time between two losses is an incarnation of the destination.  What has
+ * been written in one incarnation is not there in the next, so
+ *
+ *   - whoever made regions valid names the incarnation in which their bytes
+ *     were written, or an earlier one: commit_set_valid does nothing when that
+ *     is over;
+ *   - whoever looks at the map, and then reads or writes what was valid, looks
+ *     at the incarnation before and after, and begins again when another has
+ *     begun: no request reaches the server of the next incarnation before the
+ *     map has forgotten;
+ *   - a commit whose steps 1 and 2 were not in one incarnation begins again,
+ *     and no other begins from step 3 to step 5.
  */
 
 #ifndef CLONE_COMMIT_H
@@ -83,6 +104,16 @@ struct commit {
   _Atomic bool metadata_failed;   /* the last try to write failed */
   _Atomic bool complete;          /* durable bitmap full, flag on disk */
 
+  /* Write-locked while another incarnation begins.  The only lock that is held
+   * across I/O, that of steps 3 and 4.
+   */
+  pthread_rwlock_t incarnation_lock;
+  _Atomic uint64_t incarnation;   /* from 1 */
+  _Atomic uint64_t losses;
+  _Atomic bool unflushed;         /* clients' changes since the last snapshot */
+  bool flushing;                  /* and those that the running commit flushes;
+                                   * protected by incarnation_lock */
+
   uint32_t *sectors;              /* the running commit's snapshot */
   uint8_t (*images)[METADATA_SECTOR];
 };
@@ -112,6 +143,26 @@ extern enum clone_mode commit_mode (struct commit *c);
 
 /* Is the durable bitmap full, and the metadata's complete flag set? */
 extern bool commit_is_complete (struct commit *c);
+
+/* Which incarnation of the destination this is. */
+extern uint64_t commit_incarnation (struct commit *c);
+
+/* Make regions valid, whose bytes were written in this incarnation or later.
+ * False, and nothing is done, where it is over.
+ */
+extern bool commit_set_valid (struct commit *c, uint64_t incarnation,
+                              uint64_t first, uint64_t count);
+
+/* A client's change has been done, and the client will be told so. */
+extern void commit_changed (struct commit *c);
+
+/* The destination's server was lost, and nothing has reached it again yet.  May
+ * wait for the metadata.
+ */
+extern void commit_destination_lost (struct commit *c);
+
+/* How often were changes lost that no flush had made durable? */
+extern uint64_t commit_losses (struct commit *c);
 
 /* How many commits wrote to the metadata: for tests and statistics. */
 extern uint64_t commit_count (struct commit *c);

@@ -55,6 +55,7 @@ struct copy {
   uint64_t pos;       /* what lies before it is done */
   bool last_piece;    /* it owns the whole region that was cut */
   int error;          /* an errno, or 0 */
+  uint64_t incarnation; /* of the destination, when it was looked at */
   struct io io;
   struct owner owner;
   uint8_t *buf;
@@ -222,7 +223,7 @@ finish_cut (struct copy *copy)
 
   if (!region_map_is_valid (c->map, region) && commit_may_set (&c->commit)) {
     TEST_POINT (HYDRATE_WRITTEN);
-    region_map_set (c->map, region, 1);
+    commit_set_valid (&c->commit, cut->incarnation, region, 1);
     TEST_POINT (HYDRATE_SET);
   }
   ownership_release (&c->ownership, &copy->owner);
@@ -332,7 +333,7 @@ written (struct io *io)
     const uint64_t count = div_round_up (io->count, region_size);
 
     TEST_POINT (HYDRATE_WRITTEN);
-    region_map_set (c->map, first, count);
+    commit_set_valid (&c->commit, copy->incarnation, first, count);
     TEST_POINT (HYDRATE_SET);
     log_debug (c->log, LOG_REGION, "region %" PRIu64 "+%" PRIu64
                ": valid, hydrated", first, count);
@@ -353,6 +354,7 @@ go_on (struct copy *copy)
   bool valid = true;
 
   TEST_POINT (HYDRATE_OWNED);
+  copy->incarnation = commit_incarnation (&c->commit);
   if (copy->last_piece) {
     finish_cut (copy);
     return;
@@ -540,6 +542,8 @@ next_range (struct worker *w, struct plan_range *range, uint64_t *cost,
     break;
   }
 
+  if (range->cut && range->cut->incarnation == 0)
+    range->cut->incarnation = commit_incarnation (&h->clone->commit);
   *cost = range->zero ? 0 : range->end - range->start;
   if (s->rate)
     h->rate_next = MAX (h->rate_next, now) + (double)*cost / s->rate;
@@ -557,7 +561,7 @@ finish (struct worker *w)
   struct clone *c = h->clone;
   const bool full =
     region_map_count_valid (c->map) == region_map_regions (c->map);
-  const int r = full ? clone_flush (c) : 0;
+  const int r = full ? clone_flush (c, NULL) : 0;
 
   {
     LOCK_FOR_SCOPE (&h->lock);
@@ -671,7 +675,9 @@ on_tick (struct ev_loop *loop, ev_timer *timer, int revents)
 
   {
     LOCK_FOR_SCOPE (&h->lock);
-    const double now = (valid - h->valid_then) / TICK;
+    /* Less than before where the destination was lost. */
+    const double now = valid > h->valid_then ?
+                       (valid - h->valid_then) / TICK : 0;
 
     h->rate = h->rate ? h->rate + RATE_WEIGHT * (now - h->rate) : now;
     h->valid_then = valid;

@@ -238,18 +238,31 @@ write_superblock (struct metadata *md, unsigned which,
   return backend_flush (md->backend);
 }
 
+void
+metadata_lost (struct metadata *md)
+{
+  md->losses++;
+}
+
 int
 metadata_set_flags (struct metadata *md, uint32_t flags)
 {
   struct superblock sb = md->sb;
+  unsigned losses;
 
   if (sb.flags == flags)
     return 0;
   sb.flags = flags;
   sb.generation++;
-  if (write_superblock (md, 1 - md->current, &sb) == -1 ||
-      write_superblock (md, md->current, &sb) == -1)
-    return -1;
+  do {
+    losses = md->losses;
+    if (write_superblock (md, 1 - md->current, &sb) == -1)
+      return -1;
+    /* The other copy may be written only when this one is durable. */
+    if (losses == md->losses &&
+        write_superblock (md, md->current, &sb) == -1)
+      return -1;
+  } while (losses != md->losses);
   md->sb = sb;
   return 0;
 }

@@ -97,6 +97,7 @@ struct metadata {
   const struct log *log;
   struct superblock sb;    /* as on disk */
   unsigned current;        /* which copy that is: 0 for A, 1 for B */
+  _Atomic unsigned losses; /* of the server, see metadata_lost */
 };
 
 enum metadata_presence {
@@ -206,6 +207,13 @@ extern int metadata_decode (const struct metadata *md, uint32_t s,
 extern int metadata_write (struct metadata *md, const uint32_t *sectors,
                            uint8_t (*images)[METADATA_SECTOR], size_t n);
 extern int metadata_flush (struct metadata *md);
+
+/* The server was lost, with perhaps everything that had been written and not
+ * flushed, and nothing has reached it again yet.  Whoever writes and flushes
+ * looks at md->losses before and after, and begins again where it has changed.
+ * Any thread may call this.
+ */
+extern void metadata_lost (struct metadata *md);
 
 /* Durably set the flags.  Every bit that the flags speak of is durable before.
  * Not thread safe.  -1 with errno; the store is valid whatever happens.

@@ -465,19 +465,27 @@ bury (struct nbd_pool *pool)
   return NULL;
 }
 
-/* Before a broken pool is used again.  True where it is not that far. */
+/* Has all gone that was lost together? */
 static bool
-is_still_broken (struct nbd_pool *pool)
+is_over (const struct nbd_pool *pool)
 {
   if (!pool->broken)
     return false;
   for (unsigned i = 0; i < pool->connections; i++)
     if (pool->slots[i].conn)
-      return true;
+      return false;
+  return true;
+}
+
+/* Before anything is connected again.  Without the lock. */
+static void
+begin_anew (struct nbd_pool *pool)
+{
   if (pool->service.lost)
     pool->service.lost (pool->service.opaque);
+
+  LOCK_FOR_SCOPE (&pool->lock);
   pool->broken = false;
-  return false;
 }
 
 /* The slot to be filled next, if it is time.  *pause is reduced to how long
@@ -488,7 +496,7 @@ next_to_make (struct nbd_pool *pool, int64_t now, int *pause)
 {
   struct nbd_slot *next = NULL;
 
-  if (pool->stopping || is_still_broken (pool))
+  if (pool->stopping || pool->broken)
     return NULL;
   for (unsigned i = 0; i < pool->connections; i++) {
     struct nbd_slot *slot = &pool->slots[i];
@@ -610,6 +618,7 @@ healer_thread (void *arg)
   struct nbd_pool *pool = arg;
   struct nbd_conn *dead;
   struct nbd_slot *slot;
+  bool over;
   int pause;
 
   for (;;) {
@@ -624,11 +633,14 @@ healer_thread (void *arg)
         pause = MIN (pause, (int)(pool->kill_at - now));
       watch_all (pool, now);
       dead = bury (pool);
+      over = is_over (pool);
       slot = dead ? NULL : next_to_make (pool, now, &pause);
     }
     tell (pool);
     if (dead)
       nbd_conn_close (dead);
+    else if (over)
+      begin_anew (pool);
     else if (slot)
       make (pool, slot);
     else

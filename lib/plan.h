@@ -41,6 +41,7 @@ struct plan_cut {
   unsigned pieces;     /* handed out and not done */
   bool planned;        /* no more pieces will come */
   bool failed;         /* a piece is missing */
+  uint64_t incarnation; /* 0 at first: for the plan's user */
 };
 
 /* Somebody on the way through a part of the disk. */

@@ -336,6 +336,33 @@ region_map_set_durable (struct region_map *map, uint32_t sector,
   atomic_fetch_add (&map->nr_durable, news);
 }
 
+uint64_t
+region_map_forget (struct region_map *map)
+{
+  const uint64_t words = (uint64_t)map->sectors * WORDS_PER_SECTOR;
+  uint64_t forgotten = 0;
+  LOCK_FOR_SCOPE (&map->dirty_lock);
+
+  for (uint64_t w = 0; w < words; ++w) {
+    const uint64_t durable = atomic_load (&map->durable[w]);
+    const uint64_t valid = atomic_load (&map->valid[w]);
+
+    if (valid != durable) {
+      forgotten += __builtin_popcountll (valid & ~durable);
+      atomic_store (&map->valid[w], durable);
+    }
+  }
+  atomic_fetch_sub (&map->nr_valid, forgotten);
+
+  while (map->dirty_first != END_OF_LIST) {
+    uint32_t s = map->dirty_first;
+
+    map->dirty_first = map->dirty_next[s];
+    map->dirty_next[s] = NOT_LISTED;
+  }
+  return forgotten;
+}
+
 bool
 region_map_has_stray_bits (uint64_t regions, uint32_t sector,
                            const uint64_t words[WORDS_PER_SECTOR])

@@ -8,7 +8,7 @@
  * destination).  It goes from invalid to valid, once, and never back (I1).
  * The map holds two bits a region, `valid' and `durable': a durable region is
  * valid also in the bitmap on disk.  A region that is valid and not durable is
- * dirty.
+ * dirty.  (The exception: region_map_forget.)
  *
  * The bits are grouped as in the metadata: one bitmap sector holds
  * REGIONS_PER_SECTOR regions, and a sector that got dirty bits is listed once,
@@ -118,6 +118,12 @@ extern void region_map_snapshot (const struct region_map *map,
 /* For commit: these bits of the sector are durable now. */
 extern void region_map_set_durable (struct region_map *map, uint32_t sector,
                                     const uint64_t words[WORDS_PER_SECTOR]);
+
+/* Make invalid all regions that are not durable: what is in the destination is
+ * not known.  Returns how many that were.  No bit is set and no commit is at
+ * work meanwhile.
+ */
+extern uint64_t region_map_forget (struct region_map *map);
 
 /* For opening: these bits of the sector are on disk, so valid and durable.
  * -1 with errno EINVAL where a bit stands for no region.

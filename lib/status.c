@@ -72,8 +72,7 @@ bool
 status_ended (const struct status *status)
 {
   return status->hydration.state == HYDRATE_COMPLETE ||
-         status->hydration.state == HYDRATE_FAILED ||
-         status->mode == MODE_FAIL;
+         status->hydration.state == HYDRATE_FAILED;
 }
 
 static json_t *

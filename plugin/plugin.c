@@ -85,6 +85,16 @@ static struct progress *progress;
 static pthread_t committer_thread;
 static bool committer_started;
 
+/* A client's connection.  They are listed because nbdkit does not close them
+ * once it is shutting down.
+ */
+struct connection {
+  struct clone_client client;
+  struct connection *prev, *next;
+};
+static pthread_mutex_t connections_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct connection *connections;
+
 /* ---- log ---- */
 
 static void
@@ -410,7 +420,7 @@ committer (void *arg)
   /* The server is shutting down, but perhaps waits for clients. */
   hydrate_pause (service.hydrate);
   clone_interrupt (service.clone);
-  clone_flush (service.clone);
+  clone_flush (service.clone, NULL);
   return NULL;
 }
 
@@ -430,9 +440,13 @@ clone_after_fork (void)
   return 0;
 }
 
+static void clone_connection_close (void *handle);
+
 static void
 clone_cleanup (void)
 {
+  while (connections)
+    clone_connection_close (connections);
   if (service.clone == NULL)
     return;
   if (committer_started)
@@ -464,7 +478,35 @@ clone_unload (void)
 static void *
 clone_open (int readonly)
 {
-  return NBDKIT_HANDLE_NOT_NEEDED;
+  struct connection *conn = malloc (sizeof *conn);
+
+  if (conn == NULL) {
+    nbdkit_error ("malloc: %m");
+    return NULL;
+  }
+  clone_client_init (service.clone, &conn->client);
+
+  LOCK_FOR_SCOPE (&connections_lock);
+  conn->prev = NULL;
+  conn->next = connections;
+  if (connections)
+    connections->prev = conn;
+  connections = conn;
+  return conn;
+}
+
+static void
+clone_connection_close (void *handle)
+{
+  struct connection *conn = handle;
+
+  {
+    LOCK_FOR_SCOPE (&connections_lock);
+    if (conn->next)
+      conn->next->prev = conn->prev;
+    *(conn->prev ? &conn->prev->next : &connections) = conn->next;
+  }
+  free (conn);
 }
 
 static int64_t
@@ -580,7 +622,8 @@ clone_plugin_trim (void *handle, uint32_t count, uint64_t offset,
 static int
 clone_plugin_flush (void *handle, uint32_t flags)
 {
-  return result ("flush", 0, 0, clone_flush (service.clone));
+  return result ("flush", 0, 0, clone_flush (service.clone,
+                              &((struct connection *)handle)->client));
 }
 
 static int
@@ -625,6 +668,7 @@ static struct nbdkit_plugin plugin = {
   .after_fork = clone_after_fork,
   .cleanup = clone_cleanup,
   .open = clone_open,
+  .close = clone_connection_close,
   .get_size = clone_get_size,
   .block_size = clone_block_size,
   .can_write = can_do,

@@ -216,7 +216,7 @@ run_event (struct client *cl, struct event *ev, uint8_t *buf)
   case EVENT_CACHE:
     return clone_cache (c, count, offset);
   case EVENT_FLUSH:
-    return clone_flush (c);
+    return clone_flush (c, NULL);
   }
   abort ();
 }

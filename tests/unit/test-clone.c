@@ -131,7 +131,7 @@ run_op (void *opaque)
     op->result = clone_cache (d->clone, op->count, op->offset);
     break;
   case OP_FLUSH:
-    op->result = clone_flush (d->clone);
+    op->result = clone_flush (d->clone, NULL);
     break;
   }
   op->done = true;
@@ -226,7 +226,7 @@ random_op (uint64_t *seed)
     ck_assert_int_eq (clone_cache (d->clone, count, offset), 0);
     break;
   case 9:
-    ck_assert_int_eq (clone_flush (d->clone), 0);
+    ck_assert_int_eq (clone_flush (d->clone, NULL), 0);
     break;
   default:
     check_read (offset, count);
@@ -271,7 +271,7 @@ START_TEST (random_against_model)
   check_all ();
 
   ck_assert_int_eq (clone_cache (d->clone, d->size, 0), 0);
-  ck_assert_int_eq (clone_flush (d->clone), 0);
+  ck_assert_int_eq (clone_flush (d->clone, NULL), 0);
   ck_assert (commit_is_complete (&d->clone->commit));
   ck_assert (mock_is_closed (d->source));
   check_all ();
@@ -541,7 +541,7 @@ START_TEST (fua_that_takes_errors)
   new_disk (64 * K, 4 * K);
   d->clone->dest->fua_takes_errors = true;
   must_write (1, 4 * K, 0);
-  ck_assert_int_eq (clone_flush (d->clone), 0);
+  ck_assert_int_eq (clone_flush (d->clone, NULL), 0);
   must_write (2, 4 * K, 4 * K);
 
   mock_log_clear (d->log);
@@ -551,7 +551,7 @@ START_TEST (fua_that_takes_errors)
   ck_assert_int_eq (errno, EIO);
   for (size_t i = 0; i < mock_log_len (d->log); ++i)
     ck_assert (!(mock_log_call (d->log, i)->flags & BACKEND_FUA));
-  ck_assert_int_eq (clone_flush (d->clone), -1);
+  ck_assert_int_eq (clone_flush (d->clone, NULL), -1);
   ck_assert (!region_map_is_durable (d->clone->map, 1, 1));
   check_all ();
 
@@ -561,7 +561,7 @@ START_TEST (fua_that_takes_errors)
   new_disk (64 * K, 4 * K);
   d->clone->dest->fua_takes_errors = true;
   must_write (4, 64 * K, 0);
-  ck_assert_int_eq (clone_flush (d->clone), 0);
+  ck_assert_int_eq (clone_flush (d->clone, NULL), 0);
   mock_log_clear (d->log);
   ck_assert_int_eq (write_bytes (5, 4 * K, 0, BACKEND_FUA), 0);
   write_model (5, 4 * K, 0);
@@ -825,7 +825,7 @@ START_TEST (copy_on_read)
   check_all ();
   ck_assert_uint_eq (mock_bytes (d->source, MOCK_PREAD), size - region);
 
-  ck_assert_int_eq (clone_flush (d->clone), 0);
+  ck_assert_int_eq (clone_flush (d->clone, NULL), 0);
   ck_assert (commit_is_complete (&d->clone->commit));
   ck_assert_mem_eq (mock_durable (d->dest), model, size);
 }
@@ -894,7 +894,7 @@ START_TEST (copy_on_read_that_fails)
   else {
     must_write (1, 16 * K, 0);
     mock_fail (d->meta, MOCK_FLUSH, MOCK_ANYWHERE, 1, 1, EIO);
-    ck_assert_int_eq (clone_flush (d->clone), -1);
+    ck_assert_int_eq (clone_flush (d->clone, NULL), -1);
   }
   check_read (32 * K, 16 * K);
   check_read (48 * K + 1, 100);
@@ -902,7 +902,7 @@ START_TEST (copy_on_read_that_fails)
   ck_assert (!is_valid (2) && !is_valid (3));
 
   mock_heal (d->dest);
-  ck_assert_int_eq (clone_flush (d->clone), 0);
+  ck_assert_int_eq (clone_flush (d->clone, NULL), 0);
   check_all ();
   ck_assert (is_valid (2) && is_valid (3));
 }
@@ -1019,7 +1019,7 @@ START_TEST (source_is_drained)
   mock_gate_wait (gate);
   must_write (1, 64 * K, 0);
   ck_assert_uint_eq (completions, 0);
-  ck_assert_int_eq (clone_flush (d->clone), 0);
+  ck_assert_int_eq (clone_flush (d->clone, NULL), 0);
   ck_assert (commit_is_complete (&d->clone->commit));
   ck_assert_uint_eq (completions, 1);
   ck_assert (!mock_is_closed (d->source));
@@ -1027,7 +1027,7 @@ START_TEST (source_is_drained)
   mock_gate_open (gate);
   end (&read);
   ck_assert (mock_is_closed (d->source));
-  ck_assert_int_eq (clone_flush (d->clone), 0);
+  ck_assert_int_eq (clone_flush (d->clone, NULL), 0);
   ck_assert_int_eq (clone_background_commit (d->clone), 0);
   ck_assert_int_eq (clone_cache (d->clone, 100, 0), 0);
   ck_assert_uint_eq (completions, 1);
@@ -1044,7 +1044,7 @@ START_TEST (not_complete_before_durable)
   must_write (1, 64 * K, 0);
   ck_assert (!mock_is_closed (d->source));
   mock_fail (d->meta, MOCK_FLUSH, MOCK_ANYWHERE, 1, 1, EIO);
-  ck_assert_int_eq (clone_flush (d->clone), -1);
+  ck_assert_int_eq (clone_flush (d->clone, NULL), -1);
   ck_assert (!mock_is_closed (d->source));
   ck_assert_int_eq (clone_background_commit (d->clone), 0);
   ck_assert (mock_is_closed (d->source));
@@ -1073,7 +1073,7 @@ START_TEST (source_fails)
   check_read (0, 4 * K);
   must_write (3, 4 * K, 12 * K);
   must_write (4, 10, 100);
-  ck_assert_int_eq (clone_flush (d->clone), 0);
+  ck_assert_int_eq (clone_flush (d->clone, NULL), 0);
   mock_heal (d->source);
   check_all ();
 }
@@ -1116,7 +1116,7 @@ START_TEST (read_only_mode)
   new_disk (64 * K, 4 * K);
   must_write (1, 4 * K, 0);
   mock_fail (d->dest, MOCK_FLUSH, MOCK_ANYWHERE, 1, 1, EIO);
-  ck_assert_int_eq (clone_flush (d->clone), -1);
+  ck_assert_int_eq (clone_flush (d->clone, NULL), -1);
 
   ck_assert_int_eq (write_bytes (2, 4 * K, 4 * K, 0), -1);
   ck_assert_int_eq (errno, EIO);
@@ -1134,7 +1134,7 @@ START_TEST (read_only_mode)
   ck_assert_int_eq (write_bytes (4, 1, 0, BACKEND_FUA), -1);
   ck_assert_int_eq (errno, EIO);
   model[0] = 4;
-  ck_assert_int_eq (clone_flush (d->clone), -1);
+  ck_assert_int_eq (clone_flush (d->clone, NULL), -1);
   check_all ();
 
   /* And a restart gets out of it, with what was durable. */
@@ -1143,7 +1143,7 @@ START_TEST (read_only_mode)
   memcpy (model, mock_content (d->source), 4 * K);
   check_all ();
   must_write (5, 4 * K, 4 * K);
-  ck_assert_int_eq (clone_flush (d->clone), 0);
+  ck_assert_int_eq (clone_flush (d->clone, NULL), 0);
 }
 END_TEST
 
@@ -1161,10 +1161,10 @@ START_TEST (metadata_fails)
 
   new_disk (64 * K, 4 * K);
   must_write (1, 4 * K, 0);
-  ck_assert_int_eq (clone_flush (d->clone), 0);
+  ck_assert_int_eq (clone_flush (d->clone, NULL), 0);
   must_write (2, 4 * K, 4 * K);
   mock_fail (d->meta, faults[_i].kind, MOCK_ANYWHERE, 1, 0, faults[_i].error);
-  ck_assert_int_eq (clone_flush (d->clone), -1);
+  ck_assert_int_eq (clone_flush (d->clone, NULL), -1);
   ck_assert_int_eq (errno, EIO);
   ck_assert_int_eq (write_bytes (3, 10, 4 * K, BACKEND_FUA), -1);
   ck_assert_int_eq (errno, EIO);
@@ -1180,7 +1180,7 @@ START_TEST (metadata_fails)
   mock_heal (d->meta);
   ck_assert_int_eq (clone_background_commit (d->clone), 0);
   must_write (6, 4 * K, 8 * K);
-  ck_assert_int_eq (clone_flush (d->clone), 0);
+  ck_assert_int_eq (clone_flush (d->clone, NULL), 0);
   mock_disk_crash (d, 0, 0, 1);
   ck_assert_int_eq (mock_disk_open (d), 0);
   check_all ();
@@ -1208,7 +1208,7 @@ START_TEST (write_fails_in_the_middle)
   ck_assert (is_valid (0));
   ck_assert (!is_valid (2));
   check_all ();
-  ck_assert_int_eq (clone_flush (d->clone), 0);
+  ck_assert_int_eq (clone_flush (d->clone, NULL), 0);
   mock_disk_crash (d, 0, 0, 1);
   ck_assert_int_eq (mock_disk_open (d), 0);
   check_all ();
@@ -1258,7 +1258,7 @@ client (void *opaque)
         abort ();
       break;
     case 4:
-      if (i % 8 == 0 && clone_flush (d->clone) == -1)
+      if (i % 8 == 0 && clone_flush (d->clone, NULL) == -1)
         abort ();
       break;
     }
@@ -1292,7 +1292,7 @@ START_TEST (stress)
   mock_set_delay (d->source, 0);
   check_all ();
   ck_assert_int_eq (clone_cache (d->clone, d->size, 0), 0);
-  ck_assert_int_eq (clone_flush (d->clone), 0);
+  ck_assert_int_eq (clone_flush (d->clone, NULL), 0);
   ck_assert_mem_eq (mock_durable (d->dest), model, d->size);
 }
 END_TEST
@@ -1375,7 +1375,7 @@ request_before_cut (uint64_t *seed)
 
   switch (mock_random (seed) % 8) {
   case 0:
-    ck_assert_int_eq (clone_flush (d->clone), 0);
+    ck_assert_int_eq (clone_flush (d->clone, NULL), 0);
     forget_versions (0, SECTORS);
     return;
   case 1:

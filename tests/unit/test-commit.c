@@ -132,6 +132,110 @@ wait_for (struct caller *c)
   return c->result;
 }
 
+/* The destination's server is lost: what is not durable is forgotten, and who
+ * wrote in the incarnation before cannot make a region valid any more.  Losses
+ * are counted only where clients had changed something that no flush covered.
+ */
+START_TEST (lost_destination)
+{
+  const uint64_t before = commit_incarnation (&commit);
+
+  region_map_set (map, IN (0, 5), 1);
+  commit_changed (&commit);
+  ck_assert_int_eq (commit_flush (&commit), 0);
+  ck_assert (commit_set_valid (&commit, before, IN (2, 0), 1));
+  commit_destination_lost (&commit);
+  ck_assert_uint_eq (commit_losses (&commit), 0);
+  ck_assert (region_map_is_valid (map, IN (0, 5)));
+  ck_assert (!region_map_is_valid (map, IN (2, 0)));
+  ck_assert (!commit_set_valid (&commit, before, IN (2, 0), 1));
+  ck_assert (!region_map_is_valid (map, IN (2, 0)));
+
+  commit_changed (&commit);
+  commit_destination_lost (&commit);
+  ck_assert_uint_eq (commit_losses (&commit), 1);
+  commit_destination_lost (&commit);
+  ck_assert_uint_eq (commit_losses (&commit), 1);
+
+  ck_assert (commit_set_valid (&commit, commit_incarnation (&commit),
+                               IN (3, 0), 1));
+  ck_assert_int_eq (commit_flush (&commit), 0);
+  ck_assert (on_medium (IN (0, 5)));
+  ck_assert (on_medium (IN (3, 0)));
+  ck_assert_uint_eq (bits_on_medium (), 2);
+}
+END_TEST
+
+/* The same while a commit flushes the destination: the flush that succeeded may
+ * be the new server's, so its snapshot is not written.
+ */
+START_TEST (lost_while_flushing)
+{
+  struct mock_gate *gate = mock_gate (dest, MOCK_FLUSH, MOCK_ANYWHERE, 1);
+  struct caller c;
+
+  region_map_set (map, IN (0, 5), 1);
+  commit_changed (&commit);
+  call (&c, IN (0, 5));
+  mock_gate_wait (gate);
+  commit_destination_lost (&commit);
+  region_map_set (map, IN (0, 6), 1);
+  mock_gate_open (gate);
+  ck_assert_int_eq (wait_for (&c), 0);
+  ck_assert_uint_eq (commit_losses (&commit), 1);
+  ck_assert (!on_medium (IN (0, 5)));
+  ck_assert (on_medium (IN (0, 6)));
+  ck_assert_uint_eq (mock_count (dest, MOCK_FLUSH), 2);
+}
+END_TEST
+
+/* Another incarnation waits for steps 3 to 5, after which all is durable. */
+static void
+lose_destination (void *opaque)
+{
+  commit_destination_lost (&commit);
+}
+
+START_TEST (lost_while_writing)
+{
+  struct mock_gate *gate = mock_gate (meta, MOCK_PWRITE, MOCK_ANYWHERE, 1);
+  struct mock_thread *loss;
+  struct caller c;
+
+  region_map_set (map, IN (0, 5), 1);
+  call (&c, IN (0, 5));
+  mock_gate_wait (gate);
+  loss = mock_thread (lose_destination, NULL);
+  mock_settle ();
+  ck_assert (region_map_is_valid (map, IN (0, 5)));
+  mock_gate_open (gate);
+  ck_assert_int_eq (wait_for (&c), 0);
+  mock_join (loss);
+  ck_assert (region_map_is_valid (map, IN (0, 5)));
+  ck_assert (on_medium (IN (0, 5)));
+}
+END_TEST
+
+/* The server of the metadata is lost between step 3 and step 4: both are done
+ * again.
+ */
+START_TEST (lost_metadata)
+{
+  struct mock_gate *gate = mock_gate (meta, MOCK_FLUSH, MOCK_ANYWHERE, 1);
+  struct caller c;
+
+  region_map_set (map, IN (0, 5), 1);
+  call (&c, IN (0, 5));
+  mock_gate_wait (gate);
+  metadata_lost (md);
+  mock_gate_open (gate);
+  ck_assert_int_eq (wait_for (&c), 0);
+  ck_assert (c.durable);
+  ck_assert_uint_eq (mock_count (meta, MOCK_PWRITE), 2);
+  ck_assert_uint_eq (mock_count (meta, MOCK_FLUSH), 2);
+}
+END_TEST
+
 /* The four steps come one after the other, each after the end of the one
  * before; sectors that are neighbours are one segment of one write, and no
  * other sector is written.
@@ -642,6 +746,10 @@ main (void)
   tcase_add_test (tc, complete);
   tcase_add_test (tc, almost_complete);
   tcase_add_loop_test (tc, complete_flag_is_retried, 0, 2);
+  tcase_add_test (tc, lost_destination);
+  tcase_add_test (tc, lost_while_flushing);
+  tcase_add_test (tc, lost_while_writing);
+  tcase_add_test (tc, lost_metadata);
   tcase_add_test (tc, stress);
   suite_add_tcase (suite, tc);
 

@@ -415,7 +415,7 @@ START_TEST (copy_in_flight)
   mock_join (thread);
   /* The client may have come after the commit that made it complete. */
   wait_for (HYDRATE_COMPLETE);
-  ck_assert_int_eq (clone_flush (d->clone), 0);
+  ck_assert_int_eq (clone_flush (d->clone, NULL), 0);
   check_complete ();
 }
 END_TEST
@@ -524,7 +524,7 @@ START_TEST (completed_by_clients)
   new_disk (M, 4 * K, true);
   begin (&defaults, true);
   must_write (1, M, 0);
-  ck_assert_int_eq (clone_flush (d->clone), 0);
+  ck_assert_int_eq (clone_flush (d->clone, NULL), 0);
   check_complete ();
 }
 END_TEST
@@ -607,7 +607,7 @@ client (void *opaque)
         abort ();
       memcpy (model + offset, buf, 700);
     }
-    if (i % 50 == 0 && clone_flush (d->clone) == -1)
+    if (i % 50 == 0 && clone_flush (d->clone, NULL) == -1)
       abort ();
     if (clone_pread (d->clone, buf, 700, offset) == -1 ||
         memcmp (buf, model + offset, 700) != 0)
@@ -635,7 +635,7 @@ START_TEST (stress)
   for (unsigned i = 0; i < 3; ++i)
     mock_join (thread[i]);
   wait_for (HYDRATE_COMPLETE);
-  ck_assert_int_eq (clone_flush (d->clone), 0);
+  ck_assert_int_eq (clone_flush (d->clone, NULL), 0);
   check_complete ();
 }
 END_TEST

@@ -162,6 +162,24 @@ START_TEST (random_against_model)
       check_counts (map);
   }
   check_counts (map);
+
+  /* What is not durable is forgotten, and no commit will see it. */
+  for (uint32_t s = 0; s < 2; ++s) {
+    uint64_t words[WORDS_PER_SECTOR];
+
+    region_map_snapshot (map, s, words);
+    region_map_set_durable (map, s, words);
+  }
+  memcpy (model_durable, model, 2 * REGIONS_PER_SECTOR);
+  set (map, 2 * REGIONS_PER_SECTOR + 63, 2);
+  check_counts (map);
+  ck_assert (region_map_is_dirty (map));
+  ck_assert_uint_gt (region_map_forget (map), 0);
+  memcpy (model, model_durable, sizeof model);
+  check_counts (map);
+  ck_assert (!region_map_is_dirty (map));
+  ck_assert_uint_eq (region_map_forget (map), 0);
+
   set (map, 0, REGIONS);
   check_counts (map);
   check_run (map, 0, REGIONS);

@@ -170,7 +170,7 @@ run_op (void *opaque)
     op->result = clone_cache (d->clone, op->count, op->offset);
     break;
   case OP_FLUSH:
-    op->result = clone_flush (d->clone);
+    op->result = clone_flush (d->clone, NULL);
     break;
   }
   op->done = true;
