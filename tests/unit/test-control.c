@@ -436,7 +436,7 @@ START_TEST (test_status_object)
     text = dump (&s);
     snprintf (expect, sizeof expect, "\"mode\": \"%s\"", modes[i]);
     ck_assert_ptr_nonnull (strstr (text, expect));
-    ck_assert_int_eq (status_ended (&s), i == MODE_FAIL);
+    ck_assert (!status_ended (&s));
     free (text);
   }
 }
