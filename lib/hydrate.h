@@ -100,7 +100,9 @@ extern void hydrate_resume (struct hydrate *h);
  * settings say so, and unless it is paused.
  */
 extern void hydrate_want (void *hydrate, uint64_t start, uint64_t end);
-/* And this is how many bytes that was, and how many seconds it took (pace.h). */
+/* And this is how many bytes that was, and how many seconds it took: for the
+ * pace (pace.h).
+ */
 extern void hydrate_was_read (void *hydrate, uint64_t count, double took);
 /* And the source (clone_source_status) is not what it was. */
 extern void hydrate_source_changed (void *hydrate);

@@ -4,14 +4,14 @@
 
 /* The pace of hydration beside clients that read from the source.
  *
- * The rule: hydration may have as many bytes under way as the window says, which
- * is never more than the threshold and never less than a batch.  Each short read
- * of the source for a client is timed.  The shortest time of the last seconds is
- * what the source needs by itself; a read is late when it takes a tenth and
- * PACE_SLACK longer than that.  Each late one makes the window smaller by a
- * quarter, and each that is in time makes it larger by 1/400.  So it settles
- * where about one read in a hundred is late.  When no client has read from the
- * source for PACE_IDLE, the window is the threshold.
+ * The rule: hydration may have as many bytes under way as the window says,
+ * which is never more than the threshold and never less than a batch.  Each
+ * short read of the source for a client is timed.  The shortest time of the
+ * last seconds is what the source needs by itself; a read is late when it takes
+ * a tenth and PACE_SLACK longer than that.  Each late one makes the window
+ * smaller by a quarter, and each that is in time makes it larger by 1/400.  So
+ * it settles where about one read in a hundred is late.  When no client has
+ * read from the source for PACE_IDLE, the window is the threshold.
  *
  * To see what the source needs by itself, hydration gets out of the way now and
  * then, for PACE_PROBE reads: nobody would know otherwise, if it began before

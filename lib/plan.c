@@ -10,8 +10,8 @@
 #include "plan.h"
 #include "rounding.h"
 
-/* Extents are asked for this far ahead of the disk's walk, and for so many bytes at
- * once.
+/* Extents are asked for this far ahead of the disk's walk, and for so many
+ * bytes at once.
  */
 #define EXTENTS_AHEAD (UINT64_C (1) << 30)
 #define EXTENTS_QUERY (UINT64_C (1) << 30)

@@ -12,11 +12,11 @@
  * once; what is valid already is skipped.  When it is at the end, plan_restart
  * lets it look for what was left out because of an error.
  *
- * A wish is a stretch of the disk, of whole regions, that somebody wants to come
- * first (plan_want).  Each has a walk of its own, and the latest is served first.
- * A wish is ahead of the disk's walk and apart from all others, and the disk's
- * walk goes around it, so nothing is handed out twice.  It ends with its last
- * copy.
+ * A wish is a stretch of the disk, of whole regions, that somebody wants to
+ * come first (plan_want).  Each has a walk of its own, and the latest is served
+ * first.  A wish is ahead of the disk's walk and apart from all others, and the
+ * disk's walk goes around it, so nothing is handed out twice.  It ends with its
+ * last copy.
  *
  * All offsets and sizes are bytes.
  */
@@ -101,7 +101,8 @@ extern enum plan_result plan_next (struct plan *p, uint64_t batch,
 /* The range has been copied, or not: this comes last, after plan_piece_done. */
 extern void plan_range_done (struct plan *p, const struct plan_range *range);
 
-/* Copy these bytes before others, what is invalid of them and not handed out. */
+/* Copy these bytes before others: what is invalid of them and not handed out.
+ */
 extern void plan_want (struct plan *p, uint64_t start, uint64_t end);
 
 /* Begin again at the start of the disk.  Wishes are forgotten, but for what of

@@ -64,8 +64,8 @@ extern bool sector_is_mixture (const uint8_t buf[SECTOR], uint64_t run,
 /* Print a value as "write 3.17", the seventeenth write of connection 3. */
 extern void value_print (FILE *fp, value_t value);
 
-/* Print what can be said of a content whose value is VALUE_OTHER; and all of it,
- * which wants lines of its own.
+/* Print what can be said of a content whose value is VALUE_OTHER; and all of
+ * it, which wants lines of its own.
  */
 extern void sector_print_other (FILE *fp, const uint8_t buf[SECTOR],
                                 uint64_t run, uint64_t sector);

@@ -2,9 +2,10 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* The test points of a plugin: whoever comes to one sleeps there, for as long as
- * chance says and CLONE_TEST_DELAY microseconds at most.  How often each was
- * reached is appended to the file CLONE_TEST_COUNTS when the plugin is unloaded.
+/* The test points of a plugin: whoever comes to one sleeps there, for as long
+ * as chance says and CLONE_TEST_DELAY microseconds at most.  How often each was
+ * reached is appended to the file CLONE_TEST_COUNTS when the plugin is
+ * unloaded.
  */
 
 #include <config.h>

@@ -543,11 +543,14 @@ START_TEST (behind_too_much)
 END_TEST
 
 /* When it is told that data were lost, what is in memory stays there, since it
- * is in no other place any more, and no flush succeeds, although fdatasync does.
+ * is in no other place any more, and no flush succeeds, although fdatasync
+ * does.
  */
 START_TEST (behind_fails)
 {
-  const unsigned flags[] = { SYNC_FILE_RANGE_WRITE, SYNC_FILE_RANGE_WAIT_AFTER };
+  const unsigned flags[] = {
+    SYNC_FILE_RANGE_WRITE, SYNC_FILE_RANGE_WAIT_AFTER
+  };
   struct backend *b = create (BIG);
   uint8_t *data = random_data (BIG);
 

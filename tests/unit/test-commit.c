@@ -459,8 +459,9 @@ START_TEST (failed_flush_concerns_later_bits)
 }
 END_TEST
 
-/* Also where no region was dirty when the flush failed: Linux tells of lost data
- * once, and another client's next flush, which would succeed, speaks of them.
+/* Also where no region was dirty when the flush failed: Linux tells of lost
+ * data once, and another client's next flush, which would succeed, speaks of
+ * them.
  */
 START_TEST (failed_flush_without_dirty_regions)
 {
