@@ -992,6 +992,78 @@ START_TEST (read_against_write)
 }
 END_TEST
 
+/* ---- what is told of reads of the source ---- */
+
+static struct {
+  unsigned before, after;  /* how often each was called */
+  uint64_t start, end;     /* what the last one said */
+  uint64_t count;
+  bool overtake;           /* write all of it before it is read */
+} told;
+
+static void
+on_source_read (void *opaque, uint64_t start, uint64_t end)
+{
+  told.before++;
+  told.start = start;
+  told.end = end;
+  if (told.overtake)
+    must_write (9, end - start, start);
+}
+
+static void
+on_source_was_read (void *opaque, uint64_t count, double took)
+{
+  told.after++;
+  told.count = count;
+  ck_assert (took >= 0);
+}
+
+/* Who wants to know how long the source takes is told of reads that had it
+ * answer, with the bytes that were read there, and of no others: not of one of
+ * valid regions, not of one that failed, and not of one that needed nothing of
+ * the source any more when it came to read, which takes no time at all.
+ */
+START_TEST (reads_that_are_timed)
+{
+  uint8_t buf[4096];
+
+  new_disk (1 * M, 4 * K);
+  memset (&told, 0, sizeof told);
+  d->clone->on_source_read = on_source_read;
+  d->clone->on_source_was_read = on_source_was_read;
+
+  check_read (8 * K + 100, 3000);
+  ck_assert_uint_eq (told.before, 1);
+  ck_assert_uint_eq (told.after, 1);
+  ck_assert_uint_eq (told.start, 8 * K + 100);
+  ck_assert_uint_eq (told.end, 8 * K + 3100);
+  ck_assert_uint_eq (told.count, 3000);
+
+  /* Of the last 512K a half is valid, which is no small gap. */
+  must_write (1, 256 * K, 768 * K);
+  check_read (512 * K, 512 * K);
+  ck_assert_uint_eq (told.after, 2);
+  ck_assert_uint_eq (told.count, 256 * K);
+
+  check_read (768 * K, 4 * K);
+  ck_assert_uint_eq (told.before, 2);
+  ck_assert_uint_eq (told.after, 2);
+
+  mock_fail (d->source, MOCK_PREAD, MOCK_ANYWHERE, 1, 1, EIO);
+  ck_assert_int_eq (clone_pread (d->clone, buf, 4 * K, 16 * K), -1);
+  ck_assert_uint_eq (told.before, 3);
+  ck_assert_uint_eq (told.after, 2);
+
+  told.overtake = true;
+  mock_log_clear (d->log);
+  check_read (32 * K, 8 * K);
+  ck_assert_uint_eq (mock_count (d->source, MOCK_PREAD), 0);
+  ck_assert_uint_eq (told.before, 4);
+  ck_assert_uint_eq (told.after, 2);
+}
+END_TEST
+
 /* ---- the end of the source ---- */
 
 static _Atomic unsigned completions;
@@ -1468,6 +1540,7 @@ main (void)
   tcase_add_loop_test (tc, copy_in_flight, 0, 4);
   tcase_add_test (tc, valid_regions_do_not_wait);
   tcase_add_test (tc, read_against_write);
+  tcase_add_test (tc, reads_that_are_timed);
   tcase_add_test (tc, source_is_drained);
   tcase_add_test (tc, not_complete_before_durable);
   tcase_add_test (tc, source_fails);
