@@ -271,6 +271,31 @@ requests ()
        "$tmp/$1.requests" || :
 }
 
+# reads NAME: of each read that has arrived, offset and length in bytes.  For a
+# server behind nbdkit's log filter, with logfile=$tmp/NAME.requests.
+reads ()
+{
+  $python - "$tmp/$1.requests" <<'PY'
+import re, sys
+with open(sys.argv[1]) as f:
+    for m in re.finditer(r" Read id=\d+ offset=(\S+) count=(\S+)", f.read()):
+        print(int(m.group(1), 0), int(m.group(2), 0))
+PY
+}
+
+# Of reads, on standard input: how many bytes they have, and how many were read
+# by an earlier one, too.
+bytes_of () { awk '{ n += $2 } END { print n + 0 }'; }
+
+bytes_again ()
+{
+  sort -n | awk '
+    { stop = $1 + $2 }
+    $1 < end { n += (stop < end ? stop : end) - $1 }
+    stop > end { end = stop }
+    END { print n + 0 }'
+}
+
 # stop NAME: SIGTERM; the result is the server's exit status.
 stop ()
 {

@@ -11,20 +11,13 @@
 
 requires "$python" -c 'import nbd'
 make_disk "$tmp/src" 16M
-serve src --filter=log file "$tmp/src" logfile="$tmp/requests"
+serve src --filter=log file "$tmp/src" logfile="$tmp/src.requests"
 
 # Where hydration has read: all reads longer than the client's, offset and
 # length in KiB.
 hydration_reads ()
 {
-  $python - "$tmp/requests" <<'PY'
-import re, sys
-for m in re.finditer(r" Read id=\d+ offset=(\S+) count=(\S+)",
-                     open(sys.argv[1]).read()):
-    offset, count = (int(g, 0) for g in m.groups())
-    if count > 4096:
-        print(offset >> 10, count >> 10)
-PY
+  reads src | awk '$2 > 4096 { print $1 / 1024, $2 / 1024 }'
 }
 
 # hydrated_more_than REGIONS
@@ -39,7 +32,7 @@ for priority in '' access sequential; do
   serve_clone "$(uri src)" destination="$tmp/dest" region-size=4K \
               hydration-rate=512K hydration-batch-size=64K \
               ${priority:+hydration-priority=$priority}
-  : >"$tmp/requests"
+  : >"$tmp/src.requests"
   eventually hydrated_more_than 16
   $python - "$(uri clone)" <<'PY'
 import nbd, sys
