@@ -243,6 +243,35 @@ START_TEST (limits)
 }
 END_TEST
 
+/* What is being read at once reaches the threshold, when nothing is answered:
+ * but for less than a batch of each worker's share, of whom there are four at
+ * most.  _i: also with what users get who set nothing.
+ */
+START_TEST (threshold_is_reached)
+{
+  const struct hydrate_settings small = {
+    .threshold = M, .batch = 64 * K
+  };
+  const struct hydrate_settings *s = _i ? &defaults : &small;
+  const unsigned copies = s->threshold / s->batch, all = 2 * copies;
+  CLEANUP_FREE struct mock_gate **gate = calloc (all, sizeof *gate);
+
+  new_disk (2 * s->threshold, 64 * K, true);
+  for (unsigned i = 0; i < all; ++i)
+    gate[i] = mock_gate (d->source, MOCK_PREAD, MOCK_ANYWHERE, 1);
+  begin (s, false);
+  /* The latest gate is the first that a call finds. */
+  for (unsigned i = 0; i < copies - 3; ++i)
+    mock_gate_wait (gate[all - 1 - i]);
+  mock_settle ();
+  ck_assert_uint_ge (mock_max_reading (d->source), (copies - 3) * s->batch);
+  ck_assert_uint_le (mock_max_reading (d->source), s->threshold);
+  for (unsigned i = 0; i < all; ++i)
+    mock_gate_open (gate[i]);
+  check_complete ();
+}
+END_TEST
+
 /* A region larger than a batch is read in pieces of a batch, and is invalid
  * until the last of them is in the destination.
  */
@@ -653,6 +682,7 @@ main (void)
   tcase_add_test (tc, unknown_zeroes);
   tcase_add_test (tc, extents_fail);
   tcase_add_test (tc, limits);
+  tcase_add_loop_test (tc, threshold_is_reached, 0, 2);
   tcase_add_test (tc, large_regions);
   tcase_add_test (tc, rate);
   tcase_add_loop_test (tc, pause_and_resume, 0, 2);
