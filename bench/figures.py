@@ -100,10 +100,10 @@ def table_line(row, line):
             f"{line.ratio():.3f}", str(line.limit or "-"), holds)
 
 
-def format_table(lines):
-    """lines: tuples like COLUMNS."""
-    lines = [COLUMNS] + lines
-    widths = [max(len(l[i]) for l in lines) for i in range(len(COLUMNS))]
+def format_table(lines, columns=COLUMNS):
+    """lines: tuples like columns."""
+    lines = [columns] + lines
+    widths = [max(len(l[i]) for l in lines) for i in range(len(columns))]
     text = ""
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths))
