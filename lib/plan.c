@@ -214,10 +214,15 @@ close_if_done (struct plan_wish *wish)
 void
 plan_range_done (struct plan *p, const struct plan_range *range)
 {
-  if (range->wish == NULL)
-    return;
-  range->wish->copies--;
-  close_if_done (range->wish);
+  if (range->retry) {
+    p->retry.copies--;
+    if (!range->bad)
+      bad_remove (&p->bad, range->start, range->end);
+  }
+  if (range->wish) {
+    range->wish->copies--;
+    close_if_done (range->wish);
+  }
 }
 
 /* Take from [*start, *end) what belongs to an open wish. */
@@ -314,6 +319,131 @@ give_up_wish (struct plan *p, struct plan_wish *w)
   close_if_done (w);
 }
 
+/* ---- bad ranges ---- */
+
+bool
+plan_bad (struct plan *p, struct plan_range *range)
+{
+  const uint64_t count = range->end - range->start;
+  bool valid;
+
+  range->bad = true;
+  if (range->retry && ++p->retry.failures == PLAN_MAX_FAILURES)
+    p->retry.on = false;
+  if (region_map_run_bytes (p->map, range->start, range->end, &valid) == count &&
+      valid)
+    return false;
+  bad_add (&p->bad, range->start, range->end,
+           count > PLAN_BAD_PIECE ? PLAN_BAD_PIECE : REGION_SIZE_MIN);
+  return !range->retry;
+}
+
+void
+plan_sum_bad (const struct plan *p, struct plan_bad_sum *sum)
+{
+  const uint64_t region_size = region_map_region_size (p->map);
+  uint64_t next = 0, n;         /* regions before that one are counted */
+  bool valid;
+
+  *sum = (struct plan_bad_sum){ 0 };
+  for (unsigned i = 0; i < p->bad.len; ++i) {
+    const struct bad_range *b = &p->bad.range[i];
+
+    for (uint64_t pos = b->start; pos < b->end; pos += n) {
+      n = region_map_run_bytes (p->map, pos, b->end, &valid);
+      if (valid)
+        continue;
+      next = MAX (next, pos / region_size);
+      sum->regions += div_round_up (pos + n, region_size) - next;
+      next = div_round_up (pos + n, region_size);
+      sum->bytes += n;
+      if (sum->ranges > 0 && sum->range[sum->ranges - 1].end == pos)
+        sum->range[sum->ranges - 1].end += n;
+      else if (sum->ranges < PLAN_BAD_SHOWN) {
+        sum->range[sum->ranges].start = pos;
+        sum->range[sum->ranges++].end = pos + n;
+      }
+    }
+  }
+}
+
+/* Forget the ranges all of which is valid. */
+static void
+forget_valid (struct plan *p)
+{
+  const struct bad_range *b;
+  uint64_t pos = 0;
+  bool valid;
+
+  while ((b = bad_find (&p->bad, pos)) != NULL) {
+    pos = b->end;
+    if (region_map_run_bytes (p->map, b->start, b->end, &valid) ==
+        b->end - b->start && valid)
+      bad_remove (&p->bad, b->start, b->end);
+  }
+}
+
+void
+plan_retry (struct plan *p)
+{
+  if (p->retry.on || p->retry.copies > 0)
+    return;
+  forget_valid (p);
+  p->retry.on = true;
+  p->retry.failures = 0;
+}
+
+/* Take from the regions [*start, *end) those with something bad in them. */
+static void
+cut_bad_off (const struct plan *p, uint64_t *start, uint64_t *end)
+{
+  const uint64_t region_size = region_map_region_size (p->map);
+  const struct bad_range *b;
+
+  while (*start < *end && (b = bad_find (&p->bad, *start)) != NULL &&
+         b->start < *end) {
+    if (round_down (b->start, region_size) > *start)
+      *end = round_down (b->start, region_size);
+    else
+      *start = MIN (round_up (b->end, region_size), *end);
+  }
+}
+
+/* The next range of the round, if there is one. */
+static enum plan_result
+next_bad (struct plan *p, uint64_t batch, struct plan_range *range)
+{
+  const uint64_t region_size = region_map_region_size (p->map);
+  const uint64_t granule = region_size <= batch ? region_size : PIECE_ALIGN;
+  const struct bad_range *b;
+  uint64_t start, piece, n;
+  bool valid;
+
+  while (p->retry.on && (b = bad_find (&p->bad, p->retry.pos)) != NULL) {
+    start = MAX (b->start, p->retry.pos);
+    n = region_map_run_bytes (p->map, start, b->end, &valid);
+    p->retry.pos = start + n;
+    if (valid)
+      continue;
+
+    *range = (struct plan_range){
+      .start = round_down (start, granule), .retry = true,
+      .probe = region_size > batch,
+    };
+    piece = round_down (MIN (b->piece, batch), granule);
+    range->end = MIN (round_up (start + n, granule),
+                      range->start + MAX (piece, granule));
+    range->end = MIN (range->end, region_map_size (p->map));
+    p->retry.pos = range->end;
+    p->retry.copies++;
+    return PLAN_RANGE;
+  }
+
+  if (p->retry.on)
+    p->retry = (struct plan_retry){ .copies = p->retry.copies };
+  return PLAN_END;
+}
+
 /* ---- the order ---- */
 
 void
@@ -353,6 +483,7 @@ skip_valid (struct plan *p, struct plan_walk *walk)
     end = MIN (walk->pos + PLAN_MAX_ZERO, walk->end);
     if (walk == &p->disk)
       cut_wishes_off (p, &start, &end);
+    cut_bad_off (p, &start, &end);
     walk->pos = start;
     if (start == end)
       continue;
@@ -445,5 +576,7 @@ plan_next (struct plan *p, uint64_t batch, struct plan_range *range)
     }
     give_up_wish (p, wish);
   }
+  if (next_bad (p, batch, range) == PLAN_RANGE)
+    return PLAN_RANGE;
   return next_of_walk (p, &p->disk, batch, range);
 }

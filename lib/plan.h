@@ -18,6 +18,16 @@
  * disk's walk goes around it, so nothing is handed out twice.  It ends with its
  * last copy.
  *
+ * What the source could not be read at (plan_bad) is bad: neither the disk's
+ * walk nor a wish comes back to it.  plan_retry begins a round, in which each
+ * bad range is handed out once more, in smaller pieces: of PLAN_BAD_PIECE first,
+ * so that what is left is tried region by region in the rounds that follow.  So
+ * a bad sector ends up as one bad region, with all around it hydrated.  A round
+ * ends early after PLAN_MAX_FAILURES, and the next one goes on from there.
+ *
+ * Bad is, of the list's ranges, what is invalid: a client's write takes regions
+ * out of it.
+ *
  * All offsets and sizes are bytes.
  */
 
@@ -27,6 +37,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "bad-ranges.h"
 #include "extents.h"
 #include "region-map.h"
 
@@ -61,6 +72,17 @@ struct plan_wish {
 /* More are forgotten, the oldest first. */
 #define PLAN_MAX_WISHES 16
 
+#define PLAN_BAD_PIECE (UINT64_C (64) << 10)
+#define PLAN_MAX_FAILURES 256
+
+/* A round over the bad ranges. */
+struct plan_retry {
+  bool on;           /* it has more to hand out */
+  uint64_t pos;      /* what comes next in this round, or the next one */
+  unsigned copies;   /* handed out and not done */
+  unsigned failures; /* in this round */
+};
+
 /* Something to copy.  Invalid when it was planned: whoever writes it looks
  * again.
  */
@@ -69,6 +91,11 @@ struct plan_range {
   bool zero;              /* the source reads as zeroes here: no need to read */
   struct plan_cut *cut;   /* NULL: whole regions */
   struct plan_wish *wish; /* NULL: none's */
+  bool retry;             /* it was bad when it was handed out */
+  bool probe;             /* only read it, to see whether it is still bad: a
+                           * part of a region that is copied in pieces, which
+                           * begins anew when none of it is bad */
+  bool bad;               /* plan_bad was called */
 };
 
 enum plan_result {
@@ -86,6 +113,17 @@ struct plan {
   unsigned open_cuts;    /* regions in pieces, planned or under way */
   struct plan_wish wish[PLAN_MAX_WISHES];
   uint64_t wishes;       /* ever made */
+  struct bad_ranges bad;
+  struct plan_retry retry;
+};
+
+/* What is bad, added up.  Neighbours are one range. */
+#define PLAN_BAD_SHOWN 32
+struct plan_bad_sum {
+  uint64_t regions; /* with something bad in them */
+  uint64_t bytes;
+  unsigned ranges;  /* the first of them, at most PLAN_BAD_SHOWN */
+  struct { uint64_t start, end; } range[PLAN_BAD_SHOWN];
 };
 
 extern void plan_init (struct plan *p, const struct region_map *map,
@@ -104,6 +142,18 @@ extern void plan_range_done (struct plan *p, const struct plan_range *range);
 /* Copy these bytes before others: what is invalid of them and not handed out.
  */
 extern void plan_want (struct plan *p, uint64_t start, uint64_t end);
+
+/* The source could not be read at this range, which is to be ended as usual, too.
+ * True where it has become bad; false where it was, or where it does not matter
+ * any more, because all of it is valid.
+ */
+extern bool plan_bad (struct plan *p, struct plan_range *range);
+
+/* Begin a round over the bad ranges, unless one is under way. */
+extern void plan_retry (struct plan *p);
+
+/* This looks at all of the map where all is bad, and at none where nothing is. */
+extern void plan_sum_bad (const struct plan *p, struct plan_bad_sum *sum);
 
 /* Begin again at the start of the disk.  Wishes are forgotten, but for what of
  * them was handed out.

@@ -4,12 +4,15 @@
 
 /* Proves that the plan hands out everything that is invalid, and nothing twice;
  * that what is wanted comes first, the latest first; that holes are not read;
- * and that large regions come in pieces, wanted or not.
+ * that large regions come in pieces, wanted or not; and that what the source
+ * could not be read at is set aside, and comes again when it is told to, and
+ * then in smaller pieces.
  */
 
 #include <config.h>
 
 #include <stdlib.h>
+#include <string.h>
 
 #include <check.h>
 
@@ -76,6 +79,60 @@ failed (const struct plan_range *range)
   if (range->cut)
     ck_assert (!plan_piece_done (&plan, range->cut, false));
   plan_range_done (&plan, range);
+}
+
+/* The source could not be read at it.  True where that is news. */
+static bool
+bad (struct plan_range *range)
+{
+  const bool new = plan_bad (&plan, range);
+
+  failed (range);
+  return new;
+}
+
+static void
+must_be_at_end (void)
+{
+  struct plan_range range;
+
+  ck_assert_int_eq (plan_next (&plan, BATCH, &range), PLAN_END);
+}
+
+/* Copy all that comes; where the source is bad, fail.  Returns how many ranges
+ * that were.
+ */
+static unsigned
+copy_all (uint64_t bad_start, uint64_t bad_end)
+{
+  struct plan_range range;
+  unsigned n = 0;
+
+  for (; plan_next (&plan, BATCH, &range) == PLAN_RANGE; ++n) {
+    if (range.start < bad_end && bad_start < range.end)
+      bad (&range);
+    else if (range.probe)
+      plan_range_done (&plan, &range);
+    else
+      done (&range);
+  }
+  return n;
+}
+
+/* What is bad must be this one range; nothing where both are 0. */
+static void
+bad_must_be (uint64_t start, uint64_t end, uint64_t regions)
+{
+  struct plan_bad_sum sum;
+
+  plan_sum_bad (&plan, &sum);
+  ck_assert_uint_eq (sum.bytes, end - start);
+  ck_assert_uint_eq (sum.regions, regions);
+  ck_assert_uint_eq (sum.ranges, end > start);
+  if (end > start) {
+    ck_assert_uint_eq (sum.range[0].start, start);
+    ck_assert_uint_eq (sum.range[0].end, end);
+  }
 }
 
 /* Without wishes: the order of the disk, what is valid left out. */
@@ -248,8 +305,272 @@ START_TEST (holes)
 }
 END_TEST
 
+/* What is bad is set aside, by walk and wish, and tried again in smaller pieces
+ * when it is time, down to the one region that cannot be read; until it can.
+ */
+START_TEST (bad_region)
+{
+  const uint64_t sector = M + 3 * K;
+  struct plan_range range;
+
+  begin (4 * M + 512, 4 * K, false);
+  plan_want (&plan, M, M + 1);
+  range = must_be (M, M + 4 * K);
+  ck_assert (bad (&range));
+  plan_want (&plan, M, M + 16 * K);
+  must_be (M + 4 * K, M + 16 * K);
+  plan_restart (&plan);
+  bad_must_be (M, M + 4 * K, 1);
+
+  /* A round of retries: nothing that was bad is news. */
+  must_be (0, BATCH);
+  plan_retry (&plan);
+  range = must_be (M, M + 4 * K);
+  ck_assert (range.retry && !range.probe);
+  plan_retry (&plan);           /* this round is not over */
+  must_be (BATCH, 2 * BATCH);
+  ck_assert (!bad (&range));
+  plan_retry (&plan);
+  range = must_be (M, M + 4 * K);
+  done (&range);
+  bad_must_be (0, 0, 0);
+  end ();
+
+  begin (4 * M + 512, 4 * K, false);
+  ck_assert_uint_eq (copy_all (sector, sector + 1), 17);
+  bad_must_be (M, M + BATCH, 64);
+  plan_restart (&plan);
+  must_be_at_end ();
+  for (unsigned i = 0; i < 3; ++i) {
+    static const unsigned reads[] = { 4, 16, 1 };
+
+    plan_retry (&plan);
+    ck_assert_uint_eq (copy_all (sector, sector + 1), reads[i]);
+    must_be_at_end ();
+    bad_must_be (M, M + (i ? 4 : 64) * K, i ? 1 : 16);
+  }
+  plan_retry (&plan);
+  ck_assert_uint_eq (copy_all (0, 0), 1);
+  bad_must_be (0, 0, 0);
+  ck_assert_uint_eq (region_map_count_valid (map), region_map_regions (map));
+  end ();
+}
+END_TEST
+
+/* A client's write takes regions out of what is bad: at its end, in its middle,
+ * all of it, and while it is being tried again.
+ */
+START_TEST (bad_and_written)
+{
+  struct plan_range range;
+  struct plan_bad_sum sum;
+
+  begin (BATCH, 4 * K, false);
+  copy_all (0, BATCH);
+  bad_must_be (0, BATCH, 64);
+  region_map_set (map, 0, 4);
+  region_map_set (map, 32, 28);
+  plan_sum_bad (&plan, &sum);
+  ck_assert_uint_eq (sum.regions, 32);
+  ck_assert_uint_eq (sum.bytes, 128 * K);
+  ck_assert_uint_eq (sum.ranges, 2);
+  ck_assert_uint_eq (sum.range[1].start, BATCH - 16 * K);
+
+  plan_retry (&plan);
+  range = must_be (16 * K, 80 * K);
+  region_map_set (map, 4, 16);
+  ck_assert (!bad (&range));
+  must_be (80 * K, 128 * K);
+  range = must_be (BATCH - 16 * K, BATCH);
+  region_map_set (map, 16, 48);
+  ck_assert (!bad (&range));
+  must_be_at_end ();
+  bad_must_be (0, 0, 0);
+  end ();
+
+  /* It became valid before its first failure: nothing is bad. */
+  begin (BATCH, 4 * K, false);
+  range = must_be (0, BATCH);
+  region_map_set (map, 0, 64);
+  ck_assert (!bad (&range));
+  must_be_at_end ();
+  end ();
+}
+END_TEST
+
+/* A region in pieces of which one is bad: the others say nothing about the
+ * region, which waits until none is bad, and then begins anew.
+ */
+START_TEST (bad_piece)
+{
+  const uint64_t sector = 5 * M + 70 * K;
+  struct plan_range range;
+
+  begin (8 * M, 4 * M, false);
+  copy_all (sector, sector + 1);
+  bad_must_be (5 * M, 5 * M + BATCH, 1);
+  ck_assert_uint_eq (region_map_count_valid (map), 1);
+  ck_assert_uint_eq (plan.open_cuts, 0);
+  plan_restart (&plan);
+  plan_want (&plan, 6 * M, 7 * M);
+  must_be_at_end ();
+  for (unsigned i = 0; i < 2; ++i) {
+    plan_retry (&plan);
+    ck_assert_uint_eq (copy_all (sector, sector + 1), i ? 1 : 4);
+    bad_must_be (5 * M + 64 * K, 5 * M + 128 * K, 1);
+    plan_restart (&plan);
+  }
+  plan_retry (&plan);
+  range = must_be (5 * M + 64 * K, 5 * M + 128 * K);
+  ck_assert (range.retry && range.probe && range.cut == NULL);
+  /* While it is read it is still bad. */
+  must_be_at_end ();
+  plan_range_done (&plan, &range);
+  bad_must_be (0, 0, 0);
+  plan_restart (&plan);
+  ck_assert_uint_eq (copy_all (0, 0), 4 * M / BATCH);
+  ck_assert_uint_eq (region_map_count_valid (map), 2);
+  end ();
+}
+END_TEST
+
+/* The batch changes after a range became bad: regions are in pieces no more, or
+ * are from now on.
+ */
+START_TEST (bad_and_other_batches)
+{
+  struct plan_range range;
+
+  begin (4 * M, M, false);
+  copy_all (M + 300 * K, M + 301 * K);
+  bad_must_be (M + BATCH, M + 2 * BATCH, 1);
+  plan_retry (&plan);
+  ck_assert_int_eq (plan_next (&plan, 4 * M, &range), PLAN_RANGE);
+  ck_assert (range.retry && !range.probe);
+  ck_assert_uint_eq (range.start, M);
+  ck_assert_uint_eq (range.end, 2 * M);
+  ck_assert (!bad (&range));
+  bad_must_be (M, 2 * M, 1);
+  must_be_at_end ();
+  plan_retry (&plan);
+  ck_assert_uint_eq (copy_all (0, 0), 16);
+  plan_restart (&plan);
+  ck_assert_uint_eq (copy_all (0, 0), 4);
+  ck_assert_uint_eq (region_map_count_valid (map), 4);
+  end ();
+}
+END_TEST
+
+/* A source of which nothing can be read: a round ends after so many failures,
+ * and the next one goes on from there.
+ */
+START_TEST (bad_disk)
+{
+  const uint64_t size = 3 * PLAN_MAX_FAILURES * PLAN_BAD_PIECE / 2;
+  struct plan_range range;
+
+  begin (size, 4 * K, false);
+  copy_all (0, size);
+  bad_must_be (0, size, size / (4 * K));
+  plan_retry (&plan);
+  ck_assert_uint_eq (copy_all (0, size), PLAN_MAX_FAILURES);
+  plan_retry (&plan);
+  range = must_be (size / 3 * 2, size / 3 * 2 + PLAN_BAD_PIECE);
+  bad (&range);
+  ck_assert_uint_eq (copy_all (0, size), PLAN_MAX_FAILURES / 2 - 1);
+  bad_must_be (0, size, size / (4 * K));
+  /* And from the start, in yet smaller pieces. */
+  plan_retry (&plan);
+  range = must_be (0, 4 * K);
+  bad (&range);
+  copy_all (0, size);
+  bad_must_be (0, size, size / (4 * K));
+  /* As soon as it can be read again, a round gets all of it. */
+  for (unsigned i = 0; i < 2; ++i) {
+    plan_retry (&plan);
+    copy_all (0, 0);
+  }
+  bad_must_be (0, 0, 0);
+  ck_assert_uint_eq (region_map_count_valid (map), region_map_regions (map));
+  end ();
+}
+END_TEST
+
+/* More bad ranges than the list holds: all are still counted and tried again,
+ * only the first are shown.
+ */
+START_TEST (many_bad)
+{
+  const unsigned n = BAD_MAX + 500;
+  struct plan_range range;
+  struct plan_bad_sum sum;
+  unsigned i;
+
+  begin (n * 8 * K, 4 * K, false);
+  for (i = 0; i < n; ++i) {
+    plan_want (&plan, i * 8 * K, i * 8 * K + 4 * K);
+    range = must_be (i * 8 * K, i * 8 * K + 4 * K);
+    ck_assert (bad (&range));
+    ck_assert_uint_le (plan.bad.len, BAD_MAX);
+  }
+  /* What lies between is copied, or bad with its neighbours, but never lost. */
+  copy_all (0, 0);
+  plan_sum_bad (&plan, &sum);
+  ck_assert_uint_ge (sum.regions, n);
+  ck_assert_uint_eq (sum.regions,
+                     region_map_regions (map) - region_map_count_valid (map));
+  ck_assert_uint_eq (sum.bytes, sum.regions * 4 * K);
+  ck_assert_uint_eq (sum.ranges, PLAN_BAD_SHOWN);
+  ck_assert_uint_eq (sum.range[1].start % (8 * K), 0);
+  plan_retry (&plan);
+  copy_all (0, 0);
+  bad_must_be (0, 0, 0);
+  ck_assert_uint_eq (region_map_count_valid (map), region_map_regions (map));
+  end ();
+}
+END_TEST
+
+/* The list of bad ranges against a plain array of blocks, at random. */
+START_TEST (bad_list)
+{
+  static struct bad_ranges list;
+  uint8_t model[600] = { 0 };   /* each block's piece; 0: not bad */
+  uint64_t state = _i + 1;
+
+  list = (struct bad_ranges){ 0 };
+  for (unsigned n = 0; n < 3000; ++n) {
+    const unsigned start = mock_random (&state) % 599;
+    const unsigned end = start + 1 + mock_random (&state) %
+      MIN (600 - start, 30u);
+    const unsigned piece = mock_random (&state) % 3;
+    uint8_t got[600] = { 0 };
+    bool apart = true, found = true;
+
+    if (piece)
+      bad_add (&list, start, end, piece);
+    else
+      bad_remove (&list, start, end);
+    memset (model + start, piece, end - start);
+
+    for (unsigned i = 0; i < list.len; ++i) {
+      const struct bad_range *b = &list.range[i];
+
+      apart &= b->start < b->end &&
+        (i == 0 || b[-1].end < b->start ||
+         (b[-1].end == b->start && b[-1].piece != b->piece));
+      found &= bad_find (&list, i ? b[-1].end : 0) == b &&
+        bad_find (&list, b->end - 1) == b;
+      memset (got + b->start, b->piece, b->end - b->start);
+    }
+    ck_assert (apart && found);
+    ck_assert_ptr_null (bad_find (&list, 599 + (model[599] != 0)));
+    ck_assert_mem_eq (got, model, sizeof model);
+  }
+}
+END_TEST
+
 /* At random: clients want and write, copies end in any order, some of them
- * without success.  Nothing is handed out that is under way, or was copied; and
+ * without success, or because of the source.  Nothing is handed out that is under way, or was copied; and
  * in the end all is valid.
  */
 START_TEST (everything_once)
@@ -268,6 +589,8 @@ START_TEST (everything_once)
       pos = mock_random (&state) % size;
       plan_want (&plan, pos, pos + 1 + mock_random (&state) % M);
     }
+    if (mock_random (&state) % 64 == 0)
+      plan_retry (&plan);
     if (mock_random (&state) % 16 == 0)
       region_map_set (map, mock_random (&state) % region_map_regions (map), 1);
 
@@ -275,7 +598,7 @@ START_TEST (everything_once)
     if (r == PLAN_RANGE) {
       ck_assert_uint_lt (range.start, range.end);
       ck_assert_uint_le (range.end, size);
-      if (!range.cut)
+      if (!range.cut && !range.probe)
         ck_assert_uint_eq (range.start % region_size, 0);
       for (i = 0; i < n; ++i)
         ck_assert (range.end <= way[i].start || way[i].end <= range.start);
@@ -286,7 +609,15 @@ START_TEST (everything_once)
       i = mock_random (&state) % n;
       range = way[i];
       way[i] = way[--n];
-      if (mock_random (&state) % 64)
+      if (mock_random (&state) % 32 == 0) {
+        bad (&range);
+        restart = true;
+      }
+      else if (range.probe) {
+        plan_range_done (&plan, &range);
+        restart = true;
+      }
+      else if (mock_random (&state) % 64)
         done (&range);
       else {
         failed (&range);
@@ -296,12 +627,14 @@ START_TEST (everything_once)
     else if (n == 0 && r == PLAN_END) {
       if (!restart)
         break;
+      plan_retry (&plan);
       plan_restart (&plan);
       restart = false;
     }
   }
   ck_assert_uint_eq (region_map_count_valid (map), region_map_regions (map));
   ck_assert_uint_eq (plan.open_cuts, 0);
+  bad_must_be (0, 0, 0);
   for (i = 0; i < PLAN_MAX_WISHES; ++i)
     ck_assert (!plan.wish[i].open);
   end ();
@@ -322,6 +655,13 @@ main (void)
   tcase_add_test (tc, wishes_for_pieces);
   tcase_add_loop_test (tc, wishes_that_end_early, 0, 3);
   tcase_add_test (tc, holes);
+  tcase_add_test (tc, bad_region);
+  tcase_add_test (tc, bad_and_written);
+  tcase_add_test (tc, bad_piece);
+  tcase_add_test (tc, bad_and_other_batches);
+  tcase_add_test (tc, bad_disk);
+  tcase_add_test (tc, many_bad);
+  tcase_add_loop_test (tc, bad_list, 0, 10);
   tcase_add_loop_test (tc, everything_once, 0, 30);
   suite_add_tcase (suite, tc);
 

@@ -1,0 +1,46 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* The ranges of the source that could not be read when they were last tried.
+ *
+ * A sorted list with a bound: where there would be more than BAD_MAX, the two
+ * with the smallest gap between them become one, gap and all.  So the list
+ * always covers everything that is bad, and what lies in such a gap is tried
+ * again with it.
+ *
+ * Offsets and sizes are bytes.  No lock: the user's protects it.
+ */
+
+#ifndef CLONE_BAD_RANGES_H
+#define CLONE_BAD_RANGES_H
+
+#include <stdint.h>
+
+#define BAD_MAX 1024
+
+struct bad_range {
+  uint64_t start, end;
+  uint64_t piece; /* to be tried again in reads of so many bytes */
+};
+
+/* Ascending and apart.  Neighbours have different pieces, else they are one.
+ * All zeroes is an empty list.
+ */
+struct bad_ranges {
+  unsigned len;
+  struct bad_range range[BAD_MAX + 2]; /* the last two for a moment only */
+};
+
+/* These bytes are bad, whatever the list has said of them before. */
+extern void bad_add (struct bad_ranges *bad, uint64_t start, uint64_t end,
+                     uint64_t piece);
+
+/* These bytes are bad no more. */
+extern void bad_remove (struct bad_ranges *bad, uint64_t start, uint64_t end);
+
+/* The first range that ends after pos, or NULL.  Valid until a change. */
+extern const struct bad_range *bad_find (const struct bad_ranges *bad,
+                                         uint64_t pos);
+
+#endif /* CLONE_BAD_RANGES_H */
