@@ -45,6 +45,9 @@
 #define TICK 0.5
 #define RATE_WEIGHT 0.3
 
+/* So many messages about what has become bad, then a summary for each walk. */
+#define MAX_BAD_SAID 8
+
 /* With a rate limit a copy is at most what may be read in this time. */
 #define RATE_SLICE 0.25
 
@@ -106,6 +109,12 @@ struct hydrate {
   uint64_t bytes;       /* of the threshold, in all workers */
   unsigned copies;
   uint64_t regions;     /* whole regions being copied */
+  bool resting;         /* only bad ranges are left, which are tried again */
+  double retry_at;      /* then */
+  double retry_delay;   /* how long the last rest was; 0: there was none */
+  uint64_t valid_at_rest; /* bytes valid when it began */
+  unsigned bad_said;    /* ranges that became bad, with a message, */
+  unsigned bad_unsaid;  /* and without one, since the last summary */
   double rate_next;     /* when the rate limit allows the next copy */
   uint64_t valid_then;  /* bytes valid at the last tick */
   double rate;          /* bytes a second */
@@ -299,6 +308,46 @@ copy_failed (struct copy *copy, struct backend *b, const char *what, int error)
   }
 }
 
+/* What to do about it, in all messages. */
+#define BAD_ADVICE "hydration goes on elsewhere and tries again: repair the " \
+  "source, or write to these bytes or discard them"
+
+/* The source has no bytes for this copy.  If it is there, and only fails to read
+ * them, they are set aside.
+ */
+static void
+source_failed (struct copy *copy, int error)
+{
+  struct worker *w = copy->w;
+  struct hydrate *h = w->h;
+  bool connected, new, said = false;
+  unsigned connections;
+
+  clone_source_status (h->clone, &connected, &connections);
+  if (!connected) {
+    copy_failed (copy, w->source, "read source", error);
+    return;
+  }
+
+  copy->error = error;
+  {
+    LOCK_FOR_SCOPE (&h->lock);
+    new = plan_bad (&h->plan, &copy->range) && !h->stopping;
+    if (new && h->bad_said < MAX_BAD_SAID) {
+      h->bad_said++;
+      said = true;
+    }
+    else if (new)
+      h->bad_unsaid++;
+  }
+  if (said) {
+    errno = error;
+    log_error (h->log, "source %s: cannot read %" PRIu64 " bytes at offset %"
+               PRIu64 ": %m; " BAD_ADVICE, w->source->name, copy->io.count,
+               copy->io.offset);
+  }
+}
+
 /* No region can become valid now.  The commit has said why, and when it says
  * that this is over, on_tick goes on.
  */
@@ -395,11 +444,15 @@ was_read (struct io *io)
   struct plan_range *range = &copy->range;
 
   if (io->error) {
-    copy_failed (copy, w->source, "read source", io->error);
+    source_failed (copy, io->error);
     if (range->cut) {
       LOCK_FOR_SCOPE (&w->h->lock);
       plan_piece_done (&w->h->plan, range->cut, false);
     }
+    end_copy (copy);
+    return;
+  }
+  if (range->probe) {
     end_copy (copy);
     return;
   }
@@ -519,7 +572,7 @@ next_range (struct worker *w, struct plan_range *range, uint64_t *cost,
   uint64_t batch;
   LOCK_FOR_SCOPE (&h->lock);
 
-  if (h->paused || h->stopped || h->finishing || is_over (h) ||
+  if (h->paused || h->stopped || h->finishing || h->resting || is_over (h) ||
       s->threshold == 0)
     return NEXT_WAIT;
   batch = batch_size (s);
@@ -551,21 +604,70 @@ next_range (struct worker *w, struct plan_range *range, uint64_t *cost,
   return NEXT_RANGE;
 }
 
-/* Every range has been copied: commit.  If that makes the clone complete,
- * clone_became_complete ends all workers.
+/* Only bad ranges are left: wait before they are tried again.  The lock is held.
+ */
+static void
+rest (struct hydrate *h)
+{
+  const uint64_t valid = region_map_bytes_valid (h->clone->map);
+  const bool got_something = valid > h->valid_at_rest;
+
+  h->retry_delay = h->retry_delay && !got_something ?
+    MIN (2 * h->retry_delay, (double)BAD_DELAY_MAX) : BAD_DELAY;
+  h->retry_at = monotonic_seconds () + h->retry_delay;
+  h->valid_at_rest = valid;
+  h->resting = true;
+}
+
+/* Tell of what became bad without a message of its own, or that nothing is bad
+ * any more.
+ */
+static void
+say_bad (struct worker *w, const struct plan_bad_sum *bad, unsigned unsaid,
+         bool over)
+{
+  if (unsaid > 0)
+    log_error (w->h->log, "source %s: %u more reads have failed, in all %"
+               PRIu64 " bytes in %" PRIu64 " regions are bad; " BAD_ADVICE,
+               w->source->name, unsaid, bad->bytes, bad->regions);
+  if (over)
+    log_info (w->h->log, "source %s: all that could not be read has been "
+              "read by now, or written by clients", w->source->name);
+}
+
+/* Every range has been handed out, and is done.  If all is valid, commit: when
+ * that makes the clone complete, clone_became_complete ends all workers.
  */
 static void
 finish (struct worker *w)
 {
   struct hydrate *h = w->h;
   struct clone *c = h->clone;
-  const bool full =
-    region_map_count_valid (c->map) == region_map_regions (c->map);
-  const int r = full ? clone_flush (c, NULL) : 0;
+  const uint64_t invalid =
+    region_map_regions (c->map) - region_map_count_valid (c->map);
+  struct plan_bad_sum bad;
+  unsigned unsaid;
+  bool over;
+  int r;
 
   {
     LOCK_FOR_SCOPE (&h->lock);
-    plan_restart (&h->plan);
+    plan_sum_bad (&h->plan, &bad);
+    unsaid = h->bad_unsaid;
+    h->bad_unsaid = 0;
+    over = invalid == 0 && h->bad_said > 0;
+    if (over)
+      h->bad_said = 0;
+  }
+  say_bad (w, &bad, unsaid, over);
+  r = invalid == 0 ? clone_flush (c, NULL) : 0;
+
+  {
+    LOCK_FOR_SCOPE (&h->lock);
+    if (invalid > 0 && bad.regions >= invalid && !h->plan.retry.on)
+      rest (h);
+    else
+      plan_restart (&h->plan);
     h->finishing = false;
   }
   if (r == -1) {
@@ -656,6 +758,14 @@ on_later (struct ev_loop *loop, ev_timer *timer, int revents)
   fill (timer->data);
 }
 
+/* The lock is held. */
+static void
+retry_bad (struct hydrate *h)
+{
+  h->resting = false;
+  plan_retry (&h->plan);
+}
+
 /* Forget an error, and look for what it left out.  The lock is held. */
 static void
 start_over (struct hydrate *h)
@@ -683,6 +793,9 @@ on_tick (struct ev_loop *loop, ev_timer *timer, int revents)
     h->valid_then = valid;
     if (h->stopped_by_mode && commit_may_set (&h->clone->commit))
       start_over (h);
+    if (h->resting && !h->paused &&
+        (valid == h->clone->size || monotonic_seconds () >= h->retry_at))
+      retry_bad (h);
   }
   wake_all (h);
 }
@@ -875,6 +988,8 @@ hydrate_resume (struct hydrate *h)
     LOCK_FOR_SCOPE (&h->lock);
     h->paused = false;
     start_over (h);
+    h->retry_delay = 0;
+    retry_bad (h);
   }
   wake_all (h);
 }
@@ -950,6 +1065,7 @@ hydrate_get_status (struct hydrate *h, struct hydrate_status *st)
 
   LOCK_FOR_SCOPE (&h->lock);
   st->hydrating = h->regions + h->plan.open_cuts;
+  plan_sum_bad (&h->plan, &st->bad);
   if (h->stopped || source == BACKEND_REFUSED)
     st->state = HYDRATE_FAILED;
   else if (!st->source_connected)

@@ -28,6 +28,12 @@
  * A region larger than a batch is copied in pieces, and becomes valid when all
  * of them are in the destination.
  *
+ * What the source fails to read is set aside as bad, and the rest goes on.  When
+ * only bad ranges are left they are tried again, in rounds (plan.h): the first
+ * one after BAD_DELAY, and each later one after twice the time of the one
+ * before, at most BAD_DELAY_MAX; after a round that got something, it is
+ * BAD_DELAY again.  Errors of the destination stop hydration.
+ *
  * Units: sizes in bytes, rates in bytes a second.
  */
 
@@ -38,12 +44,17 @@
 #include <stdint.h>
 
 #include "clone.h"
+#include "plan.h"
 
 #define HYDRATE_THRESHOLD_DEFAULT (UINT64_C (16) << 20)
 #define HYDRATE_BATCH_DEFAULT (UINT64_C (1) << 20)
 #define HYDRATE_THRESHOLD_MAX (UINT64_C (1) << 30)
 #define HYDRATE_BATCH_MIN (UINT64_C (4) << 10)
 #define HYDRATE_BATCH_MAX (UINT64_C (32) << 20)
+
+/* Seconds. */
+#define BAD_DELAY 1
+#define BAD_DELAY_MAX 60
 
 struct hydrate_settings {
   uint64_t rate;      /* bytes of data read a second; 0: no limit */
@@ -70,6 +81,7 @@ struct hydrate_status {
   uint64_t eta;                /* seconds */
   bool source_connected;       /* false also when it is closed */
   unsigned source_connections; /* 1 for a file */
+  struct plan_bad_sum bad;     /* what the source could not be read at */
 };
 
 struct hydrate;
@@ -94,7 +106,7 @@ extern void hydrate_stop (struct hydrate *h);
 
 /* Any thread may call these. */
 extern void hydrate_pause (struct hydrate *h);
-extern void hydrate_resume (struct hydrate *h);
+extern void hydrate_resume (struct hydrate *h); /* tries bad ranges, too */
 /* The hydration (a pointer to it) should copy these bytes soon, and a batch of
  * those after them, since a client is reading them from the source: where the
  * settings say so, and unless it is paused.

@@ -85,13 +85,32 @@ eta_json (const struct hydrate_status *h)
   return json_integer ((json_int_t)h->eta);
 }
 
+static json_t *
+bad_json (const struct plan_bad_sum *bad)
+{
+  json_t *ranges = json_array ();
+
+  for (unsigned i = 0; ranges && i < bad->ranges; i++) {
+    const uint64_t start = bad->range[i].start, end = bad->range[i].end;
+
+    if (json_array_append_new (ranges,
+                               json_pack ("[I, I]", (json_int_t)start,
+                                          (json_int_t)(end - start))) == -1) {
+      json_decref (ranges);
+      ranges = NULL;
+    }
+  }
+  return json_pack ("{s:I, s:I, s:o}", "regions", (json_int_t)bad->regions,
+                    "bytes", (json_int_t)bad->bytes, "ranges", ranges);
+}
+
 json_t *
 status_json (const struct status *status)
 {
   const struct hydrate_status *h = &status->hydration;
 
   return json_pack ("{s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s, s:I, s:I, s:o,"
-                    " s:{s:b, s:I}, s:o}",
+                    " s:{s:b, s:I}, s:o, s:o}",
                     "size", (json_int_t)status->size,
                     "region_size", (json_int_t)status->region_size,
                     "regions", (json_int_t)status->regions,
@@ -106,6 +125,7 @@ status_json (const struct status *status)
                     "source",
                       "connected", (int)h->source_connected,
                       "connections", (json_int_t)h->source_connections,
+                    "bad", bad_json (&h->bad),
                     "settings", settings_json (&status->settings));
 }
 

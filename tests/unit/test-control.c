@@ -397,6 +397,10 @@ START_TEST (test_status_object)
       .state = HYDRATE_HYDRATING, .hydrating = 256, .rate = 104857600,
       .eta_known = true, .eta = 10, .source_connected = true,
       .source_connections = 4,
+      .bad = {
+        .regions = 3, .bytes = 12288, .ranges = 2,
+        .range = { { 4096, 12288 }, { 1073737728, 1073741824 } },
+      },
     },
     .settings = { .rate = 0, .threshold = 16777216, .batch = 1048576 },
   };
@@ -413,6 +417,8 @@ START_TEST (test_status_object)
     "\"state\": \"hydrating\", \"mode\": \"rw\", "
     "\"bytes_hydrated\": 20971520, \"rate\": 104857600, \"eta_seconds\": 10, "
     "\"source\": {\"connected\": true, \"connections\": 4}, "
+    "\"bad\": {\"regions\": 3, \"bytes\": 12288, "
+    "\"ranges\": [[4096, 8192], [1073737728, 4096]]}, "
     "\"settings\": {\"hydration-rate\": 0, \"hydration-threshold\": 16777216, "
     "\"hydration-batch-size\": 1048576}}");
   free (text);

@@ -3,8 +3,9 @@
  */
 
 /* Proves that hydration copies every region, holes as holes, within its limits;
- * that a client's write always wins against a copy; that it stops on errors and
- * at a pause, goes on when told, and ends when the clone is durably complete.
+ * that a client's write always wins against a copy; that it stops on errors of
+ * the destination and at a pause, goes on when told, leaves out what the source
+ * cannot read and comes back to it, and ends when the clone is durably complete.
  */
 
 #include <config.h>
@@ -478,18 +479,14 @@ START_TEST (copier_waits_for_client)
 }
 END_TEST
 
-/* An error of the source or the destination stops it, is told once, and loses
- * nothing; when the cause is gone, resume goes on to the end.
+/* An error of the destination stops it, is told once, and loses nothing; when the cause is gone, resume goes on to the end.
  */
 START_TEST (errors)
 {
   const unsigned before = mock_errors ();
 
   new_disk (4 * M, _i & 2 ? 2 * M : 4 * K, _i & 1);
-  if (_i & 4)
-    mock_fail (d->source, MOCK_PREAD, M, 64 * K, 1, 0, EIO);
-  else
-    mock_fail (d->dest, MOCK_PWRITE, M, 64 * K, 1, 0, ENOSPC);
+  mock_fail (d->dest, MOCK_PWRITE, M, 64 * K, 1, 0, ENOSPC);
   begin (&(struct hydrate_settings){ .threshold = M, .batch = 256 * K },
          false);
   wait_for (HYDRATE_FAILED);
@@ -499,10 +496,166 @@ START_TEST (errors)
   ck_assert_uint_eq (mock_errors (), before + 1);
   must_write (1, 5000, 3 * M + 7);
 
-  mock_heal (d->source);
   mock_heal (d->dest);
   ends = 0;
   hydrate_resume (h);
+  check_complete ();
+}
+END_TEST
+
+/* What is bad, and nothing is under way.  */
+static struct hydrate_status st;
+
+static bool
+is_bad (void *opaque)
+{
+  const uint64_t *bytes = opaque;
+
+  hydrate_get_status (h, &st);
+  return st.bad.bytes == *bytes && st.hydrating == 0 &&
+    st.state == HYDRATE_HYDRATING;
+}
+
+/* Everything else is valid. */
+static bool
+only_that_is_left (void *opaque)
+{
+  return is_bad (opaque) &&
+    region_map_count_valid (d->clone->map) + st.bad.regions ==
+    region_map_regions (d->clone->map);
+}
+
+static bool
+resumed_until_bad (void *opaque)
+{
+  hydrate_resume (h);
+  return is_bad (opaque);
+}
+
+/* The source cannot read one sector: all else is hydrated; what is bad ends up
+ * as the one region, or the piece of a large one; that is told once, and it is
+ * not tried all the time.  Then it is written by a client, or can be read again.
+ * _i: async, large regions, written; 8: all by itself, not told to try again.
+ */
+START_TEST (bad_sector)
+{
+  const uint64_t region_size = _i & 2 ? 2 * M : 4 * K;
+  const uint64_t piece = _i & 2 ? 64 * K : 4 * K;
+  const uint64_t sector = 2 * M + 70 * K + 512;
+  const unsigned before = mock_errors (), infos = mock_infos ();
+  uint8_t buf[4096];
+  size_t reads;
+
+  new_disk (4 * M + 100, region_size, _i & 1);
+  mock_fail (d->source, MOCK_PREAD, sector, 512, 1, 0, EIO);
+  begin (&(struct hydrate_settings){ .threshold = M, .batch = 256 * K },
+         false);
+  if (_i != 8)
+    mock_wait_until (resumed_until_bad, (void *)&piece);
+  mock_wait_until (only_that_is_left, (void *)&piece);
+  ck_assert_uint_eq (st.bad.regions, 1);
+  ck_assert_uint_eq (st.bad.ranges, 1);
+  ck_assert_uint_eq (st.bad.range[0].start, round_down (sector, piece));
+  ck_assert_uint_eq (st.bad.range[0].end, round_down (sector, piece) + piece);
+  ck_assert_uint_eq (mock_errors (), before + 1);
+  ck_assert_ptr_nonnull (strstr (mock_last_error (), "cannot read"));
+
+  reads = mock_count (d->source, MOCK_PREAD);
+  for (unsigned i = 0; i < 4; ++i)
+    mock_settle ();
+  ck_assert_uint_le (mock_count (d->source, MOCK_PREAD), reads + 4);
+  ck_assert_int_eq (clone_pread (d->clone, buf, 4096, round_down (sector, 4096)),
+                    -1);
+  ck_assert_int_eq (errno, EIO);
+  ck_assert_int_eq (clone_pread (d->clone, buf, 4096, 4096), 0);
+  ck_assert_uint_eq (ends, 0);
+
+  if (_i & 4)
+    must_write (1, region_size, round_down (sector, region_size));
+  else {
+    mock_heal (d->source);
+    if (_i != 8)
+      hydrate_resume (h);
+  }
+  check_complete ();
+  ck_assert_uint_eq (ends, 1);
+  ck_assert_uint_eq (mock_errors (), before + 1);
+  /* And that it is over, and that the source is closed. */
+  ck_assert_uint_eq (mock_infos (), infos + 2);
+}
+END_TEST
+
+/* Many bad places: the first ones are told one by one, the others together. */
+START_TEST (many_bad_sectors)
+{
+  const uint64_t all = 20 * 16 * K, left = 20 * 4 * K;
+  const unsigned before = mock_errors ();
+
+  new_disk (20 * 64 * K, 4 * K, _i);
+  for (unsigned i = 0; i < 20; ++i)
+    mock_fail (d->source, MOCK_PREAD, i * 64 * K + 20 * K, 1, 1, 0, EIO);
+  begin (&(struct hydrate_settings){ .threshold = M, .batch = 16 * K }, false);
+  mock_wait_until (only_that_is_left, (void *)&all);
+  mock_wait_until (resumed_until_bad, (void *)&left);
+  ck_assert_uint_eq (st.bad.regions, 20);
+  ck_assert_uint_eq (st.bad.ranges, 20);
+  ck_assert_uint_eq (mock_errors (), before + 9);
+  ck_assert_ptr_nonnull (strstr (mock_last_error (), "12 more"));
+  mock_heal (d->source);
+  hydrate_resume (h);
+  check_complete ();
+}
+END_TEST
+
+/* A range is bad, and can be read again when the destination cannot be written
+ * any more: that is an error as any other.
+ */
+START_TEST (bad_source_then_destination)
+{
+  const uint64_t left = 4 * K;
+
+  new_disk (M, 4 * K, true);
+  mock_fail (d->source, MOCK_PREAD, 0, 1, 1, 0, EIO);
+  begin (&defaults, false);
+  mock_wait_until (resumed_until_bad, (void *)&left);
+  mock_wait_until (only_that_is_left, (void *)&left);
+  mock_fail (d->dest, MOCK_PWRITE, MOCK_ANYWHERE, 1, 0, ENOSPC);
+  mock_heal (d->source);
+  hydrate_resume (h);
+  wait_for (HYDRATE_FAILED);
+  mock_heal (d->dest);
+  ends = 0;
+  hydrate_resume (h);
+  check_complete ();
+}
+END_TEST
+
+/* Stopped, paused and started again while only bad ranges are left. */
+START_TEST (bad_and_paused)
+{
+  const uint64_t left = 4 * K;
+  size_t reads;
+
+  new_disk (M, 4 * K, true);
+  mock_fail (d->source, MOCK_PREAD, 0, 1, 1, 0, EIO);
+  begin (&defaults, false);
+  mock_wait_until (resumed_until_bad, (void *)&left);
+  mock_wait_until (only_that_is_left, (void *)&left);
+  hydrate_pause (h);
+  wait_for (HYDRATE_PAUSED);
+  stop ();
+  ck_assert_int_eq (mock_disk_close (d), 0);
+  ck_assert_int_eq (mock_disk_open (d), 0);
+  mock_log_clear (d->log);
+  begin (&defaults, true);
+  mock_settle ();
+  ck_assert_uint_eq (mock_count (d->source, MOCK_PREAD), 0);
+  hydrate_resume (h);
+  mock_wait_until (only_that_is_left, (void *)&left);
+  /* Nothing else was read again. */
+  reads = mock_bytes (d->source, MOCK_PREAD);
+  ck_assert_uint_eq (mock_bytes_in (d->source, MOCK_PREAD, 0, 4 * K), reads);
+  mock_heal (d->source);
   check_complete ();
 }
 END_TEST
@@ -528,7 +681,6 @@ END_TEST
 START_TEST (complete_when_durable)
 {
   struct mock_gate *gate;
-  struct hydrate_status st;
 
   new_disk (M, 4 * K, true);
   gate = mock_gate (d->meta, MOCK_FLUSH, MOCK_ANYWHERE, 1);
@@ -690,7 +842,11 @@ main (void)
   tcase_add_loop_test (tc, write_wins, 0, 4);
   tcase_add_loop_test (tc, copy_in_flight, 0, 3);
   tcase_add_test (tc, copier_waits_for_client);
-  tcase_add_loop_test (tc, errors, 0, 8);
+  tcase_add_loop_test (tc, errors, 0, 4);
+  tcase_add_loop_test (tc, bad_sector, 0, 9);
+  tcase_add_loop_test (tc, many_bad_sectors, 0, 2);
+  tcase_add_test (tc, bad_source_then_destination);
+  tcase_add_test (tc, bad_and_paused);
   tcase_add_test (tc, last_commit_fails);
   tcase_add_test (tc, complete_when_durable);
   tcase_add_test (tc, completed_by_clients);
