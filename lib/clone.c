@@ -387,12 +387,12 @@ shrink_to_regions (const struct clone *c, uint64_t *start, uint64_t *end)
 /* ---- read ---- */
 
 /* The next stretch that one read of the source should cover: a run of invalid
- * regions, and what follows up to the last one with only small gaps before it.
- * False if there is none before end.
+ * regions, and what follows up to the last one with only gaps of max_gap before
+ * it.  False if there is none before end.
  */
 static bool
 next_source_stretch (const struct clone *c, uint64_t offset, uint64_t end,
-                     uint64_t *start, uint64_t *stop)
+                     uint64_t max_gap, uint64_t *start, uint64_t *stop)
 {
   bool found = false, valid;
 
@@ -400,7 +400,7 @@ next_source_stretch (const struct clone *c, uint64_t offset, uint64_t end,
   while (offset < end) {
     uint64_t n = region_map_run_bytes (c->map, offset, end, &valid);
 
-    if (valid && found && n > READ_GAP)
+    if (valid && found && n > max_gap)
       break;
     if (!valid) {
       if (!found)
@@ -413,19 +413,20 @@ next_source_stretch (const struct clone *c, uint64_t offset, uint64_t end,
   return found;
 }
 
-/* Fill from the source what is invalid (and small valid gaps, which
+/* Fill from the source what is invalid (and valid gaps of at most max_gap, which
  * read_valid replaces).  *count is set to how many bytes that was.
  */
 static int
 read_invalid (struct clone *c, struct backend *source, uint8_t *buf,
-              uint64_t offset, uint64_t end, uint64_t *count)
+              uint64_t offset, uint64_t end, uint64_t max_gap,
+              uint64_t *count)
 {
   struct segment seg[MAX_SEGMENTS];
   uint64_t pos = offset, start, stop;
   size_t n = 0;
 
   *count = 0;
-  while (next_source_stretch (c, pos, end, &start, &stop)) {
+  while (next_source_stretch (c, pos, end, max_gap, &start, &stop)) {
     seg[n++] = (struct segment){
       buf + (start - offset), stop - start, start
     };
@@ -438,6 +439,22 @@ read_invalid (struct clone *c, struct backend *source, uint8_t *buf,
     }
   }
   return backend_preadv (source, seg, n);
+}
+
+/* The same.  The source may be unable to read what lies in a gap, since a client
+ * wrote there for that very reason: then without gaps.
+ */
+static int
+read_invalid_only (struct clone *c, struct backend *source, uint8_t *buf,
+                   uint64_t offset, uint64_t end, uint64_t *count)
+{
+  int r = read_invalid (c, source, buf, offset, end, READ_GAP, count);
+  bool valid;
+
+  if (r == -1 && backend_connections (source) > 0 &&
+      region_map_run_bytes (c->map, offset, end, &valid) < end - offset)
+    r = read_invalid (c, source, buf, offset, end, 0, count);
+  return r;
 }
 
 /* The same, and tell who wants to know.  A read that failed, or that came when
@@ -454,7 +471,7 @@ read_invalid_timed (struct clone *c, struct backend *source, uint8_t *buf,
   if (c->on_source_read)
     c->on_source_read (c->on_source_read_opaque, offset, end);
   before = monotonic_seconds ();
-  r = read_invalid (c, source, buf, offset, end, &count);
+  r = read_invalid_only (c, source, buf, offset, end, &count);
   if (r == 0 && count > 0 && c->on_source_was_read)
     c->on_source_was_read (c->on_source_read_opaque, count,
                            monotonic_seconds () - before);

@@ -1151,6 +1151,25 @@ START_TEST (source_fails)
 }
 END_TEST
 
+/* The source cannot read what a client has written meanwhile: a read of that and
+ * of invalid regions around it works, and one try is enough where it does not.
+ */
+START_TEST (source_fails_in_a_gap)
+{
+  uint8_t buf[16 * K];
+
+  new_disk (64 * K, 4 * K);
+  must_write (1, 4 * K, 4 * K);
+  mock_fail (d->source, MOCK_PREAD, 4 * K, 4 * K, 1, 0, EIO);
+  check_all ();
+  mock_fail (d->source, MOCK_PREAD, 16 * K, 1, 1, 0, EIO);
+  mock_log_clear (d->log);
+  ck_assert_int_eq (clone_pread (d->clone, buf, 16 * K, 8 * K), -1);
+  ck_assert_int_eq (errno, EIO);
+  ck_assert_uint_eq (mock_count (d->source, MOCK_PREAD), 1);
+}
+END_TEST
+
 /* The destination is full: what could not be written stays invalid and reads as
  * the source; the client learns why; later it works.
  */
@@ -1544,6 +1563,7 @@ main (void)
   tcase_add_test (tc, source_is_drained);
   tcase_add_test (tc, not_complete_before_durable);
   tcase_add_test (tc, source_fails);
+  tcase_add_test (tc, source_fails_in_a_gap);
   tcase_add_loop_test (tc, destination_is_full, 0, 5);
   tcase_add_test (tc, read_only_mode);
   tcase_add_loop_test (tc, metadata_fails, 0, 3);
