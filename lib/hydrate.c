@@ -619,22 +619,6 @@ rest (struct hydrate *h)
   h->resting = true;
 }
 
-/* Tell of what became bad without a message of its own, or that nothing is bad
- * any more.
- */
-static void
-say_bad (struct worker *w, const struct plan_bad_sum *bad, unsigned unsaid,
-         bool over)
-{
-  if (unsaid > 0)
-    log_error (w->h->log, "source %s: %u more reads have failed, in all %"
-               PRIu64 " bytes in %" PRIu64 " regions are bad; " BAD_ADVICE,
-               w->source->name, unsaid, bad->bytes, bad->regions);
-  if (over)
-    log_info (w->h->log, "source %s: all that could not be read has been "
-              "read by now, or written by clients", w->source->name);
-}
-
 /* Every range has been handed out, and is done.  If all is valid, commit: when
  * that makes the clone complete, clone_became_complete ends all workers.
  */
@@ -647,7 +631,6 @@ finish (struct worker *w)
     region_map_regions (c->map) - region_map_count_valid (c->map);
   struct plan_bad_sum bad;
   unsigned unsaid;
-  bool over;
   int r;
 
   {
@@ -655,11 +638,11 @@ finish (struct worker *w)
     plan_sum_bad (&h->plan, &bad);
     unsaid = h->bad_unsaid;
     h->bad_unsaid = 0;
-    over = invalid == 0 && h->bad_said > 0;
-    if (over)
-      h->bad_said = 0;
   }
-  say_bad (w, &bad, unsaid, over);
+  if (unsaid > 0)
+    log_error (h->log, "source %s: %u more reads have failed, in all %" PRIu64
+               " bytes in %" PRIu64 " regions are bad; " BAD_ADVICE,
+               w->source->name, unsaid, bad.bytes, bad.regions);
   r = invalid == 0 ? clone_flush (c, NULL) : 0;
 
   {
@@ -902,7 +885,15 @@ static void
 clone_became_complete (void *opaque)
 {
   struct hydrate *h = opaque;
+  bool had_bad;
 
+  {
+    LOCK_FOR_SCOPE (&h->lock);
+    had_bad = h->bad_said > 0;
+  }
+  if (had_bad)
+    log_info (h->log, "all that the source could not be read at has been read "
+              "by now, or written by clients");
   if (h->on_end)
     h->on_end (h->on_end_opaque);
   wake_all (h);
