@@ -69,13 +69,15 @@ status_is '.state == "hydrating" and .mode == "rw" and .hydrated == 2045'
 test "$(messages 'source .*: cannot read .*bytes at offset')" -eq 2
 test "$(messages 'error:')" -eq 2
 
-# It is tried again after 1, 1, 1, 2, 4... seconds.
+# It is tried again after 1, 2, 4... seconds: in n rounds, of which the first may
+# begin at once, 2^(n-1) - 1 seconds have gone by.
 : >"$tmp/reads"
 SECONDS=0
-sleep 2
-seconds=$SECONDS
-test "$(wc -l <"$tmp/reads")" -le $((3 * (seconds + 2)))
-test "$(reads_of $region1 4096)" -le $((seconds + 2))
+sleep 4
+rounds=$(reads_of $region1 4096)
+seconds=$((SECONDS + 1))
+test $rounds -le 1 || test $((1 << (rounds - 1))) -le $((seconds + 2))
+test "$(wc -l <"$tmp/reads")" -le $((3 * (rounds + 1)))
 bad_is "$both"
 test "$(messages 'error:')" -eq 2
 
