@@ -413,8 +413,8 @@ next_source_stretch (const struct clone *c, uint64_t offset, uint64_t end,
   return found;
 }
 
-/* Fill from the source what is invalid (and valid gaps of at most max_gap, which
- * read_valid replaces).  *count is set to how many bytes that was.
+/* Fill from the source what is invalid (and valid gaps of at most max_gap,
+ * which read_valid replaces).  *count is set to how many bytes that was.
  */
 static int
 read_invalid (struct clone *c, struct backend *source, uint8_t *buf,
@@ -441,8 +441,8 @@ read_invalid (struct clone *c, struct backend *source, uint8_t *buf,
   return backend_preadv (source, seg, n);
 }
 
-/* The same.  The source may be unable to read what lies in a gap, since a client
- * wrote there for that very reason: then without gaps.
+/* The same.  The source may be unable to read what lies in a gap, since a
+ * client wrote there for that very reason: then without gaps.
  */
 static int
 read_invalid_only (struct clone *c, struct backend *source, uint8_t *buf,

@@ -312,8 +312,8 @@ copy_failed (struct copy *copy, struct backend *b, const char *what, int error)
 #define BAD_ADVICE "hydration goes on elsewhere and tries again: repair the " \
   "source, or write to these bytes or discard them"
 
-/* The source has no bytes for this copy.  If it is there, and only fails to read
- * them, they are set aside.
+/* The source has no bytes for this copy.  If it is there, and only fails to
+ * read them, they are set aside.
  */
 static void
 source_failed (struct copy *copy, int error)
@@ -604,7 +604,8 @@ next_range (struct worker *w, struct plan_range *range, uint64_t *cost,
   return NEXT_RANGE;
 }
 
-/* Only bad ranges are left: wait before they are tried again.  The lock is held.
+/* Only bad ranges are left: wait before they are tried again.  The lock is
+ * held.
  */
 static void
 rest (struct hydrate *h)

@@ -325,13 +325,14 @@ bool
 plan_bad (struct plan *p, struct plan_range *range)
 {
   const uint64_t count = range->end - range->start;
+  uint64_t n;
   bool valid;
 
   range->bad = true;
   if (range->retry && ++p->retry.failures == PLAN_MAX_FAILURES)
     p->retry.on = false;
-  if (region_map_run_bytes (p->map, range->start, range->end, &valid) == count &&
-      valid)
+  n = region_map_run_bytes (p->map, range->start, range->end, &valid);
+  if (valid && n == count)
     return false;
   bad_add (&p->bad, range->start, range->end,
            count > PLAN_BAD_PIECE ? PLAN_BAD_PIECE : REGION_SIZE_MIN);

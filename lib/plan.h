@@ -20,9 +20,9 @@
  *
  * What the source could not be read at (plan_bad) is bad: neither the disk's
  * walk nor a wish comes back to it.  plan_retry begins a round, in which each
- * bad range is handed out once more, in smaller pieces: of PLAN_BAD_PIECE first,
- * so that what is left is tried region by region in the rounds that follow.  So
- * a bad sector ends up as one bad region, with all around it hydrated.  A round
+ * bad range is handed out once more, in smaller pieces: PLAN_BAD_PIECE first,
+ * and what is left of that region by region in the rounds that follow.  So a
+ * bad sector ends up as one bad region, with all around it hydrated.  A round
  * ends early after PLAN_MAX_FAILURES, and the next one goes on from there.
  *
  * Bad is, of the list's ranges, what is invalid: a client's write takes regions
@@ -143,8 +143,8 @@ extern void plan_range_done (struct plan *p, const struct plan_range *range);
  */
 extern void plan_want (struct plan *p, uint64_t start, uint64_t end);
 
-/* The source could not be read at this range, which is to be ended as usual, too.
- * True where it has become bad; false where it was, or where it does not matter
+/* The source could not be read at this range, which is to be ended as usual,
+ * too.  True where it has become bad; false where it was, or where it does not matter
  * any more, because all of it is valid.
  */
 extern bool plan_bad (struct plan *p, struct plan_range *range);
@@ -152,7 +152,7 @@ extern bool plan_bad (struct plan *p, struct plan_range *range);
 /* Begin a round over the bad ranges, unless one is under way. */
 extern void plan_retry (struct plan *p);
 
-/* This looks at all of the map where all is bad, and at none where nothing is. */
+/* Looks at all of the map where all is bad, and at none where nothing is. */
 extern void plan_sum_bad (const struct plan *p, struct plan_bad_sum *sum);
 
 /* Begin again at the start of the disk.  Wishes are forgotten, but for what of

@@ -2,9 +2,9 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that a source that cannot read some sectors stops nothing else: all else
-# is hydrated, and durable; the status lists what is bad, to the region; it is
-# tried again, but seldom; a client's read of it fails, once; a client's write
+# Proves that a source that cannot read some sectors stops nothing else: the
+# rest is hydrated, and durable; the status lists what is bad, to the region; it
+# is tried again, but seldom; a client's read of it fails, once; a client's write
 # heals it, and so does a source that can read it again; and that the log says
 # what matters, and no more.
 
@@ -69,8 +69,8 @@ status_is '.state == "hydrating" and .mode == "rw" and .hydrated == 2045'
 test "$(messages 'source .*: cannot read .*bytes at offset')" -eq 2
 test "$(messages 'error:')" -eq 2
 
-# It is tried again after 1, 2, 4... seconds: in n rounds, of which the first may
-# begin at once, 2^(n-1) - 1 seconds have gone by.
+# It is tried again after 1, 2, 4... seconds: in n rounds, of which the first
+# may begin at once, 2^(n-1) - 1 seconds have gone by.
 : >"$tmp/reads"
 SECONDS=0
 sleep 4

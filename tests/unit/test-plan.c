@@ -570,8 +570,8 @@ START_TEST (bad_list)
 END_TEST
 
 /* At random: clients want and write, copies end in any order, some of them
- * without success, or because of the source.  Nothing is handed out that is under way, or was copied; and
- * in the end all is valid.
+ * without success, or because of the source.  Nothing is handed out that is
+ * under way, or was copied; and in the end all is valid.
  */
 START_TEST (everything_once)
 {
