@@ -12,6 +12,7 @@
 
 #include "cleanup.h"
 #include "commit.h"
+#include "rounding.h"
 #include "test-point.h"
 
 /* Somebody who waits for the commit after the running one.  On its stack. */
@@ -300,6 +301,12 @@ commit_background (struct commit *c)
   if (!c->metadata_failed && !region_map_is_dirty (c->map))
     return 0;
   return commit_flush (c);
+}
+
+double
+commit_pause (double interval, double took)
+{
+  return MAX (interval, MIN (10 * took, (double)COMMIT_PAUSE_MAX));
 }
 
 bool

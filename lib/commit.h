@@ -134,6 +134,14 @@ extern int commit_flush (struct commit *c);
  */
 extern int commit_background (struct commit *c);
 
+/* How long to wait for the next periodic commit, in seconds, after one that took
+ * so long.  While it flushes the destination all who write there are slow, so
+ * commits have a tenth of the time at most; but no pause is made longer than
+ * COMMIT_PAUSE_MAX by that.
+ */
+#define COMMIT_PAUSE_MAX 30
+extern double commit_pause (double interval, double took);
+
 /* May a region become valid now?  False in any mode but rw: a client would be
  * told that a write was done which no flush can ever make durable.
  */

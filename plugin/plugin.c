@@ -33,7 +33,9 @@
 
 #include "backend.h"
 #include "cleanup.h"
+#include "clock.h"
 #include "clone.h"
+#include "commit.h"
 #include "control.h"
 #include "extents.h"
 #include "hydrate.h"
@@ -412,10 +414,14 @@ static void *
 committer (void *arg)
 {
   const unsigned tick = commit_interval ? commit_interval : 1;
+  double pause = tick, begin;
 
-  while (nbdkit_nanosleep (tick, 0) == 0)
-    if (commit_interval)
+  while (nbdkit_nanosleep (pause, (pause - (unsigned)pause) * 1e9) == 0)
+    if (commit_interval) {
+      begin = monotonic_seconds ();
       clone_background_commit (service.clone);
+      pause = commit_pause (tick, monotonic_seconds () - begin);
+    }
 
   /* The server is shutting down, but perhaps waits for clients. */
   hydrate_pause (service.hydrate);

@@ -726,6 +726,20 @@ START_TEST (stress)
 }
 END_TEST
 
+/* The periodic commit takes a tenth of the time at most, and comes all the same
+ * where flushes take for ever.
+ */
+START_TEST (pauses)
+{
+  ck_assert_double_eq (commit_pause (1, 0), 1);
+  ck_assert_double_eq (commit_pause (1, 0.09), 1);
+  ck_assert_double_eq_tol (commit_pause (1, 0.5), 5, 1e-9);
+  ck_assert_double_eq_tol (commit_pause (5, 0.5), 5, 1e-9);
+  ck_assert_double_eq (commit_pause (1, 1000), COMMIT_PAUSE_MAX);
+  ck_assert_double_eq (commit_pause (3600, 1000), 3600);
+}
+END_TEST
+
 int
 main (void)
 {
@@ -755,6 +769,7 @@ main (void)
   tcase_add_test (tc, lost_while_flushing);
   tcase_add_test (tc, lost_while_writing);
   tcase_add_test (tc, lost_metadata);
+  tcase_add_test (tc, pauses);
   tcase_add_test (tc, stress);
   suite_add_tcase (suite, tc);
 
