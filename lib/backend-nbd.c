@@ -626,7 +626,7 @@ nbd_backend_extents (struct backend *b, uint64_t count, uint64_t offset,
   uint64_t start = nbd_block_start (n, offset), end;
 
   if (n->b.knows_extents) {
-    count = MIN (count, NBD_MAX_RANGE - n->b.minimum_block);
+    count = MIN (count, NBD_MAX_STATUS - n->b.minimum_block);
     end = nbd_block_end (n, offset + count);
     if (one_request (n, NBD_REQ_EXTENTS, end - start, start,
                      flags & BACKEND_REQ_ONE ? LIBNBD_CMD_FLAG_REQ_ONE : 0,

@@ -28,7 +28,7 @@ struct io {
   enum io_type type;
   void *buf;               /* IO_READ, IO_WRITE */
   uint64_t count, offset;  /* bytes; IO_READ and IO_WRITE: at most 32 MiB,
-                            * IO_ZERO and IO_EXTENTS: at most 1 GiB */
+                            * IO_ZERO: at most 1 GiB, IO_EXTENTS: 3 GiB */
   unsigned flags;          /* IO_ZERO: BACKEND_MAY_TRIM;
                             * IO_WRITE: BACKEND_BEHIND, after which the channel
                             * calls backend_behind */
@@ -44,6 +44,7 @@ struct io {
 
 #define CHANNEL_MAX_TRANSFER (UINT64_C (32) << 20)
 #define CHANNEL_MAX_ZERO (UINT64_C (1) << 30)
+#define CHANNEL_MAX_EXTENTS (UINT64_C (3) << 30)
 
 struct channel_ops {
   void (*submit) (struct channel *ch, struct io *io);

@@ -177,7 +177,7 @@ start_piece (struct transfer *t)
   case IO_EXTENTS:
     t->req.type = NBD_REQ_EXTENTS;
     t->req.extents = &t->reply;
-    t->req.count = MIN (left, NBD_MAX_RANGE);
+    t->req.count = MIN (left, NBD_MAX_STATUS);
     break;
   }
   ch->in_flight++;

@@ -18,8 +18,9 @@
 
 struct nbd_conn;
 
-/* The largest zero, trim and block status. */
+/* The largest zero and trim, and the largest block status. */
 #define NBD_MAX_RANGE (UINT64_C (1) << 30)
+#define NBD_MAX_STATUS (UINT64_C (3) << 30)
 
 struct nbd {
   struct backend b;

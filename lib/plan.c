@@ -10,11 +10,16 @@
 #include "plan.h"
 #include "rounding.h"
 
-/* Extents are asked for this far ahead of the disk's walk, and for so many
- * bytes at once.
+/* Extents are asked for until so many bytes of data are known ahead of the
+ * disk's walk (holes take no time, so they do not count), or so many extents.
  */
-#define EXTENTS_AHEAD (UINT64_C (1) << 30)
-#define EXTENTS_QUERY (UINT64_C (1) << 30)
+#define DATA_AHEAD (UINT64_C (1) << 30)
+#define EXTENTS_AHEAD 65536
+
+/* For so many bytes at once: nearly all that NBD allows, and a multiple of any
+ * region size.
+ */
+#define EXTENTS_QUERY (UINT64_C (3) << 30)
 
 /* A hole shorter than this does not end a copy: reading it costs less than
  * another request.
@@ -45,21 +50,40 @@ plan_destroy (struct plan *p)
 
 /* ---- extents ---- */
 
-/* Drop what the disk's walk has passed. */
+static uint64_t
+data_in (const struct extent *e)
+{
+  return e->flags & EXTENT_ZERO ? 0 : e->length;
+}
+
+static void
+forget_all_extents (struct plan *p)
+{
+  extents_clear (&p->known);
+  p->passed = 0;
+  p->data_ahead = 0;
+}
+
+/* Count what the disk's walk has passed, and drop it when that is most of the
+ * list, so that an extent is not moved again and again.
+ */
 static void
 forget_extents (struct plan *p)
 {
-  size_t i = 0;
+  struct extents *known = &p->known;
 
-  while (i < p->known.len &&
-         p->known.extent[i].offset + p->known.extent[i].length <=
+  while (p->passed < known->len &&
+         known->extent[p->passed].offset + known->extent[p->passed].length <=
          p->disk.pos)
-    i++;
-  if (i == 0)
-    return;
-  p->known.len -= i;
-  memmove (p->known.extent, p->known.extent + i,
-           p->known.len * sizeof *p->known.extent);
+    p->data_ahead -= data_in (&known->extent[p->passed++]);
+  if (p->passed == known->len)
+    forget_all_extents (p);
+  else if (p->passed > known->len / 2) {
+    known->len -= p->passed;
+    memmove (known->extent, known->extent + p->passed,
+             known->len * sizeof *known->extent);
+    p->passed = 0;
+  }
 }
 
 /* What is known from the disk's walk on ends here. */
@@ -77,7 +101,8 @@ plan_wants_extents (struct plan *p, uint64_t *offset, uint64_t *count)
   const uint64_t size = region_map_size (p->map);
   const uint64_t end = known_end (p);
 
-  if (end == size || end - p->disk.pos >= EXTENTS_AHEAD)
+  if (end == size || p->data_ahead >= DATA_AHEAD ||
+      p->known.len - p->passed >= EXTENTS_AHEAD)
     return false;
   *offset = end;
   *count = MIN (size - end, EXTENTS_QUERY);
@@ -93,15 +118,18 @@ plan_add_extents (struct plan *p, const struct extents *list)
      * what was known before is behind it.  Or back to the start: then this
      * answer comes too early.
      */
-    extents_clear (&p->known);
+    forget_all_extents (p);
     if (list->extent[0].offset > p->disk.pos)
       return 0;
   }
 
-  for (size_t i = 0; i < list->len; ++i)
-    if (extents_add (&p->known, list->extent[i].offset, list->extent[i].length,
-                     list->extent[i].flags) == -1)
+  for (size_t i = 0; i < list->len; ++i) {
+    const struct extent *e = &list->extent[i];
+
+    if (extents_add (&p->known, e->offset, e->length, e->flags) == -1)
       return -1;
+    p->data_ahead += data_in (e);
+  }
   return 0;
 }
 
@@ -109,7 +137,7 @@ plan_add_extents (struct plan *p, const struct extents *list)
 static uint64_t
 zeroes_end (const struct plan *p, uint64_t pos)
 {
-  for (size_t i = 0; i < p->known.len; ++i) {
+  for (size_t i = p->passed; i < p->known.len; ++i) {
     const struct extent *e = &p->known.extent[i];
 
     if (e->offset + e->length <= pos)
@@ -139,7 +167,7 @@ static uint64_t
 data_end (const struct plan *p, uint64_t start, uint64_t granule,
           uint64_t limit)
 {
-  for (size_t i = 0; i < p->known.len; ++i) {
+  for (size_t i = p->passed; i < p->known.len; ++i) {
     const struct extent *e = &p->known.extent[i];
     uint64_t hole = MAX (e->offset, start);
     uint64_t end = zeroes_end (p, hole);
@@ -453,7 +481,7 @@ plan_restart (struct plan *p)
   if (p->disk.cut)
     end_cut (p, &p->disk, true);
   p->disk.pos = 0;
-  extents_clear (&p->known);
+  forget_all_extents (p);
   for (unsigned i = 0; i < PLAN_MAX_WISHES; ++i)
     if (p->wish[i].open)
       give_up_wish (p, &p->wish[i]);

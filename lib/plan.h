@@ -110,6 +110,8 @@ struct plan {
   struct plan_walk disk;
   struct extents known;  /* what the source said, contiguous; wherever the
                           * disk's walk goes it is known first */
+  size_t passed;         /* of these the disk's walk has passed so many */
+  uint64_t data_ahead;   /* bytes of data in the others */
   unsigned open_cuts;    /* regions in pieces, planned or under way */
   struct plan_wish wish[PLAN_MAX_WISHES];
   uint64_t wishes;       /* ever made */

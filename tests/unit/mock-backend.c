@@ -1082,10 +1082,12 @@ static void
 mock_channel_submit (struct channel *channel, struct io *io)
 {
   struct mock_channel *ch = (struct mock_channel *)channel;
-  uint64_t max = io->type == IO_READ || io->type == IO_WRITE
-    ? CHANNEL_MAX_TRANSFER : CHANNEL_MAX_ZERO;
+  static const uint64_t max[] = {
+    [IO_READ] = CHANNEL_MAX_TRANSFER, [IO_WRITE] = CHANNEL_MAX_TRANSFER,
+    [IO_ZERO] = CHANNEL_MAX_ZERO, [IO_EXTENTS] = CHANNEL_MAX_EXTENTS,
+  };
 
-  if (io->count > max)
+  if (io->count > max[io->type])
     die (ch->mock, "a request of %" PRIu64 " bytes on a channel", io->count);
   io->channel = ch;
   {
