@@ -16,6 +16,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -55,6 +56,8 @@ struct copy {
   struct worker *w;
   struct plan_range range;
   uint64_t cost;      /* bytes of the threshold that it takes */
+  double began;       /* when, in seconds */
+  bool alone;         /* nothing else was under way then */
   uint64_t pos;       /* what lies before it is done */
   bool last_piece;    /* it owns the whole region that was cut */
   int error;          /* an errno, or 0 */
@@ -122,6 +125,8 @@ struct hydrate {
 
 static void fill (struct worker *w);
 static void go_on (struct copy *copy);
+static uint64_t batch_size (const struct hydrate_settings *s);
+static bool has_room (const struct worker *w, uint64_t batch, double now);
 
 static void
 wake_all (struct hydrate *h)
@@ -435,6 +440,25 @@ go_on (struct copy *copy)
   channel_submit (copy->w->to, &copy->io);
 }
 
+/* Tell the pace how long a copy's read took, and let others use the room that
+ * this may have made.
+ */
+static void
+time_copy (struct copy *copy)
+{
+  struct worker *w = copy->w;
+  struct hydrate *h = w->h;
+  const double now = monotonic_seconds ();
+  LOCK_FOR_SCOPE (&h->lock);
+  const uint64_t batch = batch_size (&h->settings);
+
+  pace_copy_was_read (&h->pace, copy->cost, now - copy->began, copy->alone,
+                      now, batch, h->settings.threshold);
+  for (unsigned i = 0; i < h->nr_workers; ++i)
+    if (h->worker[i].copies == 0 && has_room (&h->worker[i], batch, now))
+      ev_async_send (h->worker[i].loop, &h->worker[i].wake);
+}
+
 /* The source's bytes have come. */
 static void
 was_read (struct io *io)
@@ -456,6 +480,7 @@ was_read (struct io *io)
     end_copy (copy);
     return;
   }
+  time_copy (copy);
   range->zero = is_zero (copy->buf, io->count);
   own (copy, range->start, range->end);
 }
@@ -558,13 +583,14 @@ has_room (const struct worker *w, uint64_t batch, double now)
     (w->bytes == 0 || w->bytes + batch <= share);
 }
 
-/* Take the next range from the plan, if it may start now.  *wait is set to
+/* Take the next range from the plan, if it may start now, and put it into
+ * start, with what the copy has to know of its beginning.  *wait is set to
  * seconds for NEXT_LATER.
  */
 static enum next
-next_range (struct worker *w, struct plan_range *range, uint64_t *cost,
-            double *wait)
+next_range (struct worker *w, struct copy *start, double *wait)
 {
+  struct plan_range *range = &start->range;
   struct hydrate *h = w->h;
   const struct hydrate_settings *s = &h->settings;
   /* Not ev_now, which jumps when somebody sets the clock. */
@@ -576,6 +602,9 @@ next_range (struct worker *w, struct plan_range *range, uint64_t *cost,
       s->threshold == 0)
     return NEXT_WAIT;
   batch = batch_size (s);
+  if (atomic_exchange_explicit (&h->clone->client_came, false,
+                                memory_order_relaxed))
+    pace_client_came (&h->pace, now, batch);
   if (!has_room (w, batch, now))
     return NEXT_WAIT;
   if (s->rate && h->rate_next > now) {
@@ -597,10 +626,12 @@ next_range (struct worker *w, struct plan_range *range, uint64_t *cost,
 
   if (range->cut && range->cut->incarnation == 0)
     range->cut->incarnation = commit_incarnation (&h->clone->commit);
-  *cost = range->zero ? 0 : range->end - range->start;
+  start->cost = range->zero ? 0 : range->end - range->start;
+  start->began = now;
+  start->alone = h->bytes == 0;
   if (s->rate)
-    h->rate_next = MAX (h->rate_next, now) + (double)*cost / s->rate;
-  count_range (w, range, *cost, 1);
+    h->rate_next = MAX (h->rate_next, now) + (double)start->cost / s->rate;
+  count_range (w, range, start->cost, 1);
   return NEXT_RANGE;
 }
 
@@ -667,30 +698,30 @@ static void
 fill (struct worker *w)
 {
   struct hydrate *h = w->h;
-  struct plan_range range;
-  struct copy *copy;
-  uint64_t cost;
+  struct copy start, *copy;
   double wait;
   enum next next;
 
-  while ((next = next_range (w, &range, &cost, &wait)) == NEXT_RANGE) {
-    copy = get_copy (w, cost);
+  while ((next = next_range (w, &start, &wait)) == NEXT_RANGE) {
+    copy = get_copy (w, start.cost);
     if (copy == NULL) {
       log_error (h->log, "hydration stopped: no memory for a copy of %" PRIu64
                  " bytes; choose a smaller hydration-batch-size, then resume "
-                 "hydration", cost);
+                 "hydration", start.cost);
       {
         LOCK_FOR_SCOPE (&h->lock);
-        count_range (w, &range, cost, -1);
-        if (range.cut)
-          plan_piece_done (&h->plan, range.cut, false);
-        plan_range_done (&h->plan, &range);
+        count_range (w, &start.range, start.cost, -1);
+        if (start.range.cut)
+          plan_piece_done (&h->plan, start.range.cut, false);
+        plan_range_done (&h->plan, &start.range);
       }
       stop_with_error (h);
       break;
     }
-    copy->range = range;
-    copy->cost = cost;
+    copy->range = start.range;
+    copy->cost = start.cost;
+    copy->began = start.began;
+    copy->alone = start.alone;
     start_copy (w, copy);
   }
 
