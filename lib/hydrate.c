@@ -317,24 +317,19 @@ copy_failed (struct copy *copy, struct backend *b, const char *what, int error)
 #define BAD_ADVICE "hydration goes on elsewhere and tries again: repair the " \
   "source, or write to these bytes or discard them"
 
-/* The source has no bytes for this copy.  If it is there, and only fails to
- * read them, they are set aside.
+/* The source cannot read the bytes of this copy: they are set aside.  (A source
+ * that is lost is waited for, until the end.)
  */
 static void
 source_failed (struct copy *copy, int error)
 {
   struct worker *w = copy->w;
   struct hydrate *h = w->h;
-  bool connected, new, said = false;
-  unsigned connections;
-
-  clone_source_status (h->clone, &connected, &connections);
-  if (!connected) {
-    copy_failed (copy, w->source, "read source", error);
-    return;
-  }
+  bool new, said = false;
 
   copy->error = error;
+  if (error == ESHUTDOWN)
+    return;
   {
     LOCK_FOR_SCOPE (&h->lock);
     new = plan_bad (&h->plan, &copy->range) && !h->stopping;
