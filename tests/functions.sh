@@ -235,6 +235,21 @@ serve_clone ()
          "${nbdkit_args[@]}" "$plugin" control="$tmp/clone.ctl" "$@"
 }
 
+# start_proxy NAME UPSTREAM: the server NAME is the server UPSTREAM, behind a
+# network that fails when it is told to: proxy NAME COMMAND..., see proxy.py.
+start_proxy ()
+{
+  server "$1" $python "$srcdir/proxy.py" serve "$tmp/$1.sock" "$tmp/$2.sock" \
+         "$tmp/$1.proxy" "$tmp/$1.pid"
+}
+
+proxy ()
+{
+  local name=$1
+  shift
+  $python "$srcdir/proxy.py" tell "$tmp/$name.proxy" "$@"
+}
+
 # serve_pausable NAME NBDKIT-ARGUMENT...: a server whose requests can be held.
 # Those that arrive are in $tmp/NAME.requests, also while they are held.
 serve_pausable ()
