@@ -768,6 +768,16 @@ static int
 check_export (struct nbd_handle *h, const struct backend_params *params,
               const struct log *log)
 {
+  const char *protocol = nbd_get_protocol (h);
+
+  /* It has no names of exports, block sizes, extents, nor TLS. */
+  if (protocol && strcmp (protocol, "oldstyle") == 0) {
+    log_error (log, "%s %s: the server speaks the oldstyle protocol, which is "
+               "not supported, let it speak newstyle", params->role,
+               params->name);
+    errno = EINVAL;
+    return -1;
+  }
   if (nbd_get_size (h) == -1) {
     log_error (log, "%s %s: the server does not tell the size: %s",
                params->role, params->name, nbd_conn_strerror ());

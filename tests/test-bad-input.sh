@@ -86,6 +86,11 @@ refused 'small|needed' "$tmp/src" destination="$(uri full)" metadata="$(uri tiny
 serve readonly -r memory 1M
 refused 'read-only|readonly' "$tmp/src" destination="$(uri readonly)" \
         metadata="$tmp/meta"
+serve oldstyle --oldstyle memory 1M
+refused 'source.*oldstyle' "$(uri oldstyle)" "$dest"
+refused 'destination.*oldstyle' "$tmp/src" destination="$(uri oldstyle)" \
+        metadata="$tmp/meta"
+refused 'metadata.*oldstyle' "$tmp/src" "$dest" metadata="$(uri oldstyle)"
 # Someone else's data where the metadata should be.
 refused "$tmp/small" "$tmp/src" "$dest" metadata="$tmp/small"
 
