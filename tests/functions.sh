@@ -250,6 +250,16 @@ proxy ()
   $python "$srcdir/proxy.py" tell "$tmp/$name.proxy" "$@"
 }
 
+# serve_odd NAME FILE [OPTION...]: a server that is odd, or lies, see
+# odd-server.py.
+serve_odd ()
+{
+  local name=$1
+  shift
+  server "$name" $python "$srcdir/odd-server.py" "$tmp/$name.sock" \
+         "$tmp/$name.pid" "$@"
+}
+
 # serve_pausable NAME NBDKIT-ARGUMENT...: a server whose requests can be held.
 # Those that arrive are in $tmp/NAME.requests, also while they are held.
 serve_pausable ()
