@@ -8,7 +8,7 @@
 
 It serves FILE, read-only, to clients of the fixed newstyle handshake, and is
 as well-behaved as any without options.  It ends with SIGTERM, and then says how
-many replies have overtaken others.  A client that asks for what it must not
+much of that it has done.  A client that asks for what it must not
 ask for, by the protocol or by what the server has told it, is named a
 violation in the log, and loses its connection.
 """
@@ -71,7 +71,7 @@ p.add_argument("--fault", choices=(
 ))
 p.add_argument("--after", type=int, default=0, help="reads without the fault")
 p.add_argument("--every", type=int, default=1,
-               help="then each so manieth read has it")
+               help="the next one has it, and each so manieth after that")
 args = p.parse_args()
 
 BLOCK = 4096
@@ -90,7 +90,7 @@ size = len(data)
 is_zero = [not any(data[i:i + BLOCK]) for i in range(0, size, BLOCK)]
 # What it will do is the same each time, as far as what it is asked is.
 rand = random.Random(1)
-counts = {"reads": 0, "overtaken": 0, "shutdowns": 0}
+counts = {"reads": 0, "faults": 0, "overtaken": 0}
 
 
 class Violation(Exception):
@@ -278,7 +278,7 @@ class Connection:
             return
         counts["reads"] += 1
         n = counts["reads"] - args.after
-        if args.fault and n > 0 and n % args.every == 0:
+        if args.fault and n > 0 and (n - 1) % args.every == 0:
             self.fault(cookie, offset, count)
         else:
             self.writer.write(self.read_reply(cookie, offset, count))
@@ -344,6 +344,7 @@ class Connection:
         wrong = b"\xbd" * count
         write = self.writer.write
         kind = args.fault
+        counts["faults"] += 1
         if kind == "magic":
             write(struct.pack(">I", 0xbadbadba) + right[4:])
         elif kind == "cookie":
@@ -358,8 +359,7 @@ class Connection:
         elif kind == "shutdown":
             write(chunk(cookie, ERROR, struct.pack(">IH", ESHUTDOWN, 0), DONE)
                   if self.structured else simple(cookie, ESHUTDOWN))
-            counts["shutdowns"] += 1
-            if counts["shutdowns"] % 3 == 0:
+            if counts["faults"] % 3 == 0:
                 self.writer.close()
         # The others need structured replies.
         elif kind == "beyond":
@@ -387,7 +387,8 @@ async def main():
     with open(args.pidfile, "w") as f:
         print(os.getpid(), file=f)
     await stopped
-    print("reads: %(reads)d, overtaken: %(overtaken)d" % counts, flush=True)
+    print("reads: %(reads)d, faults: %(faults)d, overtaken: %(overtaken)d"
+          % counts, flush=True)
     os.unlink(args.socket)
     os._exit(0)
 
