@@ -1,0 +1,66 @@
+#!/bin/bash
+# nbdkit-clone
+# SPDX-License-Identifier: BSD-3-Clause
+
+# Proves that a source that comes back different, in size or content, is never
+# mixed in: the state is "failed", the message says what differs, reads of
+# invalid regions fail, and valid data is served and written as always.  When the
+# right one is back, the clone goes on.
+
+. "$(dirname "$0")/functions.sh"
+
+requires_command qemu-io
+make_disk "$tmp/src" 4M
+make_disk "$tmp/content" 4M 2
+make_disk "$tmp/larger" 5M
+head -c 3M "$tmp/src" >"$tmp/smaller"
+
+has_failed () { status_is '.state == "failed"'; }
+said () { grep -q "$1" "$tmp/clone.log"; }
+
+for other in content larger smaller; do
+  case $other in
+    content) says='differs' ;;
+    larger) says='5242880 bytes' ;;
+    smaller) says='3145728 bytes' ;;
+  esac
+  rm -f "$tmp/dest" "$tmp/dest.clone" "$tmp/clone.log"
+  cp "$tmp/src" "$tmp/model"
+  serve src file "$tmp/src"
+  serve_clone "$(uri src)" destination="$tmp/dest" region-size=64K \
+              hydration-rate=64K hydration-batch-size=64K
+  for f in "$(uri clone)" "$tmp/model"; do
+    qemu-io -f raw -c 'write -P 1 1M 1M' -c flush "$f"
+  done
+  kill9 src
+  serve src file "$tmp/$other"
+  eventually has_failed
+  eventually said "source.* came back and .*$says"
+
+  fails qemu-io -f raw -c 'read 3M 64k' "$(uri clone)"
+  for f in "$(uri clone)" "$tmp/model"; do
+    qemu-io -f raw -c 'read -P 1 1M 1M' -c 'write -P 2 2M 128k' -c flush "$f"
+  done
+  timeout 60 nbdinfo --map "$(uri clone)" >"$tmp/map"
+  status_is '.mode == "rw" and .state == "failed"'
+  test "$(grep -c "came back and " "$tmp/clone.log")" -eq 1
+
+  if [ $other = content ]; then
+    # It looks again, every ten seconds.
+    kill9 src
+    serve src file "$tmp/src"
+    set_settings '{"hydration-rate": 0}'
+    eventually status_is '.state == "complete"'
+    stop clone
+  else
+    # Nothing of it was taken.
+    stop clone
+    kill9 src
+    serve src file "$tmp/src"
+    serve_clone "$(uri src)" destination="$tmp/dest" region-size=64K
+    wait_complete
+    stop clone
+  fi
+  stop src
+  same "$tmp/dest" "$tmp/model"
+done
