@@ -46,11 +46,8 @@ eventually test -e "$tmp/asked"
 # As many as the source has threads for.
 arrived () { [ "$(requests src Read)" -ge $((before + 16)) ]; }
 eventually arrived
-threads ()
-{
-  [ "$(find "/proc/$(cat "$tmp/clone.pid")/task" -mindepth 1 -maxdepth 1 | wc -l)" \
-    -ge $((clients * 16)) ]
-}
+pid=$(cat "$tmp/clone.pid")
+threads () { [ "$(ls "/proc/$pid/task" | wc -l)" -ge $((clients * 16)) ]; }
 eventually threads
 
 timeout 60 qemu-io -f raw -c 'read -P 1 7M 1M' -c 'write -P 2 6M 64k' -c flush \

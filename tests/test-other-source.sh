@@ -4,8 +4,8 @@
 
 # Proves that a source that comes back different, in size or content, is never
 # mixed in: the state is "failed", the message says what differs, reads of
-# invalid regions fail, and valid data is served and written as always.  When the
-# right one is back, the clone goes on.
+# invalid regions fail, and valid data is served and written as always.  When
+# the right one is back, the clone goes on.
 
 . "$(dirname "$0")/functions.sh"
 

@@ -151,8 +151,8 @@ wait_complete
 stop_all
 same "$tmp/dest" "$tmp/model"
 
-# Silence is noticed, and then it is an outage like the others; what waits longer
-# than source-timeout fails, and later requests do not.
+# Silence is noticed, and then it is an outage like the others; what waits
+# longer than source-timeout fails, and later requests do not.
 start_all source-timeout=$silence
 proxy net hole
 fails qemu-io -f raw -c 'read 2M 64k' "$(uri clone)"

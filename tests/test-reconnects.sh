@@ -2,8 +2,8 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that neither descriptors nor memory grow over 1,000 connections that are
-# cut and made again, 32 at a time, with clients that read meanwhile.
+# Proves that neither descriptors nor memory grow over 1,000 connections that
+# are cut and made again, 32 at a time, with clients that read meanwhile.
 
 . "$(dirname "$0")/functions.sh"
 
