@@ -39,6 +39,11 @@
 #include "ownership.h"
 #include "rounding.h"
 
+/* A connection may be lost because of what its server said about extents.  After
+ * so many, all is data.
+ */
+#define MAX_LOSSES 3
+
 struct transfer {
   struct nbd_req req; /* the piece in flight; must be first */
   struct io *io;
@@ -50,6 +55,7 @@ struct transfer {
   bool owns;           /* its blocks */
   struct owner owner;
   struct extents reply;
+  unsigned losses;     /* of the connection that asked for extents */
   struct transfer *link;
 };
 
@@ -97,6 +103,7 @@ new_transfer (struct nbd_channel *ch, struct io *io)
   t->next = t->start = nbd_block_start (n, io->offset);
   t->end = nbd_block_end (n, io->offset + io->count);
   t->bounce = NULL;
+  t->losses = 0;
   t->as_data = io->type == IO_ZERO && !n->can_zero;
   t->owns = n->b.minimum_block > 1 &&
             (io->type == IO_WRITE || io->type == IO_ZERO);
@@ -206,8 +213,10 @@ piece_done (struct nbd_req *req)
     ev_async_send (ch->loop, &ch->wakeup);
   if (nbd_pool_is_loss (ch->n->pool, ch->slot, req->error)) {
     extents_clear (&t->reply);
-    stall (t);
-    return;
+    if (t->io->type != IO_EXTENTS || ++t->losses < MAX_LOSSES) {
+      stall (t);
+      return;
+    }
   }
 
   if (t->io->type == IO_EXTENTS) {

@@ -72,7 +72,7 @@ struct nbd_conn {
   int own_fd;        /* the same socket: another descriptor, which stays open */
   int wakeup;        /* eventfd, polled by the worker that drives */
   atomic_uint load;  /* requests in flight */
-  atomic_ullong ended; /* requests that were in flight */
+  atomic_ullong replies; /* as many requests as have got theirs */
   atomic_bool alive;
   void (*on_death) (void *opaque); /* may be NULL */
   void *opaque;
@@ -302,9 +302,9 @@ nbd_conn_why_lost (struct nbd_conn *conn)
 }
 
 uint64_t
-nbd_conn_ended (struct nbd_conn *conn)
+nbd_conn_replies (struct nbd_conn *conn)
 {
-  return atomic_load_explicit (&conn->ended, memory_order_relaxed);
+  return atomic_load_explicit (&conn->replies, memory_order_relaxed);
 }
 
 unsigned
@@ -451,7 +451,8 @@ complete (struct nbd_req *req, int error)
       conn->on_death (conn->opaque);
   }
   req->error = error;
-  atomic_fetch_add_explicit (&conn->ended, 1, memory_order_relaxed);
+  if (error != ENOTCONN)
+    atomic_fetch_add_explicit (&conn->replies, 1, memory_order_relaxed);
   atomic_fetch_sub_explicit (&conn->load, 1, memory_order_relaxed);
   if (req->worker)
     worker_completion (conn, req->worker);

@@ -149,10 +149,10 @@ extern void nbd_conn_limit (struct nbd_conn *conn, int milliseconds);
  */
 extern const char *nbd_conn_why_lost (struct nbd_conn *conn);
 
-/* How many requests have ended; and for how many milliseconds nothing has come
+/* How many requests the server has replied to; and for how many milliseconds nothing has come
  * from the peer, UINT_MAX where the kernel does not count that.
  */
-extern uint64_t nbd_conn_ended (struct nbd_conn *conn);
+extern uint64_t nbd_conn_replies (struct nbd_conn *conn);
 extern unsigned nbd_conn_silence (struct nbd_conn *conn);
 
 /* Let a loop send requests on this connection.  Any number of loops may, at

@@ -62,8 +62,8 @@ struct nbd_slot {
   /* The healer's. */
   unsigned pause;
   int64_t next_try;
-  uint64_t ended;        /* requests, when it was last looked at */
-  uint64_t first_ended;  /* and when the connection came into use */
+  uint64_t replies;      /* when it was last looked at */
+  uint64_t first_replies; /* and when the connection came into use */
   int64_t since;         /* when that changed, or nothing was in flight */
 };
 
@@ -240,7 +240,7 @@ nbd_pool_call (struct nbd_pool *pool, struct nbd_req *req, size_t n,
       return;
     }
     nbd_conn_call (slot->conn, req, n);
-    n = collect_lost (pool, slot, req, n);
+    n = patient ? collect_lost (pool, slot, req, n) : 0;
 
     LOCK_FOR_SCOPE (&pool->lock);
     give_back (pool, slot);
@@ -371,14 +371,14 @@ static void
 start_watching (struct nbd_slot *slot, int64_t now)
 {
   slot->since = now;
-  slot->ended = slot->first_ended = nbd_conn_ended (slot->conn);
+  slot->replies = slot->first_replies = nbd_conn_replies (slot->conn);
 }
 
 /* No reply came for too long. */
 static void
 kill_silent (struct nbd_pool *pool, struct nbd_slot *slot)
 {
-  const bool useless = slot->ended == slot->first_ended;
+  const bool useless = slot->replies == slot->first_replies;
   char why[64];
 
   snprintf (why, sizeof why, "no reply for %" PRId64 " seconds",
@@ -394,15 +394,15 @@ kill_silent (struct nbd_pool *pool, struct nbd_slot *slot)
 static void
 watch (struct nbd_pool *pool, struct nbd_slot *slot, int64_t now)
 {
-  const uint64_t ended = nbd_conn_ended (slot->conn);
+  const uint64_t replies = nbd_conn_replies (slot->conn);
 
   if (!nbd_conn_probe (slot->conn))
     nbd_conn_kill (slot->conn, "the server closed it");
   else if (pool->kill_at != -1 && now >= pool->kill_at)
     nbd_conn_kill (slot->conn, "the end");
-  else if (ended != slot->ended || nbd_conn_load (slot->conn) == 0) {
+  else if (replies != slot->replies || nbd_conn_load (slot->conn) == 0) {
     slot->since = now;
-    slot->ended = ended;
+    slot->replies = replies;
   }
   else if (now - slot->since >= pool->reply_deadline &&
            (int64_t)nbd_conn_silence (slot->conn) >= pool->reply_deadline)
@@ -420,7 +420,12 @@ watch_all (struct nbd_pool *pool, int64_t now)
 
     if (is_alive (slot))
       watch (pool, slot, now);
-    dead |= slot->conn && !is_alive (slot);
+    if (slot->conn == NULL || is_alive (slot))
+      continue;
+    dead = true;
+    /* Who held it has learned why. */
+    if (slot->users == 0 && pool->why == NULL)
+      pool->why = strdup (nbd_conn_why_lost (slot->conn));
   }
   if (!dead)
     return;
@@ -454,11 +459,9 @@ bury (struct nbd_pool *pool)
 
     if (conn == NULL || is_alive (slot) || slot->users > 0)
       continue;
-    useful = nbd_conn_ended (conn) != slot->first_ended;
+    useful = nbd_conn_replies (conn) != slot->first_replies;
     set_pause (pool, slot, useful || slot->pause == 0 ? PAUSE_MIN
                            : slot->pause * 2);
-    if (pool->why == NULL)
-      pool->why = strdup (nbd_conn_why_lost (conn));
     slot->conn = NULL;
     return conn;
   }
@@ -511,14 +514,42 @@ next_to_make (struct nbd_pool *pool, int64_t now, int *pause)
   return next;
 }
 
+/* Say what has changed, once.  Without the lock. */
+static void
+tell (struct nbd_pool *pool)
+{
+  const struct nbd_pool_params *params = &pool->params;
+  const enum backend_state state = nbd_pool_state (pool);
+
+  if (state == pool->told || (state == BACKEND_LOST && pool->why == NULL))
+    return;
+  if (state == BACKEND_UP)
+    log_info (params->log, "%s %s is back", params->role, params->uri);
+  else if (pool->told == BACKEND_UP && !pool->stopping)
+    log_error (params->log, "%s %s is lost: %s; what needs it waits until it "
+               "is back%s", params->role, params->uri,
+               pool->why ? pool->why : "out of memory",
+               pool->service.timeout ? ", or for source-timeout" : "");
+  if (state == BACKEND_UP) {
+    free (pool->why);
+    pool->why = NULL;
+  }
+  pool->told = state;
+  if (pool->service.changed)
+    pool->service.changed (pool->service.opaque);
+}
+
 /* While a connection is being made, the others are watched. */
 static bool
 go_on (void *opaque)
 {
   struct nbd_pool *pool = opaque;
-  LOCK_FOR_SCOPE (&pool->lock);
 
-  watch_all (pool, monotonic_ms ());
+  {
+    LOCK_FOR_SCOPE (&pool->lock);
+    watch_all (pool, monotonic_ms ());
+  }
+  tell (pool);
   return !pool->stopping;
 }
 
@@ -571,35 +602,8 @@ make (struct nbd_pool *pool, struct nbd_slot *slot)
   pool->refused = false;
   slot->conn = conn;
   start_watching (slot, now);
-  for (unsigned i = 0; i < pool->connections; i++)
-    pool->slots[i].next_try = MIN (pool->slots[i].next_try, now);
   pthread_cond_broadcast (&pool->changed);
   wake_listeners (pool);
-}
-
-/* Say what has changed, once.  Without the lock. */
-static void
-tell (struct nbd_pool *pool)
-{
-  const struct nbd_pool_params *params = &pool->params;
-  const enum backend_state state = nbd_pool_state (pool);
-
-  if (state == pool->told || (state == BACKEND_LOST && pool->why == NULL))
-    return;
-  if (state == BACKEND_UP)
-    log_info (params->log, "%s %s is back", params->role, params->uri);
-  else if (pool->told == BACKEND_UP && !pool->stopping)
-    log_error (params->log, "%s %s is lost: %s; what needs it waits until it "
-               "is back%s", params->role, params->uri,
-               pool->why ? pool->why : "out of memory",
-               pool->service.timeout ? ", or for source-timeout" : "");
-  if (state == BACKEND_UP) {
-    free (pool->why);
-    pool->why = NULL;
-  }
-  pool->told = state;
-  if (pool->service.changed)
-    pool->service.changed (pool->service.opaque);
 }
 
 static void
