@@ -6,7 +6,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -123,15 +122,6 @@ clone_interrupt (struct clone *c)
   LOCK_FOR_SCOPE (&c->source_lock);
   if (c->source)
     backend_interrupt (c->source, SOURCE_GRACE);
-}
-
-/* ---- clients ---- */
-
-static void
-client_comes (struct clone *c)
-{
-  if (!atomic_load_explicit (&c->client_came, memory_order_relaxed))
-    atomic_store_explicit (&c->client_came, true, memory_order_relaxed);
 }
 
 /* ---- the source, as long as it is needed ---- */
@@ -575,7 +565,6 @@ read_once (struct clone *c, void *buf, uint32_t count, uint64_t offset)
   bool valid;
   int r;
 
-  client_comes (c);
   if (region_map_run_bytes (c->map, offset, end, &valid) == count && valid)
     return backend_pread (c->dest, buf, count, offset);
 
@@ -795,7 +784,6 @@ change_once (struct clone *c, const struct change *ch, uint64_t end)
   uint64_t n;
   bool valid;
 
-  client_comes (c);
   for (uint64_t pos = ch->offset; pos < end; pos += n) {
     n = region_map_run_bytes (c->map, pos, end, &valid);
     if ((valid ? change_valid : change_invalid) (c, ch, pos, pos + n) == -1)

@@ -69,11 +69,6 @@ struct clone {
   void (*on_source_was_read) (void *opaque, uint64_t count, double took);
   void *on_source_read_opaque;
 
-  /* Set by each client's request; whoever looks clears it.  It costs them a
-   * look, which is mostly all, since it is mostly set.
-   */
-  _Atomic bool client_came;
-
   pthread_mutex_t source_lock; /* protects the two below */
   struct backend *source;      /* NULL when it is closed */
   unsigned source_users;       /* it is closed when this becomes 0 */

@@ -16,7 +16,6 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -56,8 +55,6 @@ struct copy {
   struct worker *w;
   struct plan_range range;
   uint64_t cost;      /* bytes of the threshold that it takes */
-  double began;       /* when, in seconds */
-  bool alone;         /* nothing else was under way then */
   uint64_t pos;       /* what lies before it is done */
   bool last_piece;    /* it owns the whole region that was cut */
   int error;          /* an errno, or 0 */
@@ -125,8 +122,6 @@ struct hydrate {
 
 static void fill (struct worker *w);
 static void go_on (struct copy *copy);
-static uint64_t batch_size (const struct hydrate_settings *s);
-static bool has_room (const struct worker *w, uint64_t batch, double now);
 
 static void
 wake_all (struct hydrate *h)
@@ -435,25 +430,6 @@ go_on (struct copy *copy)
   channel_submit (copy->w->to, &copy->io);
 }
 
-/* Tell the pace how long a copy's read took, and let others use the room that
- * this may have made.
- */
-static void
-time_copy (struct copy *copy)
-{
-  struct worker *w = copy->w;
-  struct hydrate *h = w->h;
-  const double now = monotonic_seconds ();
-  LOCK_FOR_SCOPE (&h->lock);
-  const uint64_t batch = batch_size (&h->settings);
-
-  pace_copy_was_read (&h->pace, copy->cost, now - copy->began, copy->alone,
-                      now, batch, h->settings.threshold);
-  for (unsigned i = 0; i < h->nr_workers; ++i)
-    if (h->worker[i].copies == 0 && has_room (&h->worker[i], batch, now))
-      ev_async_send (h->worker[i].loop, &h->worker[i].wake);
-}
-
 /* The source's bytes have come. */
 static void
 was_read (struct io *io)
@@ -475,7 +451,6 @@ was_read (struct io *io)
     end_copy (copy);
     return;
   }
-  time_copy (copy);
   range->zero = is_zero (copy->buf, io->count);
   own (copy, range->start, range->end);
 }
@@ -578,14 +553,13 @@ has_room (const struct worker *w, uint64_t batch, double now)
     (w->bytes == 0 || w->bytes + batch <= share);
 }
 
-/* Take the next range from the plan, if it may start now, and put it into
- * start, with what the copy has to know of its beginning.  *wait is set to
+/* Take the next range from the plan, if it may start now.  *wait is set to
  * seconds for NEXT_LATER.
  */
 static enum next
-next_range (struct worker *w, struct copy *start, double *wait)
+next_range (struct worker *w, struct plan_range *range, uint64_t *cost,
+            double *wait)
 {
-  struct plan_range *range = &start->range;
   struct hydrate *h = w->h;
   const struct hydrate_settings *s = &h->settings;
   /* Not ev_now, which jumps when somebody sets the clock. */
@@ -597,9 +571,6 @@ next_range (struct worker *w, struct copy *start, double *wait)
       s->threshold == 0)
     return NEXT_WAIT;
   batch = batch_size (s);
-  if (atomic_exchange_explicit (&h->clone->client_came, false,
-                                memory_order_relaxed))
-    pace_client_came (&h->pace, now, batch);
   if (!has_room (w, batch, now))
     return NEXT_WAIT;
   if (s->rate && h->rate_next > now) {
@@ -621,12 +592,10 @@ next_range (struct worker *w, struct copy *start, double *wait)
 
   if (range->cut && range->cut->incarnation == 0)
     range->cut->incarnation = commit_incarnation (&h->clone->commit);
-  start->cost = range->zero ? 0 : range->end - range->start;
-  start->began = now;
-  start->alone = h->bytes == 0;
+  *cost = range->zero ? 0 : range->end - range->start;
   if (s->rate)
-    h->rate_next = MAX (h->rate_next, now) + (double)start->cost / s->rate;
-  count_range (w, range, start->cost, 1);
+    h->rate_next = MAX (h->rate_next, now) + (double)*cost / s->rate;
+  count_range (w, range, *cost, 1);
   return NEXT_RANGE;
 }
 
@@ -693,30 +662,30 @@ static void
 fill (struct worker *w)
 {
   struct hydrate *h = w->h;
-  struct copy start, *copy;
+  struct plan_range range;
+  struct copy *copy;
+  uint64_t cost;
   double wait;
   enum next next;
 
-  while ((next = next_range (w, &start, &wait)) == NEXT_RANGE) {
-    copy = get_copy (w, start.cost);
+  while ((next = next_range (w, &range, &cost, &wait)) == NEXT_RANGE) {
+    copy = get_copy (w, cost);
     if (copy == NULL) {
       log_error (h->log, "hydration stopped: no memory for a copy of %" PRIu64
                  " bytes; choose a smaller hydration-batch-size, then resume "
-                 "hydration", start.cost);
+                 "hydration", cost);
       {
         LOCK_FOR_SCOPE (&h->lock);
-        count_range (w, &start.range, start.cost, -1);
-        if (start.range.cut)
-          plan_piece_done (&h->plan, start.range.cut, false);
-        plan_range_done (&h->plan, &start.range);
+        count_range (w, &range, cost, -1);
+        if (range.cut)
+          plan_piece_done (&h->plan, range.cut, false);
+        plan_range_done (&h->plan, &range);
       }
       stop_with_error (h);
       break;
     }
-    copy->range = start.range;
-    copy->cost = start.cost;
-    copy->began = start.began;
-    copy->alone = start.alone;
+    copy->range = range;
+    copy->cost = cost;
     start_copy (w, copy);
   }
 

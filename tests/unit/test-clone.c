@@ -285,25 +285,6 @@ START_TEST (random_against_model)
 }
 END_TEST
 
-/* Whatever clients read or change, valid or not, hydration hears of it. */
-START_TEST (clients_are_seen)
-{
-  struct op op[] = {
-    { .type = OP_READ, .count = 4 * K }, { .type = OP_WRITE, .count = 4 * K },
-    { .type = OP_READ, .count = 4 * K }, { .type = OP_WRITE, .count = 100 },
-    { .type = OP_ZERO, .count = 4 * K }, { .type = OP_TRIM, .count = 4 * K },
-  };
-
-  new_disk (1 * M, 4 * K);
-  for (size_t i = 0; i < sizeof op / sizeof op[0]; ++i) {
-    ck_assert (!atomic_exchange (&d->clone->client_came, false));
-    run_op (&op[i]);
-    ck_assert_int_eq (op[i].result, 0);
-    ck_assert (atomic_exchange (&d->clone->client_came, false));
-  }
-}
-END_TEST
-
 /* Whole regions, the short last one included, are overwritten, zeroed and
  * trimmed without a byte from the source.
  */
@@ -1554,7 +1535,6 @@ main (void)
   tcase_set_timeout (tc, 240);
   tcase_add_checked_fixture (tc, NULL, teardown);
   tcase_add_loop_test (tc, random_against_model, 0, SHAPES * 4);
-  tcase_add_test (tc, clients_are_seen);
   tcase_add_test (tc, whole_regions_read_nothing);
   tcase_add_test (tc, partial_write_reads_around);
   tcase_add_test (tc, large_region_in_pieces);

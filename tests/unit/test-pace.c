@@ -4,9 +4,7 @@
 
 /* Proves that hydration's window gives way to clients whose reads of the source
  * are late, settles where about one in a hundred is, stays within its limits,
- * and is all of the threshold for whoever is alone; and that it is no larger
- * than fills the way to the source, with a long queue or, beside clients,
- * nearly none.
+ * and is all of the threshold for whoever is alone.
  */
 
 #include <config.h>
@@ -17,7 +15,6 @@
 
 #include "mock-backend.h"
 #include "pace.h"
-#include "rounding.h"
 #include "run-suite.h"
 
 #define K UINT64_C (1024)
@@ -129,98 +126,6 @@ START_TEST (long_reads)
 }
 END_TEST
 
-/* A source at a distance that handles a batch in 0.7 ms: how long one takes with
- * this much under way.
- */
-static double
-takes (double distance, uint64_t window)
-{
-  return MAX (distance + 0.0007, 0.0007 * window / BATCH);
-}
-
-/* So many copies from there, the way always full; the mean window. */
-static double
-copy (struct pace *p, double distance, unsigned n, double *now, bool clients)
-{
-  double sum = 0, took;
-  uint64_t window;
-
-  for (unsigned i = 0; i < n; ++i) {
-    if (clients)
-      pace_client_came (p, *now, BATCH);
-    window = window_at (p, *now);
-    took = takes (distance, window);
-    *now += took / (window / BATCH);
-    pace_copy_was_read (p, BATCH, took, window == BATCH, *now, BATCH,
-                        THRESHOLD);
-    sum += window;
-  }
-  return sum / n;
-}
-
-/* With no clients: a near source takes a queue of some milliseconds, or a quarter
- * of the threshold, a far one all of it.
- */
-START_TEST (no_long_queue)
-{
-  struct pace p = { 0 };
-  double now = 1000;
-
-  pace_copy_was_read (&p, BATCH, 0.0007, true, now, BATCH, THRESHOLD);
-  ck_assert_uint_eq (window_at (&p, now), THRESHOLD);
-  copy (&p, 0, 100, &now, false);
-  ck_assert_double_eq_tol (copy (&p, 0, 1000, &now, false), THRESHOLD / 4,
-                           THRESHOLD / 16);
-
-  p = (struct pace){ 0 };
-  pace_copy_was_read (&p, BATCH, 0.0507, true, now, BATCH, THRESHOLD);
-  copy (&p, 0.05, 1000, &now, false);
-  ck_assert_uint_eq (window_at (&p, now), THRESHOLD);
-}
-END_TEST
-
-/* Beside clients: one copy from a near source, and what fills the way to a far
- * one; from the first on, and until they are gone.
- */
-START_TEST (beside_clients)
-{
-  struct pace p = { 0 };
-  double now = 1000, filled = 0.0107 / 0.0007 * BATCH;
-
-  pace_copy_was_read (&p, BATCH, 0.0007, true, now, BATCH, THRESHOLD);
-  pace_client_came (&p, now, BATCH);
-  ck_assert_uint_eq (window_at (&p, now), BATCH);
-  ck_assert_double_le (copy (&p, 0, 1000, &now, true), 2 * BATCH);
-  ck_assert_uint_le (window_at (&p, now + PACE_IDLE * 0.99), 2 * BATCH);
-  ck_assert_uint_eq (window_at (&p, now + PACE_IDLE), THRESHOLD / 4);
-
-  p = (struct pace){ 0 };
-  copy (&p, 0.01, 1000, &now, true);
-  ck_assert_double_ge (copy (&p, 0.01, 1000, &now, true), filled);
-  ck_assert_double_le (copy (&p, 0.01, 1000, &now, true), 2 * filled);
-}
-END_TEST
-
-/* After some time one copy is made alone, of whatever length, to see whether the
- * source has become slower.
- */
-START_TEST (copies_alone)
-{
-  struct pace p = { 0 };
-  double now = 1000;
-
-  pace_copy_was_read (&p, BATCH, 0.01, false, now, BATCH, THRESHOLD);
-  ck_assert_uint_eq (window_at (&p, now), THRESHOLD);
-  now += PACE_MEMORY;
-  pace_copy_was_read (&p, BATCH, 0.01, false, now, BATCH, THRESHOLD);
-  ck_assert_uint_eq (window_at (&p, now), BATCH);
-  pace_copy_was_read (&p, BATCH, 0.01, false, now, BATCH, THRESHOLD);
-  ck_assert_uint_eq (window_at (&p, now), BATCH);
-  pace_copy_was_read (&p, BATCH / 2, 0.01, true, now, BATCH, THRESHOLD);
-  ck_assert_uint_eq (window_at (&p, now), THRESHOLD);
-}
-END_TEST
-
 int
 main (void)
 {
@@ -232,9 +137,6 @@ main (void)
   tcase_add_test (tc, settles);
   tcase_add_test (tc, forgets);
   tcase_add_test (tc, long_reads);
-  tcase_add_test (tc, no_long_queue);
-  tcase_add_test (tc, beside_clients);
-  tcase_add_test (tc, copies_alone);
   suite_add_tcase (suite, tc);
 
   return run_suite (suite);
