@@ -78,6 +78,7 @@ struct worker {
   struct channel *from, *to;
 
   struct copy *idle;  /* with their buffers, for the next ranges */
+  uint64_t idle_bytes; /* of those buffers */
   unsigned copies;    /* under way */
   uint64_t bytes;     /* of the threshold, in this worker */
 
@@ -156,8 +157,10 @@ get_copy (struct worker *w, size_t buf_size)
 {
   struct copy *copy = w->idle;
 
-  if (copy)
+  if (copy) {
     w->idle = copy->next;
+    w->idle_bytes -= copy->buf_size;
+  }
   else
     copy = calloc (1, sizeof *copy);
   if (copy && copy->buf_size < buf_size) {
@@ -182,6 +185,25 @@ free_idle (struct worker *w)
     free (copy->buf);
     free (copy);
   }
+  w->idle_bytes = 0;
+}
+
+/* Keep it for the next range, and its buffer as long as the idle ones, and what
+ * is under way, are within the worker's share of the threshold.  As a small
+ * range may get a large buffer, all buffers together can take up to twice the
+ * threshold; without this rule each of MAX_COPIES would grow to a batch.
+ */
+static void
+put_copy (struct worker *w, struct copy *copy, uint64_t share)
+{
+  if (w->bytes + w->idle_bytes + copy->buf_size > share) {
+    free (copy->buf);
+    copy->buf = NULL;
+    copy->buf_size = 0;
+  }
+  w->idle_bytes += copy->buf_size;
+  copy->next = w->idle;
+  w->idle = copy;
 }
 
 /* Count a range in or out.  Called with the lock. */
@@ -206,14 +228,15 @@ end_copy (struct copy *copy)
 {
   struct worker *w = copy->w;
   struct hydrate *h = w->h;
+  uint64_t share;
 
   {
     LOCK_FOR_SCOPE (&h->lock);
     count_range (w, &copy->range, copy->cost, -1);
     plan_range_done (&h->plan, &copy->range);
+    share = h->settings.threshold / h->nr_workers;
   }
-  copy->next = w->idle;
-  w->idle = copy;
+  put_copy (w, copy, share);
   fill (w);
   if (w->copies == 0)           /* perhaps it is all over */
     ev_async_send (w->loop, &w->wake);
