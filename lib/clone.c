@@ -535,13 +535,14 @@ keep_ends (struct clone *c, struct backend *source, uint64_t offset,
     keep_region (c, source, end / region_size);
 }
 
-/* copy-on-read, after the read.  A region that is invalid when it is owned has
- * never been anything else, so that buf has the source's bytes of it.
+/* copy-on-read, after the read, which began in this incarnation.  A region that
+ * is invalid when it is owned has not been anything else since then, so that buf
+ * has the source's bytes of it.
  */
 static void
-keep (struct clone *c, const uint8_t *buf, uint64_t offset, uint64_t end)
+keep (struct clone *c, uint64_t incarnation, const uint8_t *buf,
+      uint64_t offset, uint64_t end)
 {
-  const uint64_t incarnation = commit_incarnation (&c->commit);
   const uint64_t step = copy_step (c);
   uint64_t start = offset, n;
 
@@ -558,7 +559,8 @@ keep (struct clone *c, const uint8_t *buf, uint64_t offset, uint64_t end)
 }
 
 static int
-read_once (struct clone *c, void *buf, uint32_t count, uint64_t offset)
+read_once (struct clone *c, uint64_t incarnation, void *buf, uint32_t count,
+           uint64_t offset)
 {
   const uint64_t end = offset + count;
   struct backend *source;
@@ -582,7 +584,7 @@ read_once (struct clone *c, void *buf, uint32_t count, uint64_t offset)
   if (r == 0)
     r = read_valid (c, buf, offset, end);
   if (r == 0 && c->options.copy_on_read)
-    keep (c, buf, offset, end);
+    keep (c, incarnation, buf, offset, end);
   clone_source_put (c);
   return r;
 }
@@ -595,7 +597,7 @@ clone_pread (struct clone *c, void *buf, uint32_t count, uint64_t offset)
 
   do {
     incarnation = commit_incarnation (&c->commit);
-    r = read_once (c, buf, count, offset);
+    r = read_once (c, incarnation, buf, count, offset);
   } while (r == 0 && incarnation != commit_incarnation (&c->commit));
   return r;
 }

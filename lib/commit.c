@@ -54,13 +54,17 @@ commit_destroy (struct commit *c)
   free (c->images);
 }
 
-/* Before step 1: what is flushed was done before. */
+/* Before step 1: what is flushed was done before.  In this order, so that a loss
+ * sees one of the two at any time; what is noted in between was done before the
+ * flush as well.
+ */
 static void
 note_what_is_flushed (struct commit *c)
 {
-  pthread_rwlock_wrlock (&c->incarnation_lock);
-  c->flushing |= atomic_exchange (&c->unflushed, false);
-  pthread_rwlock_unlock (&c->incarnation_lock);
+  if (c->unflushed) {
+    c->flushing = true;
+    c->unflushed = false;
+  }
 }
 
 /* Step 1.  The number of dirty sectors in the snapshot. */

@@ -111,8 +111,7 @@ struct commit {
   _Atomic uint64_t incarnation;   /* from 1 */
   _Atomic uint64_t losses;
   _Atomic bool unflushed;         /* clients' changes since the last snapshot */
-  bool flushing;                  /* and those that the running commit flushes;
-                                   * protected by incarnation_lock */
+  _Atomic bool flushing;          /* and those that the running commit flushes */
 
   uint32_t *sectors;              /* the running commit's snapshot */
   uint8_t (*images)[METADATA_SECTOR];

@@ -303,6 +303,59 @@ wait_for_the_end (struct hydrate *h)
   }
 }
 
+/* The destination's server crashes once, at some time, and of what it had not
+ * flushed nothing is left, or some.
+ */
+struct loser {
+  struct history *history;
+  uint64_t seed;
+  unsigned kept;       /* of 256 sectors */
+  unsigned after;      /* microseconds */
+};
+
+static bool
+survives (uint64_t sector, void *opaque)
+{
+  struct loser *l = opaque;
+
+  return mock_random (&l->seed) % 256 < l->kept;
+}
+
+static void
+server_lost (void *opaque)
+{
+  struct loser *l = opaque;
+
+  commit_destination_lost (&l->history->disk->clone->commit);
+}
+
+static void
+loser_main (void *opaque)
+{
+  struct loser *l = opaque;
+  struct history *h = l->history;
+
+  usleep (l->after);
+  h->loss = mock_log_tick (h->disk->log);
+  mock_lose (h->disk->dest, survives, server_lost, l);
+  h->loss_end = mock_log_tick (h->disk->log);
+}
+
+/* NULL where it does not crash. */
+static struct mock_thread *
+start_loser (struct loser *l, uint64_t *seed)
+{
+  static const unsigned kept[] = { 0, 128, 256 };
+
+  l->history->loss = l->history->loss_end = UINT64_MAX;
+  if (l->history->faults || mock_random (seed) % 3 != 0)
+    return NULL;
+  l->seed = mock_random (seed);
+  l->kept = kept[mock_random (seed) % 3];
+  l->after = mock_random (seed) % 10000;
+  return mock_thread (loser_main, l);
+}
+
 /* ---- the history ---- */
 
 static void
@@ -409,7 +462,8 @@ history_run (const struct state *before, uint64_t seed, bool may_fail)
   struct history *h = must (calloc (1, sizeof *h));
   enum hydration how = mock_random (&seed) % 3;
   struct committer cm = { 0 };
-  struct mock_thread *thread;
+  struct loser loser = { .history = h };
+  struct mock_thread *thread, *losing;
   struct hydrate *hydrate;
 
   h->before = *before;
@@ -425,7 +479,10 @@ history_run (const struct state *before, uint64_t seed, bool may_fail)
   cm.clone = h->disk->clone;
   thread = mock_thread (committer_main, &cm);
   hydrate = start_hydration (h, how, &seed);
+  losing = start_loser (&loser, &seed);
   run_clients (h, &seed);
+  if (losing)
+    mock_join (losing);
   if (how == HYDRATION_TO_THE_END)
     wait_for_the_end (hydrate);
   hydrate_stop (hydrate);

@@ -54,6 +54,10 @@ struct history {
   bool trims;             /* the destination zeroes what is trimmed */
   bool faults;            /* a device fails, once or a few times */
   uint64_t created;       /* the tick at which there was metadata */
+  /* The destination's server crashed, and came back, between these ticks; both
+   * UINT64_MAX where it did not.
+   */
+  uint64_t loss, loss_end;
   struct event *event;
   size_t n, alloc;
   value_t next_value;

@@ -72,6 +72,11 @@
  *     never half a sector, never a write of before the last cut that was not
  *     read after it.
  *
+ * In some histories the destination's server crashes and comes back while all
+ * goes on.  What it had not flushed is gone, or not, sector by sector.  Only a
+ * flush that ended before that settles what had started before, also for reads
+ * of the running history.
+ *
  * Until creation has returned, there may be no metadata; then creation is begun
  * anew, and the disk is the source.  After that it must be there and open.
  * What a client has read after a cut stays so: through another reading,

@@ -42,13 +42,20 @@ end_of (const struct event *ev)
   return ev->error ? UINT64_MAX : ev->end;
 }
 
+/* It may have been done before the destination's server was lost. */
+static bool
+may_be_gone (const struct history *h, const struct event *ev)
+{
+  return ev->start < h->loss_end && h->loss != UINT64_MAX;
+}
+
 /* When did the first request begin, FLUSH or FUA, whose failure says that this
- * may be lost?
+ * may be lost; or when was the destination's server lost?
  */
 static uint64_t
 lost_at (const struct history *h, const struct event *ev)
 {
-  uint64_t lost = UINT64_MAX;
+  uint64_t lost = may_be_gone (h, ev) ? h->loss : UINT64_MAX;
 
   for (size_t i = 0; i < h->n; ++i) {
     const struct event *f = &h->event[i];
@@ -158,7 +165,7 @@ oracle_print (const struct oracle *o, uint64_t sector)
 }
 
 /* While all is running nothing gets lost: whatever had returned when the read
- * began is there.
+ * began is there, but for what is lost with the destination's server.
  */
 static bool
 check_read (struct oracle *o, const struct event *read, uint64_t *sector)
@@ -166,7 +173,9 @@ check_read (struct oracle *o, const struct event *read, uint64_t *sector)
   o->now = read->end;
   memset (o->settled, 0, o->sectors * sizeof *o->settled);
   for (size_t i = 0; i < o->h->n; ++i)
-    if (end_of (&o->h->event[i]) < read->start)
+    if (end_of (&o->h->event[i]) < read->start &&
+        !(may_be_gone (o->h, &o->h->event[i]) && o->durable[i] > o->h->loss &&
+          read->end > o->h->loss))
       settle (o, &o->h->event[i]);
 
   for (uint64_t i = 0; i < read->n; ++i)

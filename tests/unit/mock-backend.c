@@ -70,6 +70,7 @@ struct mock {
   pthread_cond_t cond;      /* a gate has changed */
   bool closed;
   unsigned running;         /* calls */
+  bool held;                /* those that begin wait */
 
   uint8_t *cache, *durable;
   uint8_t *state;           /* of each sector: an extent's flags */
@@ -406,6 +407,8 @@ begin (struct mock *m, enum mock_kind kind, const struct segment *seg,
   {
     LOCK_FOR_SCOPE (&m->lock);
 
+    while (m->held)
+      pthread_cond_wait (&m->cond, &m->lock);
     if (m->closed)
       die (m, "%s after close", kind_names[kind]);
     m->running++;
@@ -553,6 +556,7 @@ finish (struct mock *m, struct mock_call *call,
       call->effect = mock_log_tick (m->log);
     wait_at (m, gate, true);
     m->running--;
+    pthread_cond_broadcast (&m->cond);
     if (call->kind == MOCK_PREAD)
       for (size_t i = 0; i < call->n; ++i)
         m->reading -= call->range[i].count;
@@ -1014,6 +1018,47 @@ mock_crash (struct mock *m, bool (*keep) (uint64_t sector, void *opaque),
     m->clean[s] = m->version[s];
   }
   m->closed = false;
+}
+
+/* What is left, as if it had been written just now. */
+static void
+record_content (struct mock *m)
+{
+  struct mock_call *call = must (calloc (1, sizeof *call));
+
+  call->mock = m;
+  call->kind = MOCK_PWRITE;
+  call->flags = BACKEND_FUA;
+  call->n = 1;
+  call->range = must (calloc (1, sizeof *call->range));
+  call->range[0].count = m->b.size;
+  if (m->log->keep_data) {
+    call->data = must (malloc (m->b.size));
+    memcpy (call->data, m->cache, m->b.size);
+  }
+  record (m->log, call);
+  call->effect = mock_log_tick (m->log);
+  record_end (m->log, call, 0);
+}
+
+void
+mock_lose (struct mock *m, bool (*keep) (uint64_t sector, void *opaque),
+           void (*lost) (void *opaque), void *opaque)
+{
+  {
+    LOCK_FOR_SCOPE (&m->lock);
+
+    m->held = true;
+    while (m->running > 0)
+      pthread_cond_wait (&m->cond, &m->lock);
+  }
+  mock_crash (m, keep, opaque);
+  record_content (m);
+  lost (opaque);
+
+  LOCK_FOR_SCOPE (&m->lock);
+  m->held = false;
+  pthread_cond_broadcast (&m->cond);
 }
 
 /* ---- the channel ---- */

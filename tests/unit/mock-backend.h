@@ -178,6 +178,15 @@ extern void mock_crash (struct mock *m,
                         bool (*keep) (uint64_t sector, void *opaque),
                         void *opaque);
 
+/* The server behind it crashes, and comes back, while its user lives on: as
+ * mock_crash, but calls that are running end first, those that begin wait until
+ * it is over, and lost (opaque) is called before they go on.  The log shows it
+ * as a write with FUA of all that is left.
+ */
+extern void mock_lose (struct mock *m,
+                       bool (*keep) (uint64_t sector, void *opaque),
+                       void (*lost) (void *opaque), void *opaque);
+
 /* ---- a clone of mocks ---- */
 
 #define MOCK_GARBAGE 0xee

@@ -593,14 +593,15 @@ START_TEST (extents_ahead)
   }
   ck_assert_uint_eq (data, G);
 
-  do
+  do {
     ck_assert_int_eq (plan_next (&plan, BATCH, &range), PLAN_RANGE);
-  while (range.start < 2 * G);
+    done (&range);
+  } while (range.start < 2 * G);
   ck_assert (plan_wants_extents (&plan, &offset, &count));
   ck_assert_uint_eq (offset, end_of_known);
 
   /* All of it, in order. */
-  for (data = 0; plan_next (&plan, BATCH, &range) == PLAN_RANGE; )
+  for (data = 0; plan_next (&plan, BATCH, &range) == PLAN_RANGE; done (&range))
     if (!range.zero)
       data += range.end - range.start;
   ck_assert_uint_ge (data, G - 17 * M);
