@@ -255,7 +255,8 @@ span_init (struct span *span, const struct nbd *n, uint64_t count,
     span->first = nbd_block_end (n, offset);
     span->head.count = span->first - span->head.offset;
   }
-  if (nbd_block_end (n, end) != end && nbd_block_start (n, end) >= span->first) {
+  if (nbd_block_end (n, end) != end &&
+      nbd_block_start (n, end) >= span->first) {
     span->last = span->tail.offset = nbd_block_start (n, end);
     span->tail.count = nbd_block_end (n, end) - span->last;
   }
@@ -389,7 +390,9 @@ write_zeroes (struct nbd *n, uint64_t count, uint64_t offset, unsigned flags)
 
   batch_begin (&batch, n);
   while (count > 0 && batch.error == 0) {
-    struct segment seg = { nbd_zeroes, MIN (count, nbd_zeroes_limit (n)), offset };
+    struct segment seg = {
+      nbd_zeroes, MIN (count, nbd_zeroes_limit (n)), offset
+    };
 
     batch_write (&batch, n, &seg, fua_flag (n, flags));
     count -= seg.count;
@@ -414,8 +417,8 @@ request_zero (struct nbd *n, uint64_t count, uint64_t offset, unsigned flags)
   if (!n->can_zero)
     return ENOTSUP;
   batch_begin (&batch, n);
-  batch_add (&batch, NBD_REQ_ZERO, NULL, count, offset, nbd_zero_flags (n, flags),
-             NBD_MAX_RANGE);
+  batch_add (&batch, NBD_REQ_ZERO, NULL, count, offset,
+             nbd_zero_flags (n, flags), NBD_MAX_RANGE);
   return batch_end (&batch);
 }
 
@@ -443,7 +446,9 @@ zero_blocks (struct nbd *n, uint64_t count, uint64_t offset, unsigned flags)
   if (count == 0)
     return 0;
   error = request_zero (n, count, offset, flags);
-  return nbd_is_refusal (error) ? write_zeroes (n, count, offset, flags) : error;
+  if (nbd_is_refusal (error))
+    error = write_zeroes (n, count, offset, flags);
+  return error;
 }
 
 /* Read, change and write the blocks at the edges, which the caller owns, and

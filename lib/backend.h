@@ -21,8 +21,8 @@
  * Errors: -1 with errno set to EIO, ENOSPC, ENOMEM, EPERM or ESHUTDOWN, and
  * EOPNOTSUPP only where said below.  A transfer that failed may have been done
  * in part.  A peer that is lost is waited for (backend_start), but for extents,
- * which are data then.  The functions log nothing: the caller knows what the failure
- * means.  (Opening is different, it logs what is wrong.)
+ * which are data then.  The functions log nothing: the caller knows what the
+ * failure means.  (Opening is different, it logs what is wrong.)
  *
  * Durability: what pwrite, zero and trim did is durable when a flush that
  * began after they returned has succeeded, or when they had BACKEND_FUA and
@@ -65,8 +65,8 @@ struct backend_service {
   unsigned timeout;
   /* A peer that comes back must have this fingerprint.  NULL: any. */
   const struct fingerprint *fingerprint;
-  /* Both may be NULL; they must not wait, nor use the backend but for asking its
-   * state and connections.  They are called on a thread of the backend's.
+  /* Both may be NULL; they must not use the backend but for asking its state
+   * and connections.  They are called on a thread of the backend's.
    * lost: the peer of a backend that is not read-only was lost, with perhaps
    * everything that had been written to it and not flushed, and no request has
    * reached it again yet.  changed: backend_state is another.
@@ -143,8 +143,8 @@ struct backend_ops {
   int (*start) (struct backend *b, const struct backend_service *service);
 
   /* The process is about to end: what waits for a lost peer fails with
-   * ESHUTDOWN, now and from now on.  grace is how many milliseconds are left for
-   * what the peer has under way, -1 for no limit.  Waits for nothing.
+   * ESHUTDOWN, now and from now on.  grace is how many milliseconds are left
+   * for what the peer has under way, -1 for no limit.  Waits for nothing.
    */
   void (*interrupt) (struct backend *b, int grace);
 

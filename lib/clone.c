@@ -275,9 +275,10 @@ copy_bytes (struct clone *c, struct backend *source, uint8_t *buf,
 }
 
 /* Write source bytes to those regions of [start, end) that are still invalid,
- * as their owner, and make them valid.  buf is the byte at start; NULL where the
- * bytes are in the destination already, since this incarnation.  Zeroes become a
- * hole.  Where the destination was lost meanwhile they may stay invalid.
+ * as their owner, and make them valid.  buf is the byte at start; NULL where
+ * the bytes are in the destination already, since this incarnation.  Zeroes
+ * become a hole.  Where the destination was lost meanwhile they may stay
+ * invalid.
  */
 static int
 install_copy (struct clone *c, uint64_t incarnation, const uint8_t *buf,
@@ -536,8 +537,8 @@ keep_ends (struct clone *c, struct backend *source, uint64_t offset,
 }
 
 /* copy-on-read, after the read, which began in this incarnation.  A region that
- * is invalid when it is owned has not been anything else since then, so that buf
- * has the source's bytes of it.
+ * is invalid when it is owned has not been anything else since then, so that
+ * buf has the source's bytes of it.
  */
 static void
 keep (struct clone *c, uint64_t incarnation, const uint8_t *buf,

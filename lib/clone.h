@@ -91,8 +91,8 @@ extern struct clone *clone_new (struct backend *source, struct backend *dest,
 
 /* The process has forked for the last time: from now on servers that are lost
  * are waited for, the source's for so many seconds, 0 for ever.  changed may be
- * NULL.  It is told when clone_source_status says something else, on any thread;
- * it must not wait.  -1, logged.
+ * NULL.  It is told when clone_source_status says something else, on any
+ * thread; it must not wait.  -1, logged.
  */
 extern int clone_start (struct clone *c, unsigned source_timeout,
                         void (*changed) (void *opaque), void *opaque);

@@ -54,9 +54,9 @@ commit_destroy (struct commit *c)
   free (c->images);
 }
 
-/* Before step 1: what is flushed was done before.  In this order, so that a loss
- * sees one of the two at any time; what is noted in between was done before the
- * flush as well.
+/* Before step 1: what is flushed was done before.  In this order, so that a
+ * loss sees one of the two at any time; what is noted in between was done before
+ * the flush as well.
  */
 static void
 note_what_is_flushed (struct commit *c)
@@ -376,8 +376,8 @@ commit_destination_lost (struct commit *c)
   pthread_rwlock_unlock (&c->incarnation_lock);
 
   if (forgotten)
-    log_info (c->log, "destination %s: %" PRIu64 " regions that were not durable "
-              "are copied again", c->dest->name, forgotten);
+    log_info (c->log, "destination %s: %" PRIu64 " regions that were not "
+              "durable are copied again", c->dest->name, forgotten);
   if (changes)
     log_error (c->log, "destination %s: what clients have written and not "
                "flushed may be lost with its server; the next flush of each "

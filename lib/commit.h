@@ -111,7 +111,7 @@ struct commit {
   _Atomic uint64_t incarnation;   /* from 1 */
   _Atomic uint64_t losses;
   _Atomic bool unflushed;         /* clients' changes since the last snapshot */
-  _Atomic bool flushing;          /* and those that the running commit flushes */
+  _Atomic bool flushing;          /* and those that a commit is flushing */
 
   uint32_t *sectors;              /* the running commit's snapshot */
   uint8_t (*images)[METADATA_SECTOR];
@@ -133,8 +133,8 @@ extern int commit_flush (struct commit *c);
  */
 extern int commit_background (struct commit *c);
 
-/* How long to wait for the next periodic commit, in seconds, after one that took
- * so long.  While it flushes the destination all who write there are slow, so
+/* How long to wait for the next periodic commit, in seconds, after one that
+ * took so long.  While it flushes the destination all who write there are slow, so
  * commits have a tenth of the time at most; but no pause is made longer than
  * COMMIT_PAUSE_MAX by that.
  */

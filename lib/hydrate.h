@@ -29,8 +29,8 @@
  * of them are in the destination.
  *
  * What the source fails to read is set aside as bad, and the rest goes on.
- * When only bad ranges are left they are tried again, in rounds (plan.h): the first
- * one after BAD_DELAY, and each later one after twice the time of the one
+ * When only bad ranges are left they are tried again, in rounds (plan.h): the
+ * first one after BAD_DELAY, and each later one after twice the time of the one
  * before, at most BAD_DELAY_MAX; after a round that got something, it is
  * BAD_DELAY again.  Errors of the destination stop hydration.
  *

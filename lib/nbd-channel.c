@@ -39,8 +39,8 @@
 #include "ownership.h"
 #include "rounding.h"
 
-/* A connection may be lost because of what its server said about extents.  After
- * so many, all is data.
+/* A connection may be lost because of what its server said about extents.
+ * After so many, all is data.
  */
 #define MAX_LOSSES 3
 
@@ -179,7 +179,8 @@ start_piece (struct transfer *t)
     t->req.type = t->as_data ? NBD_REQ_WRITE : NBD_REQ_ZERO;
     t->req.flags = t->as_data ? 0 : nbd_zero_flags (n, t->io->flags);
     t->req.buf = nbd_zeroes;
-    t->req.count = MIN (left, t->as_data ? nbd_zeroes_limit (n) : NBD_MAX_RANGE);
+    t->req.count = MIN (left, t->as_data ? nbd_zeroes_limit (n)
+                        : NBD_MAX_RANGE);
     break;
   case IO_EXTENTS:
     t->req.type = NBD_REQ_EXTENTS;

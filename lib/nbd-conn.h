@@ -101,8 +101,8 @@ struct nbd_conn_params {
    * nbd_conn_limit: false to give up.  May be NULL.
    */
   bool (*go_on) (void *opaque);
-  /* Called when the connection is lost, on any thread.  It must neither wait nor
-   * call anything here.  May be NULL.
+  /* Called when the connection is lost, on any thread.  It must neither wait
+   * nor call anything here.  May be NULL.
    */
   void (*on_death) (void *opaque);
   void *opaque;
@@ -149,8 +149,8 @@ extern void nbd_conn_limit (struct nbd_conn *conn, int milliseconds);
  */
 extern const char *nbd_conn_why_lost (struct nbd_conn *conn);
 
-/* How many requests the server has replied to; and for how many milliseconds nothing has come
- * from the peer, UINT_MAX where the kernel does not count that.
+/* How many requests the server has replied to; and for how many milliseconds
+ * nothing has come from the peer, UINT_MAX where the kernel does not count that.
  */
 extern uint64_t nbd_conn_replies (struct nbd_conn *conn);
 extern unsigned nbd_conn_silence (struct nbd_conn *conn);

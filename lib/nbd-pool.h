@@ -55,8 +55,8 @@ struct nbd_pool_params {
 
   /* Does this new connection show another export than the first one did?  Then
    * say why, a string that is to be freed.  May do requests.  *error is set
-   * where that is not known, because of this errno: the connection is of no use,
-   * either.
+   * where that is not known, because of this errno: the connection is of no
+   * use, either.
    */
   char *(*differs) (void *opaque, struct nbd_conn *conn, int *error);
   void *opaque;
@@ -94,8 +94,8 @@ extern unsigned nbd_pool_alive (struct nbd_pool *pool);
 /* Do these requests, all in flight together, on a connection for clients, and
  * return when all are done; the array's order may be another then.  Each one's
  * error is 0, what the server sent, EIO where it has waited long enough, or
- * ESHUTDOWN.  With patient false requests do not wait for a lost server, nor are
- * they sent again, but fail with ENOTCONN.
+ * ESHUTDOWN.  With patient false requests do not wait for a lost server, nor
+ * are they sent again, but fail with ENOTCONN.
  */
 extern void nbd_pool_call (struct nbd_pool *pool, struct nbd_req *req,
                            size_t n, bool patient);

@@ -146,8 +146,8 @@ extern void plan_range_done (struct plan *p, const struct plan_range *range);
 extern void plan_want (struct plan *p, uint64_t start, uint64_t end);
 
 /* The source could not be read at this range, which is to be ended as usual,
- * too.  True where it has become bad; false where it was, or where it does not matter
- * any more, because all of it is valid.
+ * too.  True where it has become bad; false where it was, or where it does not
+ * matter any more, because all of it is valid.
  */
 extern bool plan_bad (struct plan *p, struct plan_range *range);
 

@@ -153,7 +153,8 @@ copy (struct judge *j)
 {
   struct clone *c = j->disk->clone;
 
-  if (clone_cache (c, j->h->before.size, 0) == -1 || clone_flush (c, NULL) == -1)
+  if (clone_cache (c, j->h->before.size, 0) == -1 ||
+      clone_flush (c, NULL) == -1)
     abort ();
 }
 
