@@ -501,7 +501,9 @@ next_to_make (struct nbd_pool *pool, int64_t now, int *pause)
 
   if (pool->stopping || pool->broken)
     return NULL;
-  for (unsigned i = 0; i < pool->connections; i++) {
+  if (pool->params.together)
+    next = pool->slots[0].conn ? NULL : &pool->slots[0];
+  for (unsigned i = 0; i < pool->connections && !pool->params.together; i++) {
     struct nbd_slot *slot = &pool->slots[i];
 
     if (slot->conn == NULL && (next == NULL || slot->next_try < next->next_try))
@@ -577,13 +579,33 @@ connect_again (struct nbd_pool *pool, char **differs)
   return conn;
 }
 
-/* Without the lock. */
+/* Make n connections, or as many of them as can be had.  Without the lock. */
+static unsigned
+connect_some (struct nbd_pool *pool, struct nbd_conn **conn, unsigned n,
+              char **differs)
+{
+  unsigned made = 0;
+
+  while (made < n && *differs == NULL &&
+         (conn[made] = connect_again (pool, differs)) != NULL)
+    made++;
+  while (*differs && made > 0)
+    nbd_conn_close (conn[--made]);
+  return made;
+}
+
+/* Fill this slot, or, where connections live together, all from it on: if they
+ * came one after the other into use, the server could have crashed between them,
+ * and the latest be used before anybody knows of that.  Without the lock.
+ */
 static void
 make (struct nbd_pool *pool, struct nbd_slot *slot)
 {
+  const unsigned n = pool->params.together ? pool->connections : 1;
+  CLEANUP_FREE struct nbd_conn **conn = calloc (n, sizeof *conn);
   CLEANUP_FREE char *differs = NULL;
-  struct nbd_conn *conn = connect_again (pool, &differs);
-  int64_t now = monotonic_ms ();
+  const unsigned made = conn ? connect_some (pool, conn, n, &differs) : 0;
+  const int64_t now = monotonic_ms ();
 
   if (differs && pool->told != BACKEND_REFUSED)
     log_error (pool->params.log, "%s %s came back and %s; it is not used: "
@@ -591,17 +613,13 @@ make (struct nbd_pool *pool, struct nbd_slot *slot)
                pool->params.uri, differs);
 
   LOCK_FOR_SCOPE (&pool->lock);
-  if (differs)
-    pool->refused = true;
-  if (conn == NULL) {
+  pool->refused = differs != NULL || (pool->refused && made == 0);
+  if (made == 0)
     set_pause (pool, slot, differs ? PAUSE_MAX : slot->pause * 2);
-    if (differs)
-      pthread_cond_broadcast (&pool->changed);
-    return;
+  for (unsigned i = 0; i < made; i++) {
+    slot[i].conn = conn[i];
+    start_watching (&slot[i], now);
   }
-  pool->refused = false;
-  slot->conn = conn;
-  start_watching (slot, now);
   pthread_cond_broadcast (&pool->changed);
   wake_listeners (pool);
 }

@@ -27,8 +27,9 @@
  *
  * A server that is reached again may have crashed, and have lost what it had
  * not flushed.  So where the export is written to, the connections live and die
- * together: when one is lost, all others are killed, and before the first new
- * one is used, lost is called (struct backend_service).
+ * together: when one is lost, all others are killed, then lost is called (struct
+ * backend_service), and then all are made again, as many as can be had, and come
+ * into use at once.
  *
  * Locks: the pool's lock may be held when a connection's is taken, and not the
  * other way round.  It is never held across I/O.
