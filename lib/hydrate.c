@@ -310,7 +310,9 @@ finish_range (struct copy *copy)
     end_copy (copy);
 }
 
-/* Say why, once: later failures of ranges that were under way say nothing. */
+/* Say why, once: later failures of ranges that were under way say nothing, nor
+ * does the end (ESHUTDOWN).
+ */
 static void
 copy_failed (struct copy *copy, struct backend *b, const char *what, int error)
 {
@@ -320,7 +322,7 @@ copy_failed (struct copy *copy, struct backend *b, const char *what, int error)
   copy->error = error;
   {
     LOCK_FOR_SCOPE (&h->lock);
-    first = !h->stopped && !h->stopping;
+    first = !h->stopped && !h->stopping && error != ESHUTDOWN;
   }
   if (first) {
     errno = error;
