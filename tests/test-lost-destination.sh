@@ -112,10 +112,10 @@ status_is '.hydrated == .durable and .mode == "rw"'
 go_on again
 eventually is_at flushed
 flushed "$tmp/d"
-set_settings '{"hydration-rate": 4000000}'
+set_settings '{"hydration-rate": 500000}'
 control POST /resume
 has_hydrated () { status_is ".hydrated >= .durable + $1"; }
-eventually has_hydrated 256
+eventually has_hydrated 128
 go_on flushed
 eventually is_at crash
 crash dest "$tmp/d"
