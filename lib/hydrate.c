@@ -77,8 +77,9 @@ struct worker {
   struct backend *source;
   struct channel *from, *to;
 
-  struct copy *idle;  /* with their buffers, for the next ranges */
+  struct copy *idle;  /* with their buffers, for the next ranges of data */
   uint64_t idle_bytes; /* of those buffers */
+  struct copy *bare;  /* idle, without a buffer */
   unsigned copies;    /* under way */
   uint64_t bytes;     /* of the threshold, in this worker */
 
@@ -153,15 +154,28 @@ stop_with_error (struct hydrate *h)
 /* ---- one range ---- */
 
 static struct copy *
+pop_copy (struct copy **list)
+{
+  struct copy *copy = *list;
+
+  if (copy)
+    *list = copy->next;
+  return copy;
+}
+
+/* With a buffer of so many bytes at least.  A hole, which needs none, must not
+ * take one that the next data could use: new ones cost page faults.
+ */
+static struct copy *
 get_copy (struct worker *w, size_t buf_size)
 {
-  struct copy *copy = w->idle;
+  struct copy *copy = buf_size > 0 ? pop_copy (&w->idle) : NULL;
 
-  if (copy) {
-    w->idle = copy->next;
+  if (copy)
     w->idle_bytes -= copy->buf_size;
-  }
   else
+    copy = pop_copy (&w->bare);
+  if (copy == NULL)
     copy = calloc (1, sizeof *copy);
   if (copy && copy->buf_size < buf_size) {
     free (copy->buf);
@@ -176,15 +190,21 @@ get_copy (struct worker *w, size_t buf_size)
 }
 
 static void
-free_idle (struct worker *w)
+free_copies (struct copy **list)
 {
   struct copy *copy;
 
-  while ((copy = w->idle) != NULL) {
-    w->idle = copy->next;
+  while ((copy = pop_copy (list)) != NULL) {
     free (copy->buf);
     free (copy);
   }
+}
+
+static void
+free_idle (struct worker *w)
+{
+  free_copies (&w->idle);
+  free_copies (&w->bare);
   w->idle_bytes = 0;
 }
 
@@ -196,14 +216,17 @@ free_idle (struct worker *w)
 static void
 put_copy (struct worker *w, struct copy *copy, uint64_t share)
 {
+  struct copy **list;
+
   if (w->bytes + w->idle_bytes + copy->buf_size > share) {
     free (copy->buf);
     copy->buf = NULL;
     copy->buf_size = 0;
   }
   w->idle_bytes += copy->buf_size;
-  copy->next = w->idle;
-  w->idle = copy;
+  list = copy->buf ? &w->idle : &w->bare;
+  copy->next = *list;
+  *list = copy;
 }
 
 /* Count a range in or out.  Called with the lock. */
