@@ -38,7 +38,9 @@
 /* The pauses between tries to make one connection again: each is twice as long
  * as the one before, of which a random part of up to a half is left out, so
  * that many clients do not come all at once to a server that has just started.
- * They begin anew after a connection on which something was done.
+ * They begin anew after a connection on which something was done.  A connection
+ * that is made ends the others' pauses, since the server is there; the next
+ * ones are no shorter for that.
  */
 #define PAUSE_MIN 100u
 #define PAUSE_MAX 10000u
@@ -620,6 +622,8 @@ make (struct nbd_pool *pool, struct nbd_slot *slot)
     slot[i].conn = conn[i];
     start_watching (&slot[i], now);
   }
+  for (unsigned i = 0; i < pool->connections && made > 0; i++)
+    pool->slots[i].next_try = MIN (pool->slots[i].next_try, now);
   pthread_cond_broadcast (&pool->changed);
   wake_listeners (pool);
 }
