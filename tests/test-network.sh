@@ -30,9 +30,10 @@ on_host ip address add 192.168.77.2/24 dev far
 on_host ip link set far up
 
 make_disk "$tmp/src" 8M
-# nbdkit 1.32 may abort when it answers a client that has gone.
-on_host qemu-nbd -t -r -f raw -e 16 -b 192.168.77.2 "$tmp/src" \
-        >"$tmp/src.log" 2>&1 &
+# nbdkit 1.32 may abort when it answers a client that has gone.  Not by on_host:
+# $! must be the server, not a shell that waits for it.
+nsenter -t "$host" -n qemu-nbd -t -r -f raw -e 16 -b 192.168.77.2 \
+        "$tmp/src" >"$tmp/src.log" 2>&1 &
 pids+=("$!")
 eventually nbdinfo --size nbd://192.168.77.2/
 serve_clone nbd://192.168.77.2/ destination="$tmp/dest" source-timeout=2 \
