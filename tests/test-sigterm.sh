@@ -50,6 +50,7 @@ import nbd, sys
 h = nbd.NBD()
 h.connect_uri(sys.argv[1])
 h.pwrite(b"y" * (3 * 65536), 4 << 20)
+h.shutdown()
 PY
 stop clone
 serve_clone "${args[@]}"
