@@ -66,6 +66,14 @@ struct copy {
   struct copy *next;  /* in a list of the worker's */
 };
 
+/* A question about the source's extents, while it is under way. */
+struct asking {
+  struct ahead_question *question; /* NULL: this is free */
+  struct worker *w;
+  struct io io;
+  struct extents answer;
+};
+
 struct worker {
   struct hydrate *h;
   pthread_t thread;
@@ -83,9 +91,7 @@ struct worker {
   unsigned copies;    /* under way */
   uint64_t bytes;     /* of the threshold, in this worker */
 
-  struct io extents_io;
-  struct extents extents;
-  bool extents_busy;  /* this worker is asking */
+  unsigned asked;     /* questions under way */
 
   struct copy *granted; /* owned, to be gone on with; under h->lock */
 };
@@ -107,7 +113,8 @@ struct hydrate {
   bool stopped;         /* by an error */
   bool stopped_by_mode; /* which was that no region could become valid */
   bool finishing;       /* a worker runs the last commit */
-  bool extents_busy;    /* some worker asks for extents */
+  struct asking asking[AHEAD_QUESTIONS];
+  unsigned asked;       /* those under way */
   uint64_t bytes;       /* of the threshold, in all workers */
   unsigned copies;
   uint64_t regions;     /* whole regions being copied */
@@ -531,43 +538,60 @@ start_copy (struct worker *w, struct copy *copy)
 static void
 extents_came (struct io *io)
 {
-  struct worker *w = io->opaque;
+  struct asking *a = io->opaque;
+  struct worker *w = a->w;
   struct hydrate *h = w->h;
 
-  w->extents_busy = false;
+  /* What is not known is data. */
+  if (io->error) {
+    extents_clear (&a->answer);
+    extents_add (&a->answer, io->offset, io->count, 0);
+  }
+  w->asked--;
   {
     LOCK_FOR_SCOPE (&h->lock);
-    h->extents_busy = false;
-    /* What is not known is data. */
-    if (io->error) {
-      extents_clear (&w->extents);
-      extents_add (&w->extents, io->offset, io->count, 0);
-    }
-    plan_add_extents (&h->plan, &w->extents);
+    plan_answer (&h->plan, a->question, &a->answer);
+    extents_free (&a->answer);
+    a->question = NULL;
+    h->asked--;
   }
   wake_all (h);
+}
+
+/* The next question, if there is one to ask now. */
+static struct asking *
+next_question (struct worker *w)
+{
+  struct hydrate *h = w->h;
+  struct ahead_question *q;
+  struct asking *a = h->asking;
+  LOCK_FOR_SCOPE (&h->lock);
+
+  if (h->paused || h->stopped || is_over (h) ||
+      (q = plan_ask (&h->plan)) == NULL)
+    return NULL;
+  while (a->question)
+    a++;
+  *a = (struct asking){
+    .question = q, .w = w,
+    .io = {
+      .type = IO_EXTENTS, .offset = q->offset, .count = q->count,
+      .extents = &a->answer, .done = extents_came, .opaque = a,
+    },
+  };
+  h->asked++;
+  return a;
 }
 
 static void
 ask_extents (struct worker *w)
 {
-  struct hydrate *h = w->h;
-  uint64_t offset, count;
+  struct asking *a;
 
-  {
-    LOCK_FOR_SCOPE (&h->lock);
-    if (h->extents_busy || h->paused || h->stopped || is_over (h) ||
-        !plan_wants_extents (&h->plan, &offset, &count))
-      return;
-    h->extents_busy = true;
+  while ((a = next_question (w)) != NULL) {
+    w->asked++;
+    channel_submit (w->from, &a->io);
   }
-  w->extents_busy = true;
-  extents_clear (&w->extents);
-  w->extents_io = (struct io){
-    .type = IO_EXTENTS, .offset = offset, .count = count,
-    .extents = &w->extents, .done = extents_came, .opaque = w,
-  };
-  channel_submit (w->from, &w->extents_io);
 }
 
 /* ---- how much at once ---- */
@@ -755,7 +779,7 @@ on_wake (struct ev_loop *loop, ev_async *ev, int revents)
   struct worker *w = ev->data;
   struct hydrate *h = w->h;
   struct copy *copy, *next;
-  bool over;
+  bool over, waits;
 
   {
     LOCK_FOR_SCOPE (&h->lock);
@@ -771,10 +795,11 @@ on_wake (struct ev_loop *loop, ev_async *ev, int revents)
   {
     LOCK_FOR_SCOPE (&h->lock);
     over = is_over (h);
+    waits = h->asked > 0;
   }
-  if (over && w->copies == 0 && !w->extents_busy)
+  if (over && w->copies == 0 && w->asked == 0)
     ev_break (loop, EVBREAK_ALL);
-  else if (w->copies == 0)
+  else if (w->copies == 0 && !waits)
     free_idle (w);
 }
 
@@ -917,7 +942,6 @@ hydrate_free (struct hydrate *h)
   for (unsigned i = 0; i < h->nr_workers; ++i) {
     if (h->worker[i].loop)
       ev_loop_destroy (h->worker[i].loop);
-    extents_free (&h->worker[i].extents);
   }
   plan_destroy (&h->plan);
   pthread_mutex_destroy (&h->lock);

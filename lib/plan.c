@@ -10,17 +10,6 @@
 #include "plan.h"
 #include "rounding.h"
 
-/* Extents are asked for until so many bytes of data are known ahead of the
- * disk's walk (holes take no time, so they do not count), or so many extents.
- */
-#define DATA_AHEAD (UINT64_C (1) << 30)
-#define EXTENTS_AHEAD 65536
-
-/* For so many bytes at once: nearly all that NBD allows, and a multiple of any
- * region size.
- */
-#define EXTENTS_QUERY (UINT64_C (3) << 30)
-
 /* A hole shorter than this does not end a copy: reading it costs less than
  * another request.
  */
@@ -37,6 +26,7 @@ plan_init (struct plan *p, const struct region_map *map, bool use_extents)
   *p = (struct plan){
     .map = map, .use_extents = use_extents, .disk.end = region_map_size (map),
   };
+  ahead_init (&p->ahead, p->disk.end);
 }
 
 void
@@ -45,46 +35,10 @@ plan_destroy (struct plan *p)
   free (p->disk.cut);
   for (unsigned i = 0; i < PLAN_MAX_WISHES; ++i)
     free (p->wish[i].walk.cut);
-  extents_free (&p->known);
+  ahead_destroy (&p->ahead);
 }
 
 /* ---- extents ---- */
-
-static uint64_t
-data_in (const struct extent *e)
-{
-  return e->flags & EXTENT_ZERO ? 0 : e->length;
-}
-
-static void
-forget_all_extents (struct plan *p)
-{
-  extents_clear (&p->known);
-  p->passed = 0;
-  p->data_ahead = 0;
-}
-
-/* Count what the disk's walk has passed, and drop it when that is most of the
- * list, so that an extent is not moved again and again.
- */
-static void
-forget_extents (struct plan *p)
-{
-  struct extents *known = &p->known;
-
-  while (p->passed < known->len &&
-         known->extent[p->passed].offset + known->extent[p->passed].length <=
-         p->disk.pos)
-    p->data_ahead -= data_in (&known->extent[p->passed++]);
-  if (p->passed == known->len)
-    forget_all_extents (p);
-  else if (p->passed > known->len / 2) {
-    known->len -= p->passed;
-    memmove (known->extent, known->extent + p->passed,
-             known->len * sizeof *known->extent);
-    p->passed = 0;
-  }
-}
 
 /* What is known from the disk's walk on ends here. */
 static uint64_t
@@ -92,61 +46,20 @@ known_end (const struct plan *p)
 {
   if (!p->use_extents)
     return region_map_size (p->map);
-  return MAX (extents_end (&p->known), p->disk.pos);
+  return ahead_end (&p->ahead, p->disk.pos);
 }
 
-bool
-plan_wants_extents (struct plan *p, uint64_t *offset, uint64_t *count)
+struct ahead_question *
+plan_ask (struct plan *p)
 {
-  const uint64_t size = region_map_size (p->map);
-  const uint64_t end = known_end (p);
-
-  if (end == size || p->data_ahead >= DATA_AHEAD ||
-      p->known.len - p->passed >= EXTENTS_AHEAD)
-    return false;
-  *offset = end;
-  *count = MIN (size - end, EXTENTS_QUERY);
-  return true;
+  return p->use_extents ? ahead_ask (&p->ahead, p->disk.pos) : NULL;
 }
 
 int
-plan_add_extents (struct plan *p, const struct extents *list)
+plan_answer (struct plan *p, struct ahead_question *q,
+             const struct extents *list)
 {
-  forget_extents (p);
-  if (list->len && extents_end (&p->known) != list->extent[0].offset) {
-    /* The walk has gone on meanwhile.  Over regions that became valid: then
-     * what was known before is behind it.  Or back to the start: then this
-     * answer comes too early.
-     */
-    forget_all_extents (p);
-    if (list->extent[0].offset > p->disk.pos)
-      return 0;
-  }
-
-  for (size_t i = 0; i < list->len; ++i) {
-    const struct extent *e = &list->extent[i];
-
-    if (extents_add (&p->known, e->offset, e->length, e->flags) == -1)
-      return -1;
-    p->data_ahead += data_in (e);
-  }
-  return 0;
-}
-
-/* How far do zeroes reach from pos? */
-static uint64_t
-zeroes_end (const struct plan *p, uint64_t pos)
-{
-  for (size_t i = p->passed; i < p->known.len; ++i) {
-    const struct extent *e = &p->known.extent[i];
-
-    if (e->offset + e->length <= pos)
-      continue;
-    if (e->offset > pos || !(e->flags & EXTENT_ZERO))
-      break;
-    pos = e->offset + e->length;
-  }
-  return pos;
+  return ahead_answer (&p->ahead, q, list);
 }
 
 /* The part of the zeroes [start, end) that consists of whole granules, where
@@ -167,15 +80,18 @@ static uint64_t
 data_end (const struct plan *p, uint64_t start, uint64_t granule,
           uint64_t limit)
 {
-  for (size_t i = p->passed; i < p->known.len; ++i) {
-    const struct extent *e = &p->known.extent[i];
-    uint64_t hole = MAX (e->offset, start);
-    uint64_t end = zeroes_end (p, hole);
+  size_t n;
+  const struct extent *e = ahead_from (&p->ahead, start, &n);
+
+  for (; n > 0; ++e, --n) {
+    uint64_t hole, end;
 
     if (e->offset >= limit)
       break;
-    if (!(e->flags & EXTENT_ZERO) || e->offset + e->length <= start)
+    if (!(e->flags & EXTENT_ZERO))
       continue;
+    hole = MAX (e->offset, start);
+    end = ahead_zeroes_end (&p->ahead, hole);
     whole_granules (&hole, &end, granule, limit);
     if (hole < end && end - hole >= MIN (HOLE_MIN, limit - hole))
       return hole;
@@ -481,7 +397,7 @@ plan_restart (struct plan *p)
   if (p->disk.cut)
     end_cut (p, &p->disk, true);
   p->disk.pos = 0;
-  forget_all_extents (p);
+  ahead_restart (&p->ahead);
   for (unsigned i = 0; i < PLAN_MAX_WISHES; ++i)
     if (p->wish[i].open)
       give_up_wish (p, &p->wish[i]);
@@ -531,7 +447,7 @@ next_in_run (struct plan *p, struct plan_walk *walk, uint64_t limit,
 {
   /* What a wish does not know is data. */
   const uint64_t known = walk == &p->disk ? known_end (p) : limit;
-  uint64_t start = walk->pos, end = zeroes_end (p, start);
+  uint64_t start = walk->pos, end = ahead_zeroes_end (&p->ahead, start);
 
   whole_granules (&start, &end, granule, limit);
   range->zero = end > start && start == walk->pos;
@@ -564,7 +480,7 @@ next_of_walk (struct plan *p, struct plan_walk *walk, uint64_t batch,
   if (walk->pos == walk->end)
     return PLAN_END;
   if (walk == &p->disk)
-    forget_extents (p);
+    ahead_pass (&p->ahead, walk->pos);
   *range = (struct plan_range){ 0 };
 
   if (!walk->cut) {

@@ -4,9 +4,10 @@
 
 /* The plan: what hydration copies next.
  *
- * This is the one place that knows the order of hydration, how large a copy is,
- * and what the source's extents say.  It does no I/O and has no lock: its user
- * (hydrate.c) calls it under a lock of its own.
+ * This is the one place that knows the order of hydration and how large a copy
+ * is.  What the source's extents say is known by ahead.h, which it asks.  It
+ * does no I/O and has no lock: its user (hydrate.c) calls it under a lock of its
+ * own.
  *
  * The order is that of the disk, but for wishes.  A walk goes over the disk
  * once; what is valid already is skipped.  When it is at the end, plan_restart
@@ -37,8 +38,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "ahead.h"
 #include "bad-ranges.h"
-#include "extents.h"
 #include "region-map.h"
 
 /* The longest range of zeroes handed out at once. */
@@ -100,7 +101,7 @@ struct plan_range {
 
 enum plan_result {
   PLAN_RANGE,        /* here is one */
-  PLAN_WANT_EXTENTS, /* first plan_add_extents must tell more */
+  PLAN_WANT_EXTENTS, /* first plan_answer must tell more */
   PLAN_END,          /* everything was handed out */
 };
 
@@ -108,10 +109,8 @@ struct plan {
   const struct region_map *map;
   bool use_extents;      /* the source knows its extents */
   struct plan_walk disk;
-  struct extents known;  /* what the source said, contiguous; wherever the
-                          * disk's walk goes it is known first */
-  size_t passed;         /* of these the disk's walk has passed so many */
-  uint64_t data_ahead;   /* bytes of data in the others */
+  struct ahead ahead;    /* the source's extents: wherever the disk's walk
+                          * goes they are known first */
   unsigned open_cuts;    /* regions in pieces, planned or under way */
   struct plan_wish wish[PLAN_MAX_WISHES];
   uint64_t wishes;       /* ever made */
@@ -169,15 +168,10 @@ extern void plan_restart (struct plan *p);
 extern bool plan_piece_done (struct plan *p, struct plan_cut *cut, bool ok);
 extern void plan_cut_done (struct plan *p, struct plan_cut *cut);
 
-/* Which range of the source should be asked for its extents now?  False where
- * enough is known.
+/* Which range of the source should be asked for its extents now?  See ahead.h.
  */
-extern bool plan_wants_extents (struct plan *p, uint64_t *offset,
-                                uint64_t *count);
-
-/* What the source said about the range that plan_wants_extents named; it may
- * cover less of it.  -1 with errno ENOMEM.
- */
-extern int plan_add_extents (struct plan *p, const struct extents *list);
+extern struct ahead_question *plan_ask (struct plan *p);
+extern int plan_answer (struct plan *p, struct ahead_question *q,
+                        const struct extents *list);
 
 #endif /* CLONE_PLAN_H */

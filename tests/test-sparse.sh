@@ -66,3 +66,23 @@ wait_complete
 stop clone
 cmp "$tmp/dest" "$tmp/src"
 test "$(stat -c %b "$tmp/dest")" -le $max
+
+# Holes of a large disk do not cost a round trip for each question: many are
+# under way at once, and none is asked twice.
+rm -f "$tmp/dest" "$tmp/dest.clone"
+truncate -s 256G "$tmp/large"
+make_disk "$tmp/data" 1M
+dd if="$tmp/data" of="$tmp/large" bs=1M seek=200000 conv=notrunc status=none
+serve large --filter=log --filter=delay file "$tmp/large" \
+      logfile="$tmp/large.requests" delay-extents=50ms
+serve_clone "$(uri large)" destination="$tmp/dest"
+wait_complete
+stop clone
+read -r questions at_once < <(awk '
+  / Extents id=/ { all++; if (++n > max) max = n }
+  / \.\.\.Extents id=/ { n-- }
+  END { print all, max }' "$tmp/large.requests")
+test "$questions" = 86
+test "$at_once" -ge 8
+cmp <(dd if="$tmp/dest" bs=1M skip=200000 count=1 status=none) "$tmp/data"
+test "$(stat -c %b "$tmp/dest")" -le $((3 << 11))

@@ -23,7 +23,6 @@
 
 #define K UINT64_C (1024)
 #define M (K * K)
-#define G (K * M)
 #define BATCH (256 * K)
 
 static struct region_map *map;
@@ -278,8 +277,8 @@ END_TEST
 START_TEST (holes)
 {
   struct extents list = EXTENTS_INIT;
+  struct ahead_question *q;
   struct plan_range range;
-  uint64_t offset, count;
 
   begin (4 * M, 4 * K, true);
   ck_assert_int_eq (plan_next (&plan, BATCH, &range), PLAN_WANT_EXTENTS);
@@ -287,11 +286,12 @@ START_TEST (holes)
   range = must_be (3 * M, 3 * M + 8 * K);
   ck_assert (!range.zero);
   ck_assert_int_eq (plan_next (&plan, BATCH, &range), PLAN_WANT_EXTENTS);
-  ck_assert (plan_wants_extents (&plan, &offset, &count));
-  ck_assert_uint_eq (offset, 0);
+  q = plan_ask (&plan);
+  ck_assert_ptr_nonnull (q);
+  ck_assert_uint_eq (q->offset, 0);
   extents_add (&list, 0, M, 0);
   extents_add (&list, M, 3 * M, EXTENT_ZERO);
-  ck_assert_int_eq (plan_add_extents (&plan, &list), 0);
+  ck_assert_int_eq (plan_answer (&plan, q, &list), 0);
   plan_want (&plan, 2 * M, 2 * M + 8 * K);
   range = must_be (2 * M, 2 * M + 8 * K);
   ck_assert (range.zero);
@@ -570,66 +570,6 @@ START_TEST (bad_list)
 }
 END_TEST
 
-/* Extents are asked for, nearly all that NBD allows at once, as long as little
- * data is known ahead, however many holes are; and again when the walk has
- * passed some of them.
- */
-START_TEST (extents_ahead)
-{
-  struct extents list = EXTENTS_INIT;
-  struct plan_range range;
-  uint64_t offset, count, data = 0, end_of_known = 0;
-
-  begin (4096 * G, G, true);
-  while (plan_wants_extents (&plan, &offset, &count)) {
-    ck_assert_uint_eq (offset, end_of_known);
-    ck_assert_uint_eq (count, 3 * G);
-    extents_clear (&list);
-    extents_add (&list, offset, 16 * M, 0);
-    extents_add (&list, offset + 16 * M, 2 * G - 16 * M, EXTENT_ZERO);
-    ck_assert_int_eq (plan_add_extents (&plan, &list), 0);
-    end_of_known += 2 * G;
-    data += 16 * M;
-  }
-  ck_assert_uint_eq (data, G);
-
-  do {
-    ck_assert_int_eq (plan_next (&plan, BATCH, &range), PLAN_RANGE);
-    done (&range);
-  } while (range.start < 2 * G);
-  ck_assert (plan_wants_extents (&plan, &offset, &count));
-  ck_assert_uint_eq (offset, end_of_known);
-
-  /* All of it, in order. */
-  for (data = 0; plan_next (&plan, BATCH, &range) == PLAN_RANGE; done (&range))
-    if (!range.zero)
-      data += range.end - range.start;
-  ck_assert_uint_ge (data, G - 17 * M);
-  ck_assert_uint_le (data, G - 16 * M);
-  extents_free (&list);
-  end ();
-}
-END_TEST
-
-/* Many small extents are enough, too. */
-START_TEST (many_extents_ahead)
-{
-  struct extents list = EXTENTS_INIT;
-  uint64_t offset, count, n = 0;
-
-  begin (4096 * G, G, true);
-  for (; plan_wants_extents (&plan, &offset, &count); ++n) {
-    extents_clear (&list);
-    for (unsigned i = 0; i < 1024; ++i)
-      extents_add (&list, offset + i * 4 * K, 4 * K, i % 2 ? EXTENT_ZERO : 0);
-    ck_assert_int_eq (plan_add_extents (&plan, &list), 0);
-  }
-  ck_assert_uint_eq (n, 64);
-  extents_free (&list);
-  end ();
-}
-END_TEST
-
 /* At random: clients want and write, copies end in any order, some of them
  * without success, or because of the source.  Nothing is handed out that is
  * under way, or was copied; and in the end all is valid.
@@ -716,8 +656,6 @@ main (void)
   tcase_add_test (tc, wishes_for_pieces);
   tcase_add_loop_test (tc, wishes_that_end_early, 0, 3);
   tcase_add_test (tc, holes);
-  tcase_add_test (tc, extents_ahead);
-  tcase_add_test (tc, many_extents_ahead);
   tcase_add_test (tc, bad_region);
   tcase_add_test (tc, bad_and_written);
   tcase_add_test (tc, bad_piece);

@@ -1,0 +1,98 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* Looking ahead: the source's extents, asked for before the disk's walk of the
+ * plan (plan.h) comes to them.
+ *
+ * What is known is one contiguous list, which begins where the walk is or
+ * before.  The questions that follow it are contiguous, too.  Several are under
+ * way at once, so that a sparse disk does not cost a round trip for each;
+ * answers come in any order, and each joins the list when those before it have.
+ * An answer may cover less than was asked for: the question then stands for the
+ * rest.
+ *
+ * How far: until so many bytes of data are known, or so many extents, where
+ * each question under way is expected to bring as many as the last answer did.
+ * So a disk full of data has one question at a time.  The memory is that of
+ * AHEAD_EXTENTS extents and of the answers under way.
+ *
+ * It does no I/O and has no lock: the user's protects it.  All offsets and sizes
+ * are bytes.
+ */
+
+#ifndef CLONE_AHEAD_H
+#define CLONE_AHEAD_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "extents.h"
+
+/* Holes take no time, so they do not count. */
+#define AHEAD_DATA (UINT64_C (1) << 30)
+#define AHEAD_EXTENTS 65536
+
+/* A question: nearly all that NBD allows, and a multiple of any region size. */
+#define AHEAD_QUERY (UINT64_C (3) << 30)
+
+/* As many as nbdkit serves at once for one connection. */
+#define AHEAD_QUESTIONS 16
+
+struct ahead_question {
+  uint64_t offset, count; /* what the source is to be asked for */
+
+  /* Below: this module's. */
+  enum { AHEAD_FREE, AHEAD_TO_ASK, AHEAD_ASKED, AHEAD_STALE } state;
+  uint64_t start;     /* where it began */
+  struct extents got; /* the answers, up to offset, that have not joined */
+};
+
+struct ahead {
+  uint64_t size;        /* of the disk */
+  struct extents known;
+  size_t passed;        /* of these the walk has passed so many */
+  uint64_t data;        /* bytes of data in the others, */
+  uint64_t data_passed; /* and of the first of them before the walk */
+  struct ahead_question question[AHEAD_QUESTIONS];
+  uint64_t last_data;   /* in the last answer */
+  size_t last_extents;
+};
+
+extern void ahead_init (struct ahead *a, uint64_t size);
+extern void ahead_destroy (struct ahead *a);
+
+/* The walk is at pos: what lies before may be forgotten. */
+extern void ahead_pass (struct ahead *a, uint64_t pos);
+
+/* Forget everything: the walk begins somewhere else.  Answers to questions that
+ * are under way will be dropped.
+ */
+extern void ahead_restart (struct ahead *a);
+
+/* Where it ends, what is known from pos on, where the walk is. */
+extern uint64_t ahead_end (const struct ahead *a, uint64_t pos);
+
+/* Where the zeroes end that are known from pos on; pos if there are none. */
+extern uint64_t ahead_zeroes_end (const struct ahead *a, uint64_t pos);
+
+/* The first extent that is known and ends after pos, and those that follow it;
+ * *n is how many there are.
+ */
+extern const struct extent *ahead_from (const struct ahead *a, uint64_t pos,
+                                        size_t *n);
+
+/* What to ask the source now, the walk being at pos.  NULL: enough is known or
+ * being asked.  The question belongs to the module, and stays the user's until
+ * ahead_answer.
+ */
+extern struct ahead_question *ahead_ask (struct ahead *a, uint64_t pos);
+
+/* The source's answer, from the question's offset on.  -1 with errno ENOMEM:
+ * then all is forgotten.
+ */
+extern int ahead_answer (struct ahead *a, struct ahead_question *q,
+                         const struct extents *list);
+
+#endif /* CLONE_AHEAD_H */

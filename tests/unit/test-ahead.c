@@ -1,0 +1,304 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* Proves that the source's extents are asked for ahead of the walk, several
+ * questions at once where there are few data and one where there are many; that
+ * answers may come in any order, be short, or come too late; and that the walk
+ * learns all of them, and nothing wrong.
+ */
+
+#include <config.h>
+
+#include <stdlib.h>
+
+#include <check.h>
+
+#include "ahead.h"
+#include "mock-backend.h"
+#include "rounding.h"
+#include "run-suite.h"
+
+#define K UINT64_C (1024)
+#define M (K * K)
+#define G (K * M)
+
+static struct ahead ahead;
+static struct extents list;
+
+static void
+end (void)
+{
+  ahead_destroy (&ahead);
+  extents_free (&list);
+}
+
+/* What the source of these tests has at an offset: data at the start of each
+ * stretch, then zeroes up to the next.
+ */
+static void
+answer (struct ahead_question *q, uint64_t count, uint64_t stretch,
+        uint64_t data)
+{
+  const uint64_t stop = q->offset + MIN (count, q->count);
+
+  extents_clear (&list);
+  for (uint64_t pos = q->offset; pos < stop; ) {
+    const uint64_t begin = round_down (pos, stretch);
+    const bool zero = pos - begin >= data;
+    const uint64_t to = MIN (begin + (zero ? stretch : data), stop);
+
+    ck_assert_int_eq (extents_add (&list, pos, to - pos,
+                                   zero ? EXTENT_ZERO : 0), 0);
+    pos = to;
+  }
+  ck_assert_int_eq (ahead_answer (&ahead, q, &list), 0);
+}
+
+static struct ahead_question *
+must_ask (uint64_t pos, uint64_t offset, uint64_t count)
+{
+  struct ahead_question *q = ahead_ask (&ahead, pos);
+
+  ck_assert_ptr_nonnull (q);
+  ck_assert_uint_eq (q->offset, offset);
+  ck_assert_uint_eq (q->count, count);
+  return q;
+}
+
+/* The first answer says how many questions there may be: one where it is full
+ * of data.
+ */
+START_TEST (one_where_there_are_data)
+{
+  struct ahead_question *q;
+
+  ahead_init (&ahead, 100 * G);
+  q = must_ask (0, 0, 3 * G);
+  ck_assert_ptr_null (ahead_ask (&ahead, 0));
+  answer (q, 3 * G, G, G);
+  ck_assert_uint_eq (ahead_end (&ahead, 0), 3 * G);
+
+  /* Nothing is asked until less than a GiB is left, and then one thing. */
+  ck_assert_ptr_null (ahead_ask (&ahead, 2 * G));
+  q = must_ask (2 * G + 4 * K, 3 * G, 3 * G);
+  ck_assert_ptr_null (ahead_ask (&ahead, 3 * G));
+  answer (q, 512 * M, G, G);
+  q = must_ask (3 * G, 3 * G + 512 * M, 3 * G - 512 * M);
+  ck_assert_ptr_null (ahead_ask (&ahead, 3 * G));
+  end ();
+}
+END_TEST
+
+/* Where there are few, all questions are under way, and their answers join what
+ * is known in the order of the disk.
+ */
+START_TEST (many_where_there_are_holes)
+{
+  struct ahead_question *q[AHEAD_QUESTIONS];
+
+  ahead_init (&ahead, 64 * 1024 * G);
+  answer (must_ask (0, 0, 3 * G), 3 * G, G, M);
+  for (unsigned i = 0; i < AHEAD_QUESTIONS; ++i)
+    q[i] = must_ask (0, (i + 1) * 3 * G, 3 * G);
+  ck_assert_ptr_null (ahead_ask (&ahead, 0));
+
+  for (unsigned i = AHEAD_QUESTIONS - 1; i > 0; --i) {
+    answer (q[i], 3 * G, G, M);
+    ck_assert_uint_eq (ahead_end (&ahead, 0), 3 * G);
+    ck_assert_ptr_null (ahead_ask (&ahead, 0));
+  }
+  answer (q[0], 3 * G, G, M);
+  ck_assert_uint_eq (ahead_end (&ahead, 0), (AHEAD_QUESTIONS + 1) * 3 * G);
+  ck_assert_uint_eq (ahead_zeroes_end (&ahead, 5 * G + M), 6 * G);
+  ck_assert_uint_eq (ahead_zeroes_end (&ahead, 6 * G), 6 * G);
+  end ();
+}
+END_TEST
+
+/* Nor does it look endlessly far: a GiB of data, or so many extents. */
+START_TEST (far_enough)
+{
+  struct ahead_question *q;
+
+  ahead_init (&ahead, 1024 * 1024 * G);
+  while ((q = ahead_ask (&ahead, 0)) != NULL)
+    answer (q, 2 * G, 2 * G, 16 * M);
+  ck_assert_uint_ge (ahead.data, G);
+  ck_assert_uint_le (ahead.data, G + AHEAD_QUESTIONS * 16 * M);
+  ahead_pass (&ahead, 2 * G);
+  ck_assert_ptr_nonnull (ahead_ask (&ahead, 2 * G));
+  end ();
+
+  ahead_init (&ahead, 1024 * 1024 * G);
+  while ((q = ahead_ask (&ahead, 0)) != NULL)
+    answer (q, 4 * M, 8 * K, 4 * K);
+  ck_assert_uint_eq (ahead.known.len, AHEAD_EXTENTS);
+  end ();
+}
+END_TEST
+
+/* Whoever asks first for the rest of a short answer is the walk's next
+ * question, however much is known of the others.
+ */
+START_TEST (short_answers)
+{
+  struct ahead_question *q[3];
+
+  ahead_init (&ahead, 9 * G);
+  answer (must_ask (0, 0, 3 * G), M, G, M);
+  q[0] = must_ask (0, M, 3 * G - M);
+  q[1] = must_ask (0, 3 * G, 3 * G);
+  q[2] = must_ask (0, 6 * G, 3 * G);
+  ck_assert_ptr_null (ahead_ask (&ahead, 0));
+
+  answer (q[1], 3 * G, G, G);
+  answer (q[2], G, G, M);
+  ck_assert_ptr_null (ahead_ask (&ahead, 0));
+  answer (q[0], G, 3 * G, 3 * G);
+  /* One GiB and more is known: enough.  Then less. */
+  ck_assert_ptr_null (ahead_ask (&ahead, M));
+  ck_assert_ptr_eq (must_ask (2 * M, G + M, 2 * G - M), q[0]);
+  ck_assert_ptr_null (ahead_ask (&ahead, 2 * M));
+  answer (q[0], 2 * G, 3 * G, M);
+  ck_assert_uint_eq (ahead_end (&ahead, 0), 7 * G);
+  ck_assert_ptr_null (ahead_ask (&ahead, 5 * G));
+  ck_assert_ptr_eq (must_ask (6 * G, 7 * G, 2 * G), q[2]);
+  answer (q[2], 2 * G, 2 * G, M);
+  ck_assert_ptr_null (ahead_ask (&ahead, 6 * G));
+  ck_assert_uint_eq (ahead_end (&ahead, 6 * G), 9 * G);
+  end ();
+}
+END_TEST
+
+/* The walk begins again while questions are under way: they do not count, and
+ * a new one about the same does.
+ */
+START_TEST (too_late)
+{
+  struct ahead_question *q[3], *again;
+
+  ahead_init (&ahead, 9 * G);
+  answer (must_ask (0, 0, 3 * G), M, G, M);
+  q[0] = must_ask (0, M, 3 * G - M);
+  q[1] = must_ask (0, 3 * G, 3 * G);
+  q[2] = must_ask (0, 6 * G, 3 * G);
+  answer (q[1], 3 * G, G, M);
+  ahead_restart (&ahead);
+  ck_assert_uint_eq (ahead_end (&ahead, 0), 0);
+  again = must_ask (0, 0, 3 * G);
+  ck_assert_ptr_ne (again, q[0]);
+  ck_assert_ptr_ne (again, q[2]);
+  answer (q[2], 3 * G, G, 0);
+  answer (q[0], 3 * G, G, 0);
+  ck_assert_uint_eq (ahead_end (&ahead, 0), 0);
+  answer (again, 3 * G, G, M);
+  ck_assert_uint_eq (ahead_end (&ahead, 0), 3 * G);
+  ck_assert_uint_eq (ahead_zeroes_end (&ahead, M), G);
+  end ();
+}
+END_TEST
+
+/* The walk goes over regions that became valid, past questions under way and
+ * answers that have not joined.
+ */
+START_TEST (walk_jumps)
+{
+  struct ahead_question *q[4];
+
+  ahead_init (&ahead, 12 * G);
+  answer (must_ask (0, 0, 3 * G), M, G, M);
+  q[0] = must_ask (0, M, 3 * G - M);
+  for (unsigned i = 1; i < 4; ++i)
+    q[i] = must_ask (0, i * 3 * G, 3 * G);
+  answer (q[1], G, G, M);
+  answer (q[3], 3 * G, G, M);
+
+  /* Into the second, which has been answered up to 4 GiB. */
+  ck_assert_ptr_eq (must_ask (5 * G, 5 * G, G), q[1]);
+  ck_assert_uint_eq (ahead_end (&ahead, 5 * G), 5 * G);
+  answer (q[0], 3 * G, G, M);
+  ck_assert_uint_eq (ahead_end (&ahead, 5 * G), 5 * G);
+  answer (q[1], G, G, M);
+  ck_assert_uint_eq (ahead_end (&ahead, 5 * G), 6 * G);
+
+  /* Past all that is to be answered: what is left of the disk is known. */
+  ck_assert_ptr_null (ahead_ask (&ahead, 11 * G));
+  ck_assert_uint_eq (ahead_end (&ahead, 11 * G), 12 * G);
+  answer (q[2], 3 * G, G, M);
+  ck_assert_uint_eq (ahead_end (&ahead, 11 * G), 12 * G);
+  end ();
+}
+END_TEST
+
+/* At random: answers in any order, many of them short, and a walk that now and
+ * then jumps, or begins again.  What is known is what the source said; and it
+ * always comes to the end of the disk.
+ */
+START_TEST (any_order)
+{
+  const uint64_t size = 300 * G + 4 * K, stretch = 4 * M << _i % 10;
+  struct ahead_question *asked[AHEAD_QUESTIONS], *q;
+  unsigned n = 0, steps = 0, restarts = 0;
+  uint64_t pos = 0, known, to;
+
+  srandom (_i);
+  ahead_init (&ahead, size);
+  while (pos < size) {
+    ck_assert_uint_lt (steps++, 1000000);
+    while (random () % 4 && (q = ahead_ask (&ahead, pos)) != NULL) {
+      ck_assert_uint_lt (n, AHEAD_QUESTIONS);
+      ck_assert_uint_ge (q->offset + q->count, pos);
+      asked[n++] = q;
+    }
+    if (n > 0 && random () % 4) {
+      unsigned i = random () % n;
+
+      q = asked[i];
+      asked[i] = asked[--n];
+      answer (q, random () % 3 ? q->count : (1 + random () % M) * 4 * K,
+              stretch, M);
+    }
+
+    ahead_pass (&ahead, pos);
+    known = ahead_end (&ahead, pos);
+    to = ahead_zeroes_end (&ahead, pos);
+    if (known > pos)
+      ck_assert_uint_eq (to, pos % stretch < M ? pos :
+                         MIN (round_down (pos, stretch) + stretch, known));
+    else
+      ck_assert_uint_eq (to, pos);
+    if (random () % 2)
+      pos = to > pos ? to : MIN (pos + 4 * K * (random () % 256), known);
+    if (random () % 500 == 0)
+      pos = MIN (pos + random () % M * 32 * K, size);
+    if (random () % 5000 == 0 && restarts++ < 3) {
+      ahead_restart (&ahead);
+      pos = 0;
+    }
+  }
+  while (n > 0)
+    answer (asked[--n], G, stretch, M);
+  ck_assert_ptr_null (ahead_ask (&ahead, size));
+  end ();
+}
+END_TEST
+
+int
+main (void)
+{
+  Suite *suite = suite_create ("ahead");
+  TCase *tc = tcase_create ("ahead");
+
+  tcase_set_timeout (tc, 120);
+  tcase_add_test (tc, one_where_there_are_data);
+  tcase_add_test (tc, many_where_there_are_holes);
+  tcase_add_test (tc, far_enough);
+  tcase_add_test (tc, short_answers);
+  tcase_add_test (tc, too_late);
+  tcase_add_test (tc, walk_jumps);
+  tcase_add_loop_test (tc, any_order, 0, 40);
+  suite_add_tcase (suite, tc);
+
+  return run_suite (suite);
+}
