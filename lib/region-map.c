@@ -18,6 +18,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include "cleanup.h"
 #include "region-map.h"
@@ -26,6 +27,9 @@
 /* dirty_next[s] of a sector that is not on the list, and the list's end. */
 #define NOT_LISTED UINT32_MAX
 #define END_OF_LIST (UINT32_MAX - 1)
+
+/* Bytes, on most machines. */
+#define HUGE_PAGE ((size_t)2 << 20)
 
 struct region_map {
   uint64_t size;    /* bytes */
@@ -49,6 +53,25 @@ struct region_map {
   uint32_t *dirty_next;
   uint32_t dirty_first;
 };
+
+/* The words of so many sectors, all 0.  Pages that nobody writes to take no
+ * memory.  The hydration of a sparse disk writes to all of them in a moment,
+ * and most of that would go into page faults, were they small.
+ */
+static void *
+new_words (uint32_t sectors)
+{
+  const size_t sector = WORDS_PER_SECTOR * sizeof (uint64_t);
+  char *words = calloc (sectors, sector);
+  const size_t size = sectors * sector;
+  const size_t skip = -(uintptr_t)words % HUGE_PAGE;
+
+  if (words && size >= 2 * HUGE_PAGE)
+    /* Advice: it does not matter whether it is taken. */
+    madvise (words + skip, round_down (size - skip, HUGE_PAGE),
+             MADV_HUGEPAGE);
+  return words;
+}
 
 struct region_map *
 region_map_new (uint64_t size, uint64_t region_size)
@@ -77,10 +100,8 @@ region_map_new (uint64_t size, uint64_t region_size)
   map->dirty_first = END_OF_LIST;
   pthread_mutex_init (&map->dirty_lock, NULL);
 
-  /* calloc: pages that nobody writes to take no memory. */
-  map->valid = calloc (map->sectors, WORDS_PER_SECTOR * sizeof *map->valid);
-  map->durable = calloc (map->sectors,
-                         WORDS_PER_SECTOR * sizeof *map->durable);
+  map->valid = new_words (map->sectors);
+  map->durable = new_words (map->sectors);
   map->dirty_next = malloc (map->sectors * sizeof *map->dirty_next);
   if (!map->valid || !map->durable || !map->dirty_next) {
     region_map_free (map);
