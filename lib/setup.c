@@ -219,18 +219,19 @@ check_source_identity (struct work *w)
   return -1;
 }
 
-/* ---- going on with a clone ---- */
-
+/* A map in which no region is valid. */
 static int
-load_map (struct work *w)
+new_map (struct work *w)
 {
   w->map = region_map_new (w->md->sb.size, w->md->sb.region_size);
   if (w->map == NULL) {
     log_error (w->log, "no memory for the states of the regions: %m");
     return -1;
   }
-  return metadata_load (w->md, w->map);
+  return 0;
 }
+
+/* ---- going on with a clone ---- */
 
 static int
 reuse (struct work *w)
@@ -265,7 +266,7 @@ reuse (struct work *w)
       return -1;
   }
   if (check_block_size (w, w->dest, "destination", sb->region_size) == -1 ||
-      load_map (w) == -1)
+      new_map (w) == -1 || metadata_load (w->md, w->map) == -1)
     return -1;
 
   /* The last change to the store before clients come. */
@@ -402,7 +403,7 @@ create (struct work *w, enum metadata_presence presence)
   w->md = metadata_create (w->meta, &sb, w->log);
   if (w->md == NULL)
     return -1;
-  if (load_map (w) == -1)
+  if (new_map (w) == -1)
     return -1;
   if (metadata_set_flags (w->md, w->md->sb.flags & ~METADATA_CLEAN) == -1) {
     log_error (w->log, "metadata %s: cannot write: %m", w->meta->name);
