@@ -91,6 +91,7 @@ def p4(lab):
 
     with lab.source(disk, 10) as source:
         def unhydrated():
+            settle(complete)
             destination = lab.fresh(".raw")
             with lab.clone(source, destination, "hydration=off") as server:
                 line.clone.append(write_all(server))
