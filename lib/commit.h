@@ -134,11 +134,13 @@ extern int commit_flush (struct commit *c);
 extern int commit_background (struct commit *c);
 
 /* How long to wait for the next periodic commit, in seconds, after one that
- * took so long.  While it flushes the destination all who write there are slow, so
- * commits have a tenth of the time at most; but no pause is made longer than
- * COMMIT_PAUSE_MAX by that.
+ * took so long.  While it flushes the destination all who write there are slow,
+ * so commits have a tenth of the time at most; but no pause is made longer than
+ * COMMIT_PAUSE_MAX by that.  Before the first, nobody knows how long one takes:
+ * COMMIT_FIRST is what a disk may need to flush a second of copying.
  */
 #define COMMIT_PAUSE_MAX 30
+#define COMMIT_FIRST 0.3
 extern double commit_pause (double interval, double took);
 
 /* May a region become valid now?  False in any mode but rw: a client would be

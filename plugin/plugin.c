@@ -414,7 +414,7 @@ static void *
 committer (void *arg)
 {
   const unsigned tick = commit_interval ? commit_interval : 1;
-  double pause = tick, begin;
+  double pause = commit_pause (tick, COMMIT_FIRST), begin;
 
   while (nbdkit_nanosleep (pause, (pause - (unsigned)pause) * 1e9) == 0)
     if (commit_interval) {
