@@ -12,8 +12,8 @@
 void
 ahead_init (struct ahead *a, uint64_t size)
 {
-  /* Until an answer has come, one question is enough. */
-  *a = (struct ahead){ .size = size, .last_data = AHEAD_DATA };
+  /* Until an answer has come, two questions are enough. */
+  *a = (struct ahead){ .size = size, .last_data = AHEAD_DATA / 2 };
 }
 
 static void

@@ -14,8 +14,8 @@
  *
  * How far: until so many bytes of data are known, or so many extents, where
  * each question under way is expected to bring as many as the last answer did.
- * So a disk full of data has one question at a time.  The memory is that of
- * AHEAD_EXTENTS extents and of the answers under way.
+ * So a disk full of data has one question at a time, but for the first two.  The
+ * memory is that of AHEAD_EXTENTS extents and of the answers under way.
  *
  * It does no I/O and has no lock: the user's protects it.  All offsets and sizes
  * are bytes.

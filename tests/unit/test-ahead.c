@@ -66,26 +66,28 @@ must_ask (uint64_t pos, uint64_t offset, uint64_t count)
   return q;
 }
 
-/* The first answer says how many questions there may be: one where it is full
- * of data.
+/* Two questions at first; the answers say how many there may be later: one where
+ * they are full of data.
  */
 START_TEST (one_where_there_are_data)
 {
-  struct ahead_question *q;
+  struct ahead_question *q, *second;
 
   ahead_init (&ahead, 100 * G);
   q = must_ask (0, 0, 3 * G);
+  second = must_ask (0, 3 * G, 3 * G);
   ck_assert_ptr_null (ahead_ask (&ahead, 0));
   answer (q, 3 * G, G, G);
-  ck_assert_uint_eq (ahead_end (&ahead, 0), 3 * G);
+  answer (second, 3 * G, G, G);
+  ck_assert_uint_eq (ahead_end (&ahead, 0), 6 * G);
 
   /* Nothing is asked until less than a GiB is left, and then one thing. */
-  ck_assert_ptr_null (ahead_ask (&ahead, 2 * G));
-  q = must_ask (2 * G + 4 * K, 3 * G, 3 * G);
-  ck_assert_ptr_null (ahead_ask (&ahead, 3 * G));
+  ck_assert_ptr_null (ahead_ask (&ahead, 5 * G));
+  q = must_ask (5 * G + 4 * K, 6 * G, 3 * G);
+  ck_assert_ptr_null (ahead_ask (&ahead, 6 * G));
   answer (q, 512 * M, G, G);
-  q = must_ask (3 * G, 3 * G + 512 * M, 3 * G - 512 * M);
-  ck_assert_ptr_null (ahead_ask (&ahead, 3 * G));
+  q = must_ask (6 * G, 6 * G + 512 * M, 3 * G - 512 * M);
+  ck_assert_ptr_null (ahead_ask (&ahead, 6 * G));
   end ();
 }
 END_TEST
