@@ -121,14 +121,14 @@ ahead_end (const struct ahead *a, uint64_t pos)
 const struct extent *
 ahead_from (const struct ahead *a, uint64_t pos, size_t *n)
 {
-  const struct extent *e;
+  const struct extents *known = &a->known;
+  size_t i = a->passed;
 
-  *n = a->known.len - a->passed;
-  if (*n == 0)
-    return NULL;
-  for (e = &a->known.extent[a->passed]; *n > 0 && e->offset + e->length <= pos; ++e)
-    --*n;
-  return e;
+  while (i < known->len &&
+         known->extent[i].offset + known->extent[i].length <= pos)
+    i++;
+  *n = known->len - i;
+  return *n > 0 ? &known->extent[i] : NULL;
 }
 
 uint64_t
