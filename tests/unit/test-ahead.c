@@ -66,6 +66,19 @@ must_ask (uint64_t pos, uint64_t offset, uint64_t count)
   return q;
 }
 
+/* A disk of n questions, all of them under way: the first for the rest of what
+ * a short answer of a MiB of data has left.
+ */
+static void
+ask_all (struct ahead_question **q, unsigned n)
+{
+  ahead_init (&ahead, n * 3 * G);
+  answer (must_ask (0, 0, 3 * G), M, G, M);
+  q[0] = must_ask (0, M, 3 * G - M);
+  for (unsigned i = 1; i < n; ++i)
+    q[i] = must_ask (0, i * 3 * G, 3 * G);
+}
+
 /* Two questions at first; the answers say how many there may be later: one where
  * they are full of data.
  */
@@ -147,11 +160,7 @@ START_TEST (short_answers)
 {
   struct ahead_question *q[3];
 
-  ahead_init (&ahead, 9 * G);
-  answer (must_ask (0, 0, 3 * G), M, G, M);
-  q[0] = must_ask (0, M, 3 * G - M);
-  q[1] = must_ask (0, 3 * G, 3 * G);
-  q[2] = must_ask (0, 6 * G, 3 * G);
+  ask_all (q, 3);
   ck_assert_ptr_null (ahead_ask (&ahead, 0));
 
   answer (q[1], 3 * G, G, G);
@@ -180,11 +189,7 @@ START_TEST (too_late)
 {
   struct ahead_question *q[3], *again;
 
-  ahead_init (&ahead, 9 * G);
-  answer (must_ask (0, 0, 3 * G), M, G, M);
-  q[0] = must_ask (0, M, 3 * G - M);
-  q[1] = must_ask (0, 3 * G, 3 * G);
-  q[2] = must_ask (0, 6 * G, 3 * G);
+  ask_all (q, 3);
   answer (q[1], 3 * G, G, M);
   ahead_restart (&ahead);
   ck_assert_uint_eq (ahead_end (&ahead, 0), 0);
@@ -208,11 +213,7 @@ START_TEST (walk_jumps)
 {
   struct ahead_question *q[4];
 
-  ahead_init (&ahead, 12 * G);
-  answer (must_ask (0, 0, 3 * G), M, G, M);
-  q[0] = must_ask (0, M, 3 * G - M);
-  for (unsigned i = 1; i < 4; ++i)
-    q[i] = must_ask (0, i * 3 * G, 3 * G);
+  ask_all (q, 4);
   answer (q[1], G, G, M);
   answer (q[3], 3 * G, G, M);
 
