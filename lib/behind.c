@@ -11,6 +11,7 @@
 
 #include "behind.h"
 #include "cleanup.h"
+#include "rounding.h"
 
 void
 behind_init (struct behind *bh, int fd)
@@ -19,7 +20,7 @@ behind_init (struct behind *bh, int fd)
   bh->error = 0;
   pthread_mutex_init (&bh->lock, NULL);
   pthread_mutex_init (&bh->turn, NULL);
-  bh->first = bh->next = bh->end = bh->started = 0;
+  bh->first = bh->next = bh->end = bh->waiting = bh->started = 0;
 }
 
 void
@@ -37,26 +38,40 @@ window (struct behind *bh, uint64_t i)
   return &bh->window[i % BEHIND_WINDOWS];
 }
 
+/* Join the range to a window that waits and touches it.  The last ones are the
+ * likely ones.
+ */
+static bool
+join (struct behind *bh, uint64_t count, uint64_t offset)
+{
+  for (uint64_t i = bh->end; i > bh->next; --i) {
+    struct behind_window *w = window (bh, i - 1);
+
+    if (w->count + count > BEHIND_GATHER)
+      continue;
+    if (w->offset + w->count == offset || offset + count == w->offset) {
+      w->offset = MIN (w->offset, offset);
+      w->count += count;
+      return true;
+    }
+  }
+  return false;
+}
+
 void
 behind_wrote (struct behind *bh, uint64_t count, uint64_t offset)
 {
-  struct behind_window *last;
-
   if (bh->fd == -1 || count < BEHIND_MIN)
     return;
 
   LOCK_FOR_SCOPE (&bh->lock);
 
-  if (bh->next < bh->end) {
-    last = window (bh, bh->end - 1);
-    if (last->offset + last->count == offset &&
-        last->count + count <= BEHIND_BYTES / 16) {
-      last->count += count;
+  if (!join (bh, count, offset)) {
+    if (bh->end - bh->first == BEHIND_WINDOWS)
       return;
-    }
-  }
-  if (bh->end - bh->first < BEHIND_WINDOWS)
     *window (bh, bh->end++) = (struct behind_window){ offset, count };
+  }
+  bh->waiting += count;
 }
 
 /* Take a window that is to be started, or to go, from among those before end.
@@ -70,6 +85,7 @@ take_waiting (struct behind *bh, uint64_t end, struct behind_window *w)
   if (bh->next >= end)
     return false;
   *w = *window (bh, bh->next++);
+  bh->waiting -= w->count;
   bh->started += w->count;
   return true;
 }
@@ -129,6 +145,8 @@ behind_run (struct behind *bh)
     return;
   {
     LOCK_FOR_SCOPE (&bh->lock);
+    if (bh->waiting < BEHIND_GATHER)
+      return;
     end = bh->end;
   }
   while (take_waiting (bh, end, &w))

@@ -392,12 +392,15 @@ END_TEST
  */
 static _Atomic unsigned sync_fails_with_flags;
 static _Atomic int sync_errno;
+static _Atomic unsigned sync_starts; /* calls that only begin to write back */
 
 int
 sync_file_range (int fd, off64_t offset, off64_t count, unsigned flags)
 {
   unsigned which = sync_fails_with_flags;
 
+  if (flags == SYNC_FILE_RANGE_WRITE)
+    sync_starts++;
   if (which != 0 && (flags & which) == which) {
     sync_fails_with_flags = 0;
     errno = sync_errno;
@@ -517,25 +520,54 @@ END_TEST
  */
 START_TEST (behind_too_much)
 {
-  const uint64_t size = 80 * M, piece = 128 * K;
+  const uint64_t size = 160 * M, piece = 128 * K;
   struct backend *b = create (size);
   uint8_t *data = random_data (size);
 
-  for (uint64_t pos = 0; pos < size; pos += piece) {
-    /* From both ends, so that no two can be joined. */
-    uint64_t at = pos / piece % 2 ? size - (pos + piece) / 2 : pos / 2;
-
-    ck_assert_int_eq (backend_pwrite (b, data + at, piece, at,
+  /* With gaps, so that no two can be joined. */
+  for (uint64_t pos = 0; pos < size; pos += 2 * piece)
+    ck_assert_int_eq (backend_pwrite (b, data + pos, piece, pos,
                                       BACKEND_BEHIND), 0);
-  }
-  ck_assert_uint_gt (cached (0, size), size / 4 * 3);
+  ck_assert_uint_gt (cached (0, size), size / 8 * 3);
   backend_behind (b);
   if (!is_on_tmpfs ())
-    ck_assert_uint_lt (cached (0, size), size / 4 * 3);
+    ck_assert_uint_lt (cached (0, size), size / 8 * 3);
+  for (uint64_t pos = piece; pos < size; pos += 2 * piece)
+    ck_assert_int_eq (backend_pwrite (b, data + pos, piece, pos, 0), 0);
   for (uint64_t pos = 0; pos < M; pos += 1000)
     ck_assert_int_eq (backend_pwrite (b, data + pos, 1000, pos,
                                       BACKEND_BEHIND), 0);
   backend_behind (b);
+  check_content (data, size);
+  backend_close (b);
+  free (data);
+}
+END_TEST
+
+/* Small pieces, of two writers, and backwards, are written back in large ones,
+ * and none before there is enough.
+ */
+START_TEST (behind_gathers)
+{
+  const uint64_t size = 16 * M, piece = 64 * K;
+  struct backend *b = create (size);
+  uint8_t *data = random_data (size);
+  uint64_t written = 0;
+
+  sync_starts = 0;
+  for (uint64_t pos = 0; pos < size / 2; pos += piece) {
+    const uint64_t places[] = { pos, size - piece - pos };
+
+    for (unsigned i = 0; i < 2; ++i) {
+      ck_assert_int_eq (backend_pwrite (b, data + places[i], piece, places[i],
+                                        BACKEND_BEHIND), 0);
+      backend_behind (b);
+      written += piece;
+      if (written < BEHIND_GATHER)
+        ck_assert_uint_eq (sync_starts, 0);
+    }
+  }
+  ck_assert_uint_eq (sync_starts, 2 * size / BEHIND_GATHER);
   check_content (data, size);
   backend_close (b);
   free (data);
@@ -986,6 +1018,7 @@ main (void)
   tcase_add_test (tc, errors);
   tcase_add_test (tc, write_behind);
   tcase_add_test (tc, behind_too_much);
+  tcase_add_test (tc, behind_gathers);
   tcase_add_loop_test (tc, behind_fails, 0, 4);
   tcase_add_test (tc, behind_unsupported);
   tcase_add_test (tc, behind_stands_alone);
