@@ -12,6 +12,7 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -45,9 +46,15 @@
 struct nbd_worker {
   size_t pending; /* requests not done yet */
   pthread_t thread;
-  pthread_cond_t cond;
   bool waiting; /* on the connection's list */
   struct nbd_worker *prev, *next;
+
+  /* A condition variable would make it wake up only to wait for the lock, and
+   * each unlock after that a system call.
+   */
+  sem_t wakeup;
+  bool called;  /* it has been posted, or will be by unlock_conn */
+  struct nbd_worker *next_called;
 };
 
 struct nbd_attachment {
@@ -86,6 +93,7 @@ struct nbd_conn {
   uint64_t turn;     /* counts the changes of the driver */
   /* Workers that wait for another driver, in order of arrival. */
   struct nbd_worker *first, *last;
+  struct nbd_worker *called; /* to be woken when the lock is free */
   struct nbd_attachment *attachments;
   bool died;         /* why is not known yet, */
   pthread_t died_on; /* but to this thread */
@@ -318,6 +326,64 @@ nbd_conn_silence (struct nbd_conn *conn)
   return info.tcpi_last_data_recv;
 }
 
+/* ---- Waking workers ---- */
+
+/* The lock is held.  The worker is woken by the next unlock_conn; so whoever
+ * calls libnbd, which calls this through complete, must come to one soon.
+ */
+static void
+call_worker (struct nbd_conn *conn, struct nbd_worker *w)
+{
+  if (w->called)
+    return;
+  w->called = true;
+  w->next_called = conn->called;
+  conn->called = w;
+}
+
+static void
+lock_conn (struct nbd_conn *conn)
+{
+  pthread_mutex_lock (&conn->lock);
+}
+
+/* A worker that was woken may be gone at once. */
+static void
+unlock_conn (struct nbd_conn *conn)
+{
+  struct nbd_worker *w = conn->called, *next;
+
+  conn->called = NULL;
+  pthread_mutex_unlock (&conn->lock);
+  for (; w; w = next) {
+    next = w->next_called;
+    sem_post (&w->wakeup);
+  }
+}
+
+static void
+cleanup_unlock_conn (struct nbd_conn **conn)
+{
+  unlock_conn (*conn);
+}
+
+/* As LOCK_FOR_SCOPE, and wake workers at its end. */
+#define LOCK_CONN_FOR_SCOPE(conn)                                       \
+  __attribute__ ((cleanup (cleanup_unlock_conn))) struct nbd_conn       \
+  *scope_conn_ = (conn);                                                \
+  lock_conn (scope_conn_)
+
+/* The lock is held, and is given up for the time that takes. */
+static void
+sleep_until_called (struct nbd_conn *conn, struct nbd_worker *me)
+{
+  unlock_conn (conn);
+  while (sem_wait (&me->wakeup) == -1)
+    ;
+  lock_conn (conn);
+  me->called = false;
+}
+
 /* ---- The role of the driver ---- */
 
 /* The lock is held.  Make the driver look again at what it polls for, and at
@@ -348,7 +414,7 @@ pass_role (struct nbd_conn *conn)
   conn->turn++;
 
   if (conn->first) {
-    pthread_cond_signal (&conn->first->cond);
+    call_worker (conn, conn->first);
     return;
   }
   while (a && a->in_flight == 0)
@@ -418,7 +484,7 @@ worker_completion (struct nbd_conn *conn, struct nbd_worker *w)
     return;
   if (w->waiting) {
     unlist_worker (conn, w);
-    pthread_cond_signal (&w->cond);
+    call_worker (conn, w);
   }
   else if (conn->worker == w && !pthread_equal (w->thread, pthread_self ()))
     wake_driver (conn);
@@ -629,9 +695,9 @@ static void
 drive (struct nbd_conn *conn, struct nbd_worker *me)
 {
   while (me->pending > 0) {
-    pthread_mutex_unlock (&conn->lock);
+    unlock_conn (conn);
     drive_once (conn);
-    pthread_mutex_lock (&conn->lock);
+    lock_conn (conn);
   }
   pass_role (conn);
 }
@@ -639,7 +705,7 @@ drive (struct nbd_conn *conn, struct nbd_worker *me)
 static void
 worker_wait (struct nbd_conn *conn, struct nbd_worker *me)
 {
-  LOCK_FOR_SCOPE (&conn->lock);
+  LOCK_CONN_FOR_SCOPE (conn);
 
   while (me->pending > 0) {
     if (take_role (conn, me)) {
@@ -653,7 +719,7 @@ worker_wait (struct nbd_conn *conn, struct nbd_worker *me)
       if (nbd_aio_get_direction (conn->nbd) & LIBNBD_AIO_DIRECTION_WRITE)
         wake_driver (conn);
     }
-    pthread_cond_wait (&me->cond, &conn->lock);
+    sleep_until_called (conn, me);
   }
 }
 
@@ -663,15 +729,15 @@ nbd_conn_call (struct nbd_conn *conn, struct nbd_req *req, size_t n)
   struct nbd_worker me = {
     .pending = n,
     .thread = pthread_self (),
-    .cond = PTHREAD_COND_INITIALIZER,
   };
 
+  sem_init (&me.wakeup, 0, 0);
   for (size_t i = 0; i < n; i++) {
     req[i].worker = &me;
     submit (conn, &req[i]);
   }
   worker_wait (conn, &me);
-  pthread_cond_destroy (&me.cond);
+  sem_destroy (&me.wakeup);
 }
 
 /* ---- Loops ---- */
@@ -691,7 +757,7 @@ settle_role (struct nbd_attachment *a)
 static struct nbd_req *
 take_done (struct nbd_attachment *a)
 {
-  LOCK_FOR_SCOPE (&a->conn->lock);
+  LOCK_CONN_FOR_SCOPE (a->conn);
   struct nbd_req *done = a->done;
 
   a->done = NULL;
@@ -733,7 +799,7 @@ begin_notify (struct nbd_attachment *a)
 static void
 end_notify (struct nbd_attachment *a)
 {
-  LOCK_FOR_SCOPE (&a->conn->lock);
+  LOCK_CONN_FOR_SCOPE (a->conn);
 
   a->busy = false;
   settle_role (a);
@@ -812,7 +878,7 @@ nbd_conn_detach (struct nbd_attachment *a)
     return;
   {
     struct nbd_attachment **p = &a->conn->attachments;
-    LOCK_FOR_SCOPE (&a->conn->lock);
+    LOCK_CONN_FOR_SCOPE (a->conn);
 
     assert (a->in_flight == 0 && a->done == NULL);
     settle_role (a);
@@ -841,7 +907,7 @@ static void
 end_submit (struct nbd_attachment *a)
 {
   struct nbd_conn *conn = a->conn;
-  LOCK_FOR_SCOPE (&conn->lock);
+  LOCK_CONN_FOR_SCOPE (conn);
 
   if (conn->worker == NULL && conn->loop == NULL) {
     if (a->in_flight > 0) {
