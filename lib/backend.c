@@ -181,6 +181,20 @@ backend_flush (struct backend *b)
   return b->ops->flush (b);
 }
 
+int
+backend_share (struct backend *b, struct backend *from, uint64_t count,
+               uint64_t offset)
+{
+  if (count == 0)
+    return 0;
+  if (check_writable (b) == -1)
+    return -1;
+  if (b->ops->share)
+    return b->ops->share (b, from, count, offset);
+  errno = EOPNOTSUPP;
+  return -1;
+}
+
 void
 backend_behind (struct backend *b)
 {

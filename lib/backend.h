@@ -110,6 +110,15 @@ struct backend_ops {
 
   int (*flush) (struct backend *b);
 
+  /* Give the range the content that it has in another backend, without copying
+   * it: both have the same blocks until one is written to.  Fails, with the
+   * range's content not changed or already the new one, with EINVAL where this
+   * range cannot be shared, and with another errno where probably none can.
+   * NULL where that is always so.
+   */
+  int (*share) (struct backend *b, struct backend *from, uint64_t count,
+                uint64_t offset);
+
   /* Let what was written with BACKEND_BEHIND go from the host's memory to the
    * device.  Whoever writes with that flag calls this soon afterwards, again
    * and again.  It may wait for the device, to keep back who writes faster than
@@ -228,6 +237,8 @@ extern int backend_zero (struct backend *b, uint64_t count, uint64_t offset,
 extern int backend_trim (struct backend *b, uint64_t count, uint64_t offset,
                          unsigned flags);
 extern int backend_flush (struct backend *b);
+extern int backend_share (struct backend *b, struct backend *from,
+                          uint64_t count, uint64_t offset);
 extern void backend_behind (struct backend *b);
 extern int backend_extents (struct backend *b, uint64_t count, uint64_t offset,
                             unsigned flags, struct extents *list);

@@ -43,6 +43,8 @@ do_io (struct backend *b, struct io *io)
     return backend_pwrite (b, io->buf, io->count, io->offset, io->flags);
   case IO_ZERO:
     return backend_zero (b, io->count, io->offset, io->flags);
+  case IO_SHARE:
+    return backend_share (b, io->from, io->count, io->offset);
   case IO_EXTENTS:
     return backend_extents (b, io->count, io->offset, 0, io->extents);
   }

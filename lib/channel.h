@@ -19,7 +19,7 @@
 
 struct ev_loop;
 
-enum io_type { IO_READ, IO_WRITE, IO_ZERO, IO_EXTENTS };
+enum io_type { IO_READ, IO_WRITE, IO_ZERO, IO_SHARE, IO_EXTENTS };
 
 /* One request.  The caller owns the memory and keeps it until done is called,
  * which may free it or submit it again.
@@ -27,8 +27,9 @@ enum io_type { IO_READ, IO_WRITE, IO_ZERO, IO_EXTENTS };
 struct io {
   enum io_type type;
   void *buf;               /* IO_READ, IO_WRITE */
-  uint64_t count, offset;  /* bytes; IO_READ and IO_WRITE: at most 32 MiB,
-                            * IO_ZERO: at most 1 GiB, IO_EXTENTS: 3 GiB */
+  struct backend *from;    /* IO_SHARE, see backend.h's share */
+  uint64_t count, offset;  /* bytes; IO_READ, IO_WRITE and IO_SHARE: at most
+                            * 32 MiB, IO_ZERO: 1 GiB, IO_EXTENTS: 3 GiB */
   unsigned flags;          /* IO_ZERO: BACKEND_MAY_TRIM;
                             * IO_WRITE: BACKEND_BEHIND, after which the channel
                             * calls backend_behind */

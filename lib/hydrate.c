@@ -57,6 +57,7 @@ struct copy {
   uint64_t cost;      /* bytes of the threshold that it takes */
   uint64_t pos;       /* what lies before it is done */
   bool last_piece;    /* it owns the whole region that was cut */
+  bool shares;        /* the source's blocks, which are not read */
   int error;          /* an errno, or 0 */
   uint64_t incarnation; /* of the destination, when it was looked at */
   struct io io;
@@ -92,6 +93,7 @@ struct worker {
   uint64_t bytes;     /* of the threshold, in this worker */
 
   unsigned asked;     /* questions under way */
+  bool shares;        /* until the destination has refused that */
 
   struct copy *granted; /* owned, to be gone on with; under h->lock */
 };
@@ -417,6 +419,35 @@ stop_by_mode (struct copy *copy)
     stop_with_error (h);
 }
 
+static void was_read (struct io *io);
+
+static void
+read_source (struct copy *copy)
+{
+  const struct plan_range *range = &copy->range;
+
+  copy->io = (struct io){
+    .type = IO_READ, .buf = copy->buf, .offset = range->start,
+    .count = range->end - range->start, .done = was_read, .opaque = copy,
+  };
+  channel_submit (copy->w->from, &copy->io);
+}
+
+/* Copy it, as if nothing had been tried: a copy that fails says why. */
+static void
+share_failed (struct copy *copy, int error)
+{
+  struct worker *w = copy->w;
+
+  log_debug (w->h->log, LOG_HYDRATE, "hydrate: cannot share blocks with the "
+             "source: %s", strerror (error));
+  if (error != EINVAL)
+    w->shares = false;
+  copy->shares = false;
+  ownership_release (&w->h->clone->ownership, &copy->owner);
+  read_source (copy);
+}
+
 /* A run of what was invalid is written. */
 static void
 written (struct io *io)
@@ -425,6 +456,10 @@ written (struct io *io)
   struct clone *c = copy->w->h->clone;
   const uint64_t region_size = region_map_region_size (c->map);
 
+  if (io->error && io->type == IO_SHARE) {
+    share_failed (copy, io->error);
+    return;
+  }
   if (io->error)
     copy_failed (copy, c->dest, "write to destination", io->error);
   else if (!copy->range.cut) {
@@ -471,8 +506,9 @@ go_on (struct copy *copy)
   }
 
   copy->io = (struct io){
-    .type = range->zero ? IO_ZERO : IO_WRITE,
+    .type = range->zero ? IO_ZERO : copy->shares ? IO_SHARE : IO_WRITE,
     .buf = range->zero ? NULL : copy->buf + (copy->pos - range->start),
+    .from = copy->w->source,
     .offset = copy->pos, .count = n,
     .flags = range->zero ? BACKEND_MAY_TRIM : BACKEND_BEHIND,
     .done = written, .opaque = copy,
@@ -522,15 +558,11 @@ start_copy (struct worker *w, struct copy *copy)
   copy->pos = range->start;
   copy->last_piece = false;
   copy->error = 0;
-  if (range->zero) {
+  copy->shares = w->shares && !range->zero && !range->probe;
+  if (range->zero || copy->shares)
     own (copy, range->start, range->end);
-    return;
-  }
-  copy->io = (struct io){
-    .type = IO_READ, .buf = copy->buf, .offset = range->start,
-    .count = range->end - range->start, .done = was_read, .opaque = copy,
-  };
-  channel_submit (w->from, &copy->io);
+  else
+    read_source (copy);
 }
 
 /* ---- the source's extents, ahead of the plan ---- */
@@ -882,6 +914,7 @@ worker_init (struct hydrate *h, struct worker *w)
     log_error (h->log, "cannot create an event loop");
     return -1;
   }
+  w->shares = h->clone->dest->ops->share != NULL;
   w->from = channel_new (w->source, w->loop);
   w->to = channel_new (h->clone->dest, w->loop);
   if (w->from == NULL || w->to == NULL)

@@ -15,6 +15,7 @@
  *       |           unowned      nobody      run by run; each run becomes
  *       |                        else        valid when it is written
  *       +-- a hole of the source ---^
+ *       +-- blocks to be shared ----^ ---> refused: back to READING
  *
  * The source is read unowned, then the range is owned, looked at again, and
  * only what is still invalid is written: a client's write that came in between
@@ -24,6 +25,12 @@
  * Where the source knows its extents, they are asked for ahead of the plan, and
  * its holes become holes of the destination without being read.  So do copied
  * ranges that turn out to be all zeroes.
+ *
+ * Where source and destination are files of one file system that can let them
+ * share blocks (XFS, btrfs), nothing is read nor written: the destination gets
+ * the source's blocks, while the range is owned.  That is work for the file
+ * system only, as punching a hole is, so nobody's round trip is waited for.
+ * What cannot be shared, such as the disk's last bytes, is copied.
  *
  * A region larger than a batch is copied in pieces, and becomes valid when all
  * of them are in the destination.

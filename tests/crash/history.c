@@ -379,6 +379,8 @@ set_up_devices (struct history *h, uint64_t *seed)
 
   h->trims = mock_random (seed) % 4 != 0;
   mock_set_trim (d->dest, h->trims ? MOCK_TRIM_ZEROES : MOCK_TRIM_NOTHING);
+  if (mock_random (seed) % 3 == 0)
+    mock_set_share (d->dest, mock_random (seed) % 4, EINVAL);
   mock_set_delay (d->source, delays[mock_random (seed) % 4]);
   mock_set_delay (d->dest, delays[mock_random (seed) % 4]);
   mock_set_delay (d->meta, delays[mock_random (seed) % 4]);

@@ -81,6 +81,9 @@ struct mock {
   uint64_t versions;
 
   enum mock_trim trim;
+  unsigned share_refused;   /* each so many-th range is, 0: none is, */
+  int share_error;          /* with this */
+  unsigned shares;          /* calls */
   size_t max_extents;
   unsigned delay;
   uint64_t seed;
@@ -613,6 +616,33 @@ mock_pwrite (struct backend *b, const struct segment *seg, size_t n,
   return finish (m, begin (m, MOCK_PWRITE, seg, n, flags), pwrite_effect, &t);
 }
 
+/* The source does not change, and nothing of it is read by a call.  In the
+ * destination it is a write.
+ */
+static int
+mock_share (struct backend *b, struct backend *from, uint64_t count,
+            uint64_t offset)
+{
+  struct mock *m = (struct mock *)b;
+  const struct segment seg = {
+    ((struct mock *)from)->cache + offset, count, offset
+  };
+  int error = 0;
+
+  {
+    LOCK_FOR_SCOPE (&m->lock);
+
+    m->shares++;
+    if (m->share_refused && m->shares % m->share_refused == 0)
+      error = m->share_error;
+  }
+  if (error) {
+    errno = error;
+    return -1;
+  }
+  return mock_pwrite (b, &seg, 1, 0);
+}
+
 static void
 zero_effect (struct mock *m, int *error, void *opaque)
 {
@@ -880,6 +910,24 @@ mock_set_trim (struct mock *m, enum mock_trim trim)
 }
 
 void
+mock_set_share (struct mock *m, unsigned refused, int error)
+{
+  LOCK_FOR_SCOPE (&m->lock);
+
+  m->ops.share = mock_share;
+  m->share_refused = refused;
+  m->share_error = error;
+}
+
+unsigned
+mock_shares (struct mock *m)
+{
+  LOCK_FOR_SCOPE (&m->lock);
+
+  return m->shares;
+}
+
+void
 mock_set_max_extents (struct mock *m, size_t max)
 {
   LOCK_FOR_SCOPE (&m->lock);
@@ -1094,6 +1142,9 @@ channel_thread (void *opaque)
   case IO_ZERO:
     r = backend_zero (b, io->count, io->offset, io->flags);
     break;
+  case IO_SHARE:
+    r = backend_share (b, io->from, io->count, io->offset);
+    break;
   case IO_EXTENTS:
     r = backend_extents (b, io->count, io->offset, 0, io->extents);
     break;
@@ -1130,6 +1181,7 @@ mock_channel_submit (struct channel *channel, struct io *io)
   static const uint64_t max[] = {
     [IO_READ] = CHANNEL_MAX_TRANSFER, [IO_WRITE] = CHANNEL_MAX_TRANSFER,
     [IO_ZERO] = CHANNEL_MAX_ZERO, [IO_EXTENTS] = CHANNEL_MAX_EXTENTS,
+    [IO_SHARE] = CHANNEL_MAX_TRANSFER,
   };
 
   if (io->count > max[io->type])

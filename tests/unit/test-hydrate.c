@@ -3,6 +3,7 @@
  */
 
 /* Proves that hydration copies every region, holes as holes, within its limits;
+ * that blocks are shared where that is possible, and else copied;
  * that a client's write always wins against a copy; that it stops on errors of
  * the destination and at a pause, goes on when told, leaves out what the source
  * cannot read and comes back to it, and ends when the clone is durably
@@ -192,6 +193,58 @@ START_TEST (holes)
   from = mock_bytes_in (d->dest, MOCK_ZERO, 2 * M, 6 * M);
   to = mock_bytes_in (d->dest, MOCK_ZERO, 12 * M, 4 * M);
   ck_assert_uint_eq (from + to, 10 * M);
+}
+END_TEST
+
+/* Where the destination can share the source's blocks, data are not read, what
+ * clients have written stays, and holes are holes.
+ */
+START_TEST (shares)
+{
+  new_disk (16 * M + 1000, _i & 2 ? 4 * M : 64 * K, _i & 1);
+  make_hole (4 * M, 4 * M);
+  mock_set_share (d->dest, 0, 0);
+  must_write (1, 300 * K, M + 5);
+  mock_log_clear (d->log);
+  begin (&defaults, false);
+  check_complete ();
+  ck_assert_uint_eq (mock_bytes (d->source, MOCK_PREAD), 0);
+  ck_assert_uint_eq (mock_bytes_in (d->dest, MOCK_PWRITE, 4 * M, 4 * M), 0);
+  ck_assert_uint_ge (mock_shares (d->dest), 8);
+}
+END_TEST
+
+/* What cannot be shared is copied, and not what can. */
+START_TEST (shares_some)
+{
+  const uint64_t size = 16 * M;
+  uint64_t copied;
+
+  new_disk (size, _i & 2 ? 4 * M : 64 * K, _i & 1);
+  mock_set_share (d->dest, 4, EINVAL);
+  must_write (1, 64 * K, 8 * M);
+  mock_log_clear (d->log);
+  begin (&defaults, false);
+  check_complete ();
+  copied = mock_bytes (d->source, MOCK_PREAD);
+  ck_assert_uint_ge (copied, 3 * M);
+  ck_assert_uint_le (copied, 5 * M);
+}
+END_TEST
+
+/* When it says that nothing can be, it is not asked again. */
+START_TEST (shares_nothing)
+{
+  new_disk (16 * M, 64 * K, _i & 1);
+  mock_set_share (d->dest, 1, EOPNOTSUPP);
+  mock_log_clear (d->log);
+  begin (&(struct hydrate_settings){ .threshold = 4 * M, .batch = 64 * K },
+         false);
+  check_complete ();
+  /* But by what was under way, in the asynchronous mock. */
+  ck_assert_uint_le (mock_shares (d->dest), 64);
+  ck_assert_uint_ge (mock_shares (d->dest), 1);
+  ck_assert_uint_eq (mock_bytes (d->source, MOCK_PREAD), 16 * M);
 }
 END_TEST
 
@@ -424,17 +477,19 @@ run_writer (void *opaque)
   w->done = true;
 }
 
-/* The copier is writing to the destination, as owner: clients wait for that
+/* The copier is writing to the destination, or sharing, as owner: clients wait for that
  * write, and come after it.
  */
 START_TEST (copy_in_flight)
 {
   struct mock_gate *gate;
   struct mock_thread *thread;
-  struct writer w = { .trim = _i == 2 };
+  struct writer w = { .trim = _i % 3 == 2 };
 
   new_disk (128 * K, 64 * K, true);
-  w.count = _i ? 64 * K : 1000;
+  if (_i / 3)
+    mock_set_share (d->dest, 0, 0);
+  w.count = _i % 3 ? 64 * K : 1000;
   memset (model, w.trim ? 0 : 7, w.count);
   gate = mock_gate (d->dest, MOCK_PWRITE, 0, 64 * K, 1);
   begin (&defaults, false);
@@ -833,6 +888,9 @@ main (void)
   tcase_add_checked_fixture (tc, NULL, teardown);
   tcase_add_loop_test (tc, everything, 0, SHAPES * 4);
   tcase_add_loop_test (tc, holes, 0, 2);
+  tcase_add_loop_test (tc, shares, 0, 4);
+  tcase_add_loop_test (tc, shares_some, 0, 4);
+  tcase_add_loop_test (tc, shares_nothing, 0, 2);
   tcase_add_test (tc, unknown_zeroes);
   tcase_add_test (tc, extents_fail);
   tcase_add_test (tc, limits);
@@ -842,7 +900,7 @@ main (void)
   tcase_add_loop_test (tc, pause_and_resume, 0, 2);
   tcase_add_test (tc, threshold_of_zero);
   tcase_add_loop_test (tc, write_wins, 0, 4);
-  tcase_add_loop_test (tc, copy_in_flight, 0, 3);
+  tcase_add_loop_test (tc, copy_in_flight, 0, 6);
   tcase_add_test (tc, copier_waits_for_client);
   tcase_add_loop_test (tc, errors, 0, 4);
   tcase_add_loop_test (tc, bad_sector, 0, 9);

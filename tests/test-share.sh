@@ -1,0 +1,90 @@
+#!/bin/bash
+# nbdkit-clone
+# SPDX-License-Identifier: BSD-3-Clause
+
+# Proves that where source and destination are files of one XFS, the destination
+# shares the source's blocks; that clients' writes, before, meanwhile and after,
+# are in the destination and not in the source, and survive SIGKILL and a file
+# system that goes down as in a power cut; and that the destination needs the
+# source no more.
+
+. "$(dirname "$0")/functions.sh"
+
+requires_command mkfs.xfs xfs_io mount filefrag
+# mkfs.xfs makes none smaller than 300M.
+truncate -s 400M "$tmp/xfs"
+mkfs.xfs -q "$tmp/xfs"
+mkdir "$tmp/fs"
+mount -o loop "$tmp/xfs" "$tmp/fs" 2>/dev/null || skip "cannot mount an XFS"
+at_exit () { umount "$tmp/fs"; }
+
+nbdclone=$(program tools/nbdclone)
+src=$tmp/fs/src dest=$tmp/fs/dest
+# Its last bytes are no whole block.
+make_disk "$src" $(((64 << 20) + 1536))
+# A hole.
+fallocate -p -o 16M -l 8M "$src"
+sync -f "$src"
+cp "$src" "$tmp/model"
+cp "$src" "$tmp/untouched"
+
+# Bytes of the destination that it shares.
+shared ()
+{
+  filefrag -v "$dest" |
+    awk '/shared/ { gsub(/:/, "", $6); n += $6 * 4096 } END { print n + 0 }'
+}
+
+# Nothing is read, and next to nothing written.
+serve_clone "$src" destination="$dest" hydration=off
+$python "$srcdir/model.py" "$tmp/model" "$(uri clone)" --ops 50
+curl -sS --unix-socket "$tmp/clone.ctl" -X POST http://localhost/resume
+wait_complete
+stop clone
+same "$dest" "$tmp/model"
+same "$src" "$tmp/untouched"
+[ "$(shared)" -ge $((16 << 20)) ] || fail "only $(shared) bytes are shared"
+
+# It is killed amid sharing.
+fua=("$python" "$srcdir/fua-kill.py" "$tmp/model" "$(uri clone)")
+for region_size in 4K 2M; do
+  rm "$dest" "$dest.clone"
+  cp "$tmp/untouched" "$tmp/model"
+  for round in 1 2 3; do
+    serve_clone "$src" destination="$dest" region-size=$region_size \
+                hydration-rate=4M
+    "${fua[@]}" check
+    "${fua[@]}" kill "$(cat "$tmp/clone.pid")" $((40 * round)) --seed $round
+    kill9 clone
+  done
+  serve_clone "$src" destination="$dest"
+  "${fua[@]}" check
+  wait_complete
+  stop clone
+  same "$dest" "$tmp/model"
+  same "$src" "$tmp/untouched"
+  [ "$(shared)" -ge $((16 << 20)) ] || fail "only $(shared) bytes are shared"
+done
+
+# The file system forgets all that is not durable.
+for round in 1 2 3; do
+  rm "$dest" "$dest.clone"
+  cp "$tmp/untouched" "$tmp/model"
+  serve_clone "$src" destination="$dest" hydration-rate=8M
+  $python "$srcdir/model.py" "$tmp/model" "$(uri clone)" --ops 50 --seed $round
+  $python -m nbd -u "$(uri clone)" -c 'h.flush()'
+  xfs_io -x -c shutdown "$tmp/fs"
+  kill9 clone
+  umount "$tmp/fs"
+  mount -o loop "$tmp/xfs" "$tmp/fs"
+  "$nbdclone" check "$dest.clone"
+  serve_clone "$src" destination="$dest"
+  wait_complete
+  stop clone
+  same "$dest" "$tmp/model"
+  same "$src" "$tmp/untouched"
+done
+
+# The destination alone.
+rm "$src"
+same "$dest" "$tmp/model"
