@@ -254,24 +254,17 @@ file_flush (struct backend *b)
   return failed ();
 }
 
-static const struct backend_ops file_ops;
-
 /* XFS and btrfs can, within one file system, and whole blocks. */
 static int
 file_share (struct backend *b, struct backend *from, uint64_t count,
             uint64_t offset)
 {
-  struct file *f = to_file (b);
   struct file_clone_range range = {
-    .src_offset = offset, .src_length = count, .dest_offset = offset,
+    .src_fd = to_file (from)->fd, .src_offset = offset, .src_length = count,
+    .dest_offset = offset,
   };
 
-  if (from->ops != &file_ops || !from->is_file || !b->is_file) {
-    errno = EOPNOTSUPP;
-    return -1;
-  }
-  range.src_fd = to_file (from)->fd;
-  return ioctl (f->fd, FICLONERANGE, &range);
+  return ioctl (to_file (b)->fd, FICLONERANGE, &range);
 }
 
 static void

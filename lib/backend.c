@@ -181,6 +181,12 @@ backend_flush (struct backend *b)
   return b->ops->flush (b);
 }
 
+bool
+backend_can_share (const struct backend *b, const struct backend *from)
+{
+  return b->ops->share && b->is_file && from->is_file;
+}
+
 int
 backend_share (struct backend *b, struct backend *from, uint64_t count,
                uint64_t offset)
@@ -189,10 +195,7 @@ backend_share (struct backend *b, struct backend *from, uint64_t count,
     return 0;
   if (check_writable (b) == -1)
     return -1;
-  if (b->ops->share)
-    return b->ops->share (b, from, count, offset);
-  errno = EOPNOTSUPP;
-  return -1;
+  return b->ops->share (b, from, count, offset);
 }
 
 void

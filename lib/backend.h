@@ -114,7 +114,7 @@ struct backend_ops {
    * it: both have the same blocks until one is written to.  Fails, with the
    * range's content not changed or already the new one, with EINVAL where this
    * range cannot be shared, and with another errno where probably none can.
-   * NULL where that is always so.
+   * Both are files.  NULL where this is never possible.
    */
   int (*share) (struct backend *b, struct backend *from, uint64_t count,
                 uint64_t offset);
@@ -237,6 +237,9 @@ extern int backend_zero (struct backend *b, uint64_t count, uint64_t offset,
 extern int backend_trim (struct backend *b, uint64_t count, uint64_t offset,
                          unsigned flags);
 extern int backend_flush (struct backend *b);
+/* False where backend_share is not to be called at all. */
+extern bool backend_can_share (const struct backend *b,
+                               const struct backend *from);
 extern int backend_share (struct backend *b, struct backend *from,
                           uint64_t count, uint64_t offset);
 extern void backend_behind (struct backend *b);

@@ -59,8 +59,8 @@
 /* Smaller pieces are left to the kernel, which may join them with others. */
 #define BEHIND_MIN (UINT64_C (64) << 10)
 
-/* Enough for BEHIND_BYTES of the smallest, and for many more that wait.  What finds
- * no place is left to the kernel.
+/* Enough for BEHIND_BYTES of the smallest, and for many more that wait.  What
+ * finds no place is left to the kernel.
  */
 #define BEHIND_WINDOWS 512
 
@@ -93,8 +93,8 @@ extern void behind_destroy (struct behind *bh);
 extern void behind_wrote (struct behind *bh, uint64_t count, uint64_t offset);
 
 /* When enough waits, start it, and wait for what must go: no more than there is
- * now, whatever others add.  The caller may have to wait for the device, so it must hold
- * nothing that others want.
+ * now, whatever others add.  The caller may have to wait for the device, so it
+ * must hold nothing that others want.
  */
 extern void behind_run (struct behind *bh);
 

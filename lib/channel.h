@@ -27,7 +27,7 @@ enum io_type { IO_READ, IO_WRITE, IO_ZERO, IO_SHARE, IO_EXTENTS };
 struct io {
   enum io_type type;
   void *buf;               /* IO_READ, IO_WRITE */
-  struct backend *from;    /* IO_SHARE, see backend.h's share */
+  struct backend *from;    /* IO_SHARE, where backend_can_share */
   uint64_t count, offset;  /* bytes; IO_READ, IO_WRITE and IO_SHARE: at most
                             * 32 MiB, IO_ZERO: 1 GiB, IO_EXTENTS: 3 GiB */
   unsigned flags;          /* IO_ZERO: BACKEND_MAY_TRIM;

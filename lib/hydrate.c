@@ -506,13 +506,21 @@ go_on (struct copy *copy)
   }
 
   copy->io = (struct io){
-    .type = range->zero ? IO_ZERO : copy->shares ? IO_SHARE : IO_WRITE,
-    .buf = range->zero ? NULL : copy->buf + (copy->pos - range->start),
-    .from = copy->w->source,
-    .offset = copy->pos, .count = n,
-    .flags = range->zero ? BACKEND_MAY_TRIM : BACKEND_BEHIND,
-    .done = written, .opaque = copy,
+    .offset = copy->pos, .count = n, .done = written, .opaque = copy,
   };
+  if (range->zero) {
+    copy->io.type = IO_ZERO;
+    copy->io.flags = BACKEND_MAY_TRIM;
+  }
+  else if (copy->shares) {
+    copy->io.type = IO_SHARE;
+    copy->io.from = copy->w->source;
+  }
+  else {
+    copy->io.type = IO_WRITE;
+    copy->io.buf = copy->buf + (copy->pos - range->start);
+    copy->io.flags = BACKEND_BEHIND;
+  }
   if (!commit_may_set (&c->commit)) {
     stop_by_mode (copy);
     finish_range (copy);
@@ -914,7 +922,7 @@ worker_init (struct hydrate *h, struct worker *w)
     log_error (h->log, "cannot create an event loop");
     return -1;
   }
-  w->shares = h->clone->dest->ops->share != NULL;
+  w->shares = backend_can_share (h->clone->dest, w->source);
   w->from = channel_new (w->source, w->loop);
   w->to = channel_new (h->clone->dest, w->loop);
   if (w->from == NULL || w->to == NULL)

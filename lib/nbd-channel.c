@@ -182,7 +182,7 @@ start_piece (struct transfer *t)
     t->req.count = MIN (left, t->as_data ? nbd_zeroes_limit (n)
                         : NBD_MAX_RANGE);
     break;
-  case IO_SHARE: /* see nbd_channel_submit */
+  case IO_SHARE: /* an export is no file */
     __builtin_unreachable ();
   case IO_EXTENTS:
     t->req.type = NBD_REQ_EXTENTS;
@@ -409,10 +409,6 @@ nbd_channel_submit (struct channel *channel, struct io *io)
 
   if (n->b.readonly && (io->type == IO_WRITE || io->type == IO_ZERO)) {
     finish_later (ch, io, EPERM);
-    return;
-  }
-  if (io->type == IO_SHARE) {
-    finish_later (ch, io, EOPNOTSUPP);
     return;
   }
   if (io->type == IO_EXTENTS && !n->b.knows_extents) {

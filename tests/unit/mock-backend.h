@@ -125,7 +125,8 @@ extern const uint8_t *mock_durable (struct mock *m);
 enum mock_trim { MOCK_TRIM_ZEROES, MOCK_TRIM_NOTHING, MOCK_TRIM_GARBAGE };
 extern void mock_set_trim (struct mock *m, enum mock_trim trim);
 /* It can share blocks with other mocks: a MOCK_PWRITE of what they hold, without
- * a call of theirs.  Each so many-th range is refused with this errno; 0: none is.
+ * a call of theirs.  Each so many-th range is refused with this errno; 0: none
+ * is.
  */
 extern void mock_set_share (struct mock *m, unsigned refused, int error);
 /* How many ranges it was asked to share. */

@@ -477,8 +477,8 @@ run_writer (void *opaque)
   w->done = true;
 }
 
-/* The copier is writing to the destination, or sharing, as owner: clients wait for that
- * write, and come after it.
+/* The copier is writing to the destination, or sharing, as owner: clients wait
+ * for that write, and come after it.
  */
 START_TEST (copy_in_flight)
 {
