@@ -28,48 +28,55 @@ sync -f "$src"
 cp "$src" "$tmp/model"
 cp "$src" "$tmp/untouched"
 
-# Bytes of the destination that it shares.
-shared ()
+begin_anew ()
 {
-  filefrag -v "$dest" |
-    awk '/shared/ { gsub(/:/, "", $6); n += $6 * 4096 } END { print n + 0 }'
+  rm "$dest" "$dest.clone"
+  cp "$tmp/untouched" "$tmp/model"
+}
+
+ends_well ()
+{
+  wait_complete
+  stop clone
+  same "$dest" "$tmp/model"
+  same "$src" "$tmp/untouched"
+}
+
+shares_much ()
+{
+  local bytes
+  bytes=$(filefrag -v "$dest" |
+    awk '/shared/ { gsub(/:/, "", $6); n += $6 * 4096 } END { print n + 0 }')
+  [ "$bytes" -ge $((16 << 20)) ] || fail "only $bytes bytes are shared"
 }
 
 # Nothing is read, and next to nothing written.
 serve_clone "$src" destination="$dest" hydration=off
 $python "$srcdir/model.py" "$tmp/model" "$(uri clone)" --ops 50
-curl -sS --unix-socket "$tmp/clone.ctl" -X POST http://localhost/resume
-wait_complete
-stop clone
-same "$dest" "$tmp/model"
-same "$src" "$tmp/untouched"
-[ "$(shared)" -ge $((16 << 20)) ] || fail "only $(shared) bytes are shared"
+control POST /resume
+ends_well
+shares_much
 
 # It is killed amid sharing.
 fua=("$python" "$srcdir/fua-kill.py" "$tmp/model" "$(uri clone)")
-for region_size in 4K 2M; do
-  rm "$dest" "$dest.clone"
-  cp "$tmp/untouched" "$tmp/model"
+args=("$src" destination="$dest" hydration-batch-size=256K)
+for region_size in 4K 512K; do
+  begin_anew
   for round in 1 2 3; do
-    serve_clone "$src" destination="$dest" region-size=$region_size \
-                hydration-rate=4M
+    serve_clone "${args[@]}" region-size=$region_size hydration-rate=4M
     "${fua[@]}" check
     "${fua[@]}" kill "$(cat "$tmp/clone.pid")" $((40 * round)) --seed $round
     kill9 clone
   done
-  serve_clone "$src" destination="$dest"
+  serve_clone "${args[@]}"
   "${fua[@]}" check
-  wait_complete
-  stop clone
-  same "$dest" "$tmp/model"
-  same "$src" "$tmp/untouched"
-  [ "$(shared)" -ge $((16 << 20)) ] || fail "only $(shared) bytes are shared"
+  ends_well
+  shares_much
 done
 
 # The file system forgets all that is not durable.
 for round in 1 2 3; do
-  rm "$dest" "$dest.clone"
-  cp "$tmp/untouched" "$tmp/model"
+  begin_anew
   serve_clone "$src" destination="$dest" hydration-rate=8M
   $python "$srcdir/model.py" "$tmp/model" "$(uri clone)" --ops 50 --seed $round
   $python -m nbd -u "$(uri clone)" -c 'h.flush()'
@@ -79,10 +86,7 @@ for round in 1 2 3; do
   mount -o loop "$tmp/xfs" "$tmp/fs"
   "$nbdclone" check "$dest.clone"
   serve_clone "$src" destination="$dest"
-  wait_complete
-  stop clone
-  same "$dest" "$tmp/model"
-  same "$src" "$tmp/untouched"
+  ends_well
 done
 
 # The destination alone.
