@@ -36,6 +36,11 @@
 
 #define MAX_WORKERS 4
 
+/* For choose_batch. */
+#define REQUESTS_SERVED 16
+#define SMALLEST_CHOICE (UINT64_C (512) << 10)
+#define LARGEST_CHOICE (UINT64_C (1) << 20)
+
 /* Ranges under way in one worker, holes included, which take no buffer. */
 #define MAX_COPIES 64
 
@@ -954,6 +959,33 @@ worker_undo (struct worker *w)
 
 /* ---- public functions ---- */
 
+/* As many workers as processors can help, and no more than the source has
+ * connections to spare.
+ */
+static unsigned
+choose_workers (struct backend *source)
+{
+  const long processors = sysconf (_SC_NPROCESSORS_ONLN);
+  unsigned n = MIN (MAX (processors, 1), MAX_WORKERS);
+
+  if (source->ops->connections)
+    n = MIN (n, MAX (backend_connections (source) / 2, 1u));
+  return n;
+}
+
+/* As many copies as a server works on at once fill the threshold: nbdkit and
+ * qemu-nbd take 16 requests from each connection, of which each worker has one.
+ * Smaller copies overlap more, and their buffers are sooner there; below
+ * SMALLEST_CHOICE the requests themselves begin to count.
+ */
+static uint64_t
+choose_batch (uint64_t threshold, unsigned workers)
+{
+  const uint64_t share = threshold / (workers * REQUESTS_SERVED);
+
+  return share >= LARGEST_CHOICE ? LARGEST_CHOICE : SMALLEST_CHOICE;
+}
+
 struct hydrate *
 hydrate_new (struct clone *c, const struct hydrate_settings *settings,
              bool paused, const struct log *log)
@@ -966,6 +998,9 @@ hydrate_new (struct clone *c, const struct hydrate_settings *settings,
   h->log = log;
   h->settings = *settings;
   h->paused = paused;
+  h->nr_workers = c->source ? choose_workers (c->source) : 1;
+  if (h->settings.batch == HYDRATE_BATCH_DEFAULT)
+    h->settings.batch = choose_batch (settings->threshold, h->nr_workers);
   pthread_mutex_init (&h->lock, NULL);
   plan_init (&h->plan, c->map, c->source && c->source->knows_extents);
   h->valid_then = region_map_bytes_valid (c->map);
@@ -1008,20 +1043,6 @@ clone_became_complete (void *opaque)
   wake_all (h);
 }
 
-/* As many workers as processors can help, and no more than the source has
- * connections to spare.
- */
-static unsigned
-choose_workers (struct backend *source)
-{
-  const long processors = sysconf (_SC_NPROCESSORS_ONLN);
-  unsigned n = MIN (MAX (processors, 1), MAX_WORKERS);
-
-  if (source->ops->connections)
-    n = MIN (n, MAX (backend_connections (source) / 2, 1u));
-  return n;
-}
-
 int
 hydrate_start (struct hydrate *h)
 {
@@ -1030,7 +1051,6 @@ hydrate_start (struct hydrate *h)
 
   if (source == NULL)
     return 0;
-  h->nr_workers = choose_workers (source);
   clone_source_put (h->clone);
 
   for (unsigned i = 0; i < h->nr_workers && r == 0; ++i)

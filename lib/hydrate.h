@@ -54,7 +54,7 @@
 #include "plan.h"
 
 #define HYDRATE_THRESHOLD_DEFAULT (UINT64_C (16) << 20)
-#define HYDRATE_BATCH_DEFAULT (UINT64_C (1) << 20)
+#define HYDRATE_BATCH_DEFAULT 0 /* hydrate_new chooses */
 #define HYDRATE_THRESHOLD_MAX (UINT64_C (1) << 30)
 #define HYDRATE_BATCH_MIN (UINT64_C (4) << 10)
 #define HYDRATE_BATCH_MAX (UINT64_C (32) << 20)
@@ -67,7 +67,8 @@ struct hydrate_settings {
   uint64_t rate;      /* bytes of data read a second; 0: no limit */
   uint64_t threshold; /* most bytes being copied at once, up to
                        * HYDRATE_THRESHOLD_MAX; 0: stop */
-  uint64_t batch;     /* largest single copy, HYDRATE_BATCH_MIN.._MAX */
+  uint64_t batch;     /* largest single copy, HYDRATE_BATCH_MIN.._MAX, or
+                       * HYDRATE_BATCH_DEFAULT for hydrate_new */
   bool access;        /* what clients read, and what follows it, comes first */
 };
 

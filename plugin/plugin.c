@@ -348,7 +348,7 @@ clone_config_complete (void)
   "region-size=<SIZE>               4K to 1G, a power of two [auto].\n" \
   "hydration=on|off                 Copy in the background [on].\n"     \
   "hydration-threshold=<SIZE>       Most being copied at once [16M].\n" \
-  "hydration-batch-size=<SIZE>      Largest single copy [1M].\n"         \
+  "hydration-batch-size=<SIZE>      Largest single copy [auto].\n"      \
   "hydration-rate=<SIZE>            Bytes a second, 0 for no limit [0].\n" \
   "hydration-priority=access|sequential  What comes first [access].\n" \
   "copy-on-read=true|false          Keep what clients read [false].\n"  \

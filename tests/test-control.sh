@@ -152,3 +152,11 @@ stop clone
 # Without control= there is none, and an address needs a token.
 refused 'control-token|loopback' "$tmp/src" destination="$tmp/dest2" \
         control=0.0.0.0:10809
+
+# One connection to the source: larger copies, to fill a long link.
+stop src
+rm "$tmp/dest" "$tmp/dest.clone"
+serve src --filter=multi-conn file "$tmp/src" multi-conn-mode=disable
+serve_clone "$(uri src)" destination="$tmp/dest" hydration=off
+status_is '.settings."hydration-batch-size" == 1048576'
+stop clone

@@ -64,7 +64,7 @@ setup (void)
   const struct superblock sb = { .size = DISK_SIZE, .region_size = REGION };
   const struct clone_options options = { .discard_passdown = true };
   const struct hydrate_settings settings = {
-    .threshold = HYDRATE_THRESHOLD_DEFAULT, .batch = HYDRATE_BATCH_DEFAULT,
+    .threshold = HYDRATE_THRESHOLD_DEFAULT, .batch = 1048576,
   };
   struct metadata *md;
 

@@ -307,23 +307,53 @@ START_TEST (threshold_is_reached)
   const struct hydrate_settings small = {
     .threshold = M, .batch = 64 * K
   };
-  const struct hydrate_settings *s = _i ? &defaults : &small;
-  const unsigned copies = s->threshold / s->batch, all = 2 * copies;
-  CLEANUP_FREE struct mock_gate **gate = calloc (all, sizeof *gate);
+  struct hydrate_settings s = _i ? defaults : small;
+  CLEANUP_FREE struct mock_gate **gate = NULL;
+  unsigned copies, all;
 
-  new_disk (2 * s->threshold, 64 * K, true);
+  new_disk (2 * s.threshold, 64 * K, true);
+  begin (&s, true);
+  hydrate_get_settings (h, &s);
+  copies = s.threshold / s.batch;
+  all = 2 * copies;
+  gate = calloc (all, sizeof *gate);
   for (unsigned i = 0; i < all; ++i)
     gate[i] = mock_gate (d->source, MOCK_PREAD, MOCK_ANYWHERE, 1);
-  begin (s, false);
+  hydrate_resume (h);
   /* The latest gate is the first that a call finds. */
   for (unsigned i = 0; i < copies - 3; ++i)
     mock_gate_wait (gate[all - 1 - i]);
   mock_settle ();
-  ck_assert_uint_ge (mock_max_reading (d->source), (copies - 3) * s->batch);
-  ck_assert_uint_le (mock_max_reading (d->source), s->threshold);
+  ck_assert_uint_ge (mock_max_reading (d->source), (copies - 3) * s.batch);
+  ck_assert_uint_le (mock_max_reading (d->source), s.threshold);
   for (unsigned i = 0; i < all; ++i)
     mock_gate_open (gate[i]);
   check_complete ();
+}
+END_TEST
+
+/* The batch that is chosen for users who set none fits the threshold, with
+ * one worker as with four.
+ */
+START_TEST (batch_is_chosen)
+{
+  static const struct {
+    uint64_t threshold, batch;
+  } expected[] = {
+    { M, 512 * K }, { 8 * M, 512 * K }, { 64 * M, M }, { 1024 * M, M },
+  };
+
+  new_disk (M, 64 * K, true);
+  for (size_t i = 0; i < sizeof expected / sizeof expected[0]; ++i) {
+    struct hydrate_settings s = defaults;
+
+    s.threshold = expected[i].threshold;
+    begin (&s, true);
+    hydrate_get_settings (h, &s);
+    ck_assert_uint_eq (s.threshold, expected[i].threshold);
+    ck_assert_uint_eq (s.batch, expected[i].batch);
+    stop ();
+  }
 }
 END_TEST
 
@@ -895,6 +925,7 @@ main (void)
   tcase_add_test (tc, extents_fail);
   tcase_add_test (tc, limits);
   tcase_add_loop_test (tc, threshold_is_reached, 0, 2);
+  tcase_add_test (tc, batch_is_chosen);
   tcase_add_test (tc, large_regions);
   tcase_add_test (tc, rate);
   tcase_add_loop_test (tc, pause_and_resume, 0, 2);
