@@ -291,6 +291,26 @@ def settle(path):
         os.close(fd)
 
 
+def forget(path):
+    """Settle a file, and drop it from the page cache."""
+    settle(path)
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+
+
+def have_memory(size):
+    """Have so many bytes of free memory that the host has really provided.
+
+    To a virtual machine it may do so only when memory is written to, and take
+    back soon what is free.
+    """
+    memory = bytearray(b"x") * size
+    del memory
+
+
 def until(condition, what):
     deadline = time.monotonic() + PATIENCE
     while not condition():

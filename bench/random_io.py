@@ -5,7 +5,7 @@
 
 from experiment import Experiment
 from figures import Line, at_least
-from lab import MIB, fio, settle
+from lab import MIB, fio, forget, have_memory, settle
 
 DEEP = "--iodepth=16"
 
@@ -82,10 +82,13 @@ def p4(lab):
     size = (64 if lab.quick else 256) * MIB
     disk = lab.disk("small", size)
     line = Line("source at 10 ms RTT", "k/s", "complete clone", at_least(0.8))
+    cached = Line("source at 10 ms RTT, page cache", "k/s", "complete clone",
+                  None)
     complete = complete_clone(lab, disk)
 
     def write_all(server):
         """Each block once."""
+        have_memory(2 * size)
         job = fio(lab, server, "--rw=randwrite", DEEP, f"--size={size}")
         return rate(job, "write")
 
@@ -94,13 +97,22 @@ def p4(lab):
             settle(complete)
             destination = lab.fresh(".raw")
             with lab.clone(source, destination, "hydration=off") as server:
-                line.clone.append(write_all(server))
+                figure = write_all(server)
+                line.clone.append(figure)
+                cached.clone.append(figure)
             lab.remove(destination)
 
         def complete_clone_again():
-            settle(complete)
+            """As hydration leaves it: nothing of it is in the page cache."""
+            forget(complete)
             with lab.clone(source, complete) as server:
                 line.peer.append(write_all(server))
 
-        yield Experiment([line], [unhydrated, complete_clone_again])
+        def complete_clone_in_page_cache():
+            settle(complete)
+            with lab.clone(source, complete) as server:
+                cached.peer.append(write_all(server))
+
+        yield Experiment([line, cached], [unhydrated, complete_clone_again,
+                                          complete_clone_in_page_cache])
     lab.remove(complete)
