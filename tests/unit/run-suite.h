@@ -2,14 +2,28 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* What main of every unit test ends with. */
+/* What main of every unit test ends with, and what the tool that it runs under
+ * means to a test.
+ */
 
 #ifndef UNIT_RUN_SUITE_H
 #define UNIT_RUN_SUITE_H
 
+#include <stdbool.h>
 #include <stdlib.h>
 
 #include <check.h>
+
+/* Does the test run under a tool that makes everything slow (see tests/under)?
+ * Then a part of what it tries without one will do.
+ */
+static inline bool
+is_under_tool (void)
+{
+  const char *tool = getenv ("CLONE_TOOL");
+
+  return tool && *tool;
+}
 
 /* Run the suite, free it, and return the exit status. */
 static inline int

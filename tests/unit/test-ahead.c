@@ -240,7 +240,7 @@ END_TEST
  */
 START_TEST (any_order)
 {
-  const uint64_t size = 300 * G + 4 * K, stretch = 4 * M << _i % 10;
+  const uint64_t size = 100 * G + 4 * K, stretch = 4 * M << _i % 10;
   struct ahead_question *asked[AHEAD_QUESTIONS], *q;
   unsigned n = 0, steps = 0, restarts = 0;
   uint64_t pos = 0, known, to;

@@ -656,31 +656,36 @@ make_store_to_damage (void)
               (uint64_t)REGIONS - 1);
 }
 
-/* Every flipped bit.  In the bitmap it must be refused. */
+/* Every flipped bit, or under a tool every seventh.  In the bitmap it must be
+ * refused.
+ */
 START_TEST (flip_every_bit)
 {
-  unsigned refused = 0;
+  const unsigned step = is_under_tool () ? 7 : 1;
+  unsigned tried = 0, in_bitmap = 0, refused = 0;
 
   make_store_to_damage ();
-  for (unsigned bit = 0; bit < STORE * 8; ++bit) {
+  for (unsigned bit = 0; bit < STORE * 8; bit += step) {
     uint8_t byte = mock_content (meta)[bit / 8] ^ 1 << bit % 8;
     struct found f;
 
     mock_fill (meta, &byte, 1, bit / 8);
     f = look (meta);
     check_harmless (&f);
+    ++tried;
     refused += !f.opens;
     ck_assert_int_eq (f.presence, METADATA_PRESENT);
     if (bit / 8 >= 8192 && bit / 8 < 8192 + 3 * 512) {
+      ++in_bitmap;
       ck_assert (!f.opens);
       ck_assert_ptr_nonnull (strstr (mock_last_error (), "metadata"));
     }
     byte ^= 1 << bit % 8;
     mock_fill (meta, &byte, 1, bit / 8);
   }
-  ck_assert_uint_eq (refused, 3 * 512 * 8);
+  ck_assert_uint_eq (refused, in_bitmap);
   printf ("damage: %u bits flipped, one by one: %u refused, the others "
-          "harmless\n", STORE * 8, refused);
+          "harmless\n", tried, refused);
 }
 END_TEST
 
