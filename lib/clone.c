@@ -209,6 +209,14 @@ clone_background_commit (struct clone *c)
   return 0;
 }
 
+/* For hydration's pace; so not where that is over. */
+static void
+count_request (struct clone *c)
+{
+  if (!atomic_load_explicit (&c->source_dropped, memory_order_relaxed))
+    atomic_fetch_add_explicit (&c->requests, 1, memory_order_relaxed);
+}
+
 /* The regions that a range of bytes touches. */
 static void
 regions_of (const struct clone *c, uint64_t start, uint64_t end,
@@ -596,6 +604,7 @@ clone_pread (struct clone *c, void *buf, uint32_t count, uint64_t offset)
   uint64_t incarnation;
   int r;
 
+  count_request (c);
   do {
     incarnation = commit_incarnation (&c->commit);
     r = read_once (c, incarnation, buf, count, offset);
@@ -804,6 +813,7 @@ change (struct clone *c, struct change *ch, uint32_t count)
   const bool commit = wants_commit (c, count, ch->offset, &ch->flags);
   uint64_t incarnation;
 
+  count_request (c);
   do {
     incarnation = commit_incarnation (&c->commit);
     if (change_once (c, ch, ch->offset + count) == -1)

@@ -73,6 +73,11 @@ struct clone {
   struct backend *source;      /* NULL when it is closed */
   unsigned source_users;       /* it is closed when this becomes 0 */
   _Atomic bool source_dropped; /* the clone's own use has ended */
+
+  /* Reads and changes that clients have begun, until the source is dropped.
+   * Here, far from what each of them looks at, because they all write to it.
+   */
+  _Atomic uint64_t requests;
 };
 
 /* One of the clone's clients: what it has been told.  See clone_flush. */

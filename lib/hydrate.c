@@ -64,6 +64,7 @@ struct copy {
   bool last_piece;    /* it owns the whole region that was cut */
   bool shares;        /* the source's blocks, which are not read */
   int error;          /* an errno, or 0 */
+  double asked;       /* when the source was */
   uint64_t incarnation; /* of the destination, when it was looked at */
   struct io io;
   struct owner owner;
@@ -163,6 +164,17 @@ stop_with_error (struct hydrate *h)
   }
   if (h->on_end)
     h->on_end (h->on_end_opaque);
+}
+
+/* The largest copy that settings allow now. */
+static uint64_t
+batch_size (const struct hydrate_settings *s)
+{
+  uint64_t batch = MIN (s->batch, s->threshold);
+
+  if (s->rate)
+    batch = MIN (batch, (uint64_t)(s->rate * RATE_SLICE));
+  return MAX (batch, HYDRATE_BATCH_MIN);
 }
 
 /* ---- one range ---- */
@@ -435,6 +447,7 @@ read_source (struct copy *copy)
     .type = IO_READ, .buf = copy->buf, .offset = range->start,
     .count = range->end - range->start, .done = was_read, .opaque = copy,
   };
+  copy->asked = monotonic_seconds ();
   channel_submit (copy->w->from, &copy->io);
 }
 
@@ -534,6 +547,20 @@ go_on (struct copy *copy)
   channel_submit (copy->w->to, &copy->io);
 }
 
+/* Tell the pace how long that took. */
+static void
+time_copy (const struct copy *copy)
+{
+  struct hydrate *h = copy->w->h;
+  const double now = monotonic_seconds ();
+  const uint64_t requests = atomic_load_explicit (&h->clone->requests,
+                                                  memory_order_relaxed);
+  LOCK_FOR_SCOPE (&h->lock);
+
+  pace_was_copied (&h->pace, copy->io.count, now - copy->asked, requests, now,
+                   batch_size (&h->settings), h->settings.threshold);
+}
+
 /* The source's bytes have come. */
 static void
 was_read (struct io *io)
@@ -551,6 +578,7 @@ was_read (struct io *io)
     end_copy (copy);
     return;
   }
+  time_copy (copy);
   if (range->probe) {
     end_copy (copy);
     return;
@@ -642,17 +670,6 @@ ask_extents (struct worker *w)
 /* ---- how much at once ---- */
 
 enum next { NEXT_RANGE, NEXT_WAIT, NEXT_LATER, NEXT_END };
-
-/* The largest copy that settings allow now. */
-static uint64_t
-batch_size (const struct hydrate_settings *s)
-{
-  uint64_t batch = MIN (s->batch, s->threshold);
-
-  if (s->rate)
-    batch = MIN (batch, (uint64_t)(s->rate * RATE_SLICE));
-  return MAX (batch, HYDRATE_BATCH_MIN);
-}
 
 /* Is there room for another batch, in all and in this worker's share?  A lone
  * copy always has room.

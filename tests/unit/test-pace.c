@@ -15,6 +15,7 @@
 
 #include "mock-backend.h"
 #include "pace.h"
+#include "rounding.h"
 #include "run-suite.h"
 
 #define K UINT64_C (1024)
@@ -108,7 +109,7 @@ START_TEST (forgets)
   was_read (&p, 0.001, now);
   for (unsigned i = 0; i < 3 * PACE_MEMORY * 100; ++i)
     was_read (&p, 0.05, now += 0.01);
-  ck_assert_uint_gt (p.window, BATCH);
+  ck_assert_uint_gt (p.reads.size, BATCH);
 }
 END_TEST
 
@@ -126,6 +127,99 @@ START_TEST (long_reads)
 }
 END_TEST
 
+/* Hydration's own reads, of which one takes so long by itself, and which come
+ * out of the source one each time `each'; clients make so many requests a
+ * second.  The window after so many seconds.
+ */
+static uint64_t
+copies (struct pace *p, double by_itself, double each, uint64_t requests,
+        double seconds)
+{
+  double now = 1000;
+
+  while (now < 1000 + seconds) {
+    const double under_way = (double)window_at (p, now) / BATCH;
+    const double took = MAX (by_itself, under_way * each);
+
+    now += MAX (each, took / under_way);
+    pace_was_copied (p, BATCH, took, requests * (now - 1000), now, BATCH,
+                     THRESHOLD);
+  }
+  return window_at (p, now);
+}
+
+/* From a near source, where one copy keeps it busy, two at most; from a far one
+ * as many as fill the link, and not many more; and all that is allowed while
+ * clients are not busy.
+ */
+START_TEST (busy_clients)
+{
+  struct pace p = { 0 };
+  uint64_t w = copies (&p, 0.0004, 0.0004, 2 * PACE_BUSY, 5);
+
+  ck_assert_uint_le (w, 5 * BATCH / 2);
+
+  p = (struct pace){ 0 };
+  w = copies (&p, 0.01, 0.0004, 2 * PACE_BUSY, 5);
+  ck_assert_uint_ge (w, 25 * BATCH);
+  ck_assert_uint_le (w, 55 * BATCH);
+
+  p = (struct pace){ 0 };
+  w = copies (&p, 0.0004, 0.0004, PACE_BUSY / 2, 5);
+  ck_assert_uint_eq (w, THRESHOLD);
+
+  /* They were busy, and are so no more. */
+  p = (struct pace){ 0 };
+  copies (&p, 0.0004, 0.0004, 2 * PACE_BUSY, 5);
+  ck_assert_uint_lt (window_at (&p, 1005), 3 * BATCH);
+  for (double now = 1005; now < 1005 + 2 * PACE_IDLE; now += 0.01)
+    pace_was_copied (&p, BATCH, 0.01, 10 * PACE_BUSY, now, BATCH, THRESHOLD);
+  ck_assert_uint_eq (window_at (&p, 1005 + 2 * PACE_IDLE), THRESHOLD);
+}
+END_TEST
+
+/* A copy of less than a batch says nothing, and neither does one that began
+ * before hydration got out of the way, or before the window became smaller.
+ */
+START_TEST (copies_that_do_not_count)
+{
+  struct pace p = { 0 };
+  double now = 1000;
+  uint64_t requests = 0;
+
+  pace_was_copied (&p, BATCH, 0.1, 0, now, BATCH, THRESHOLD);
+  pace_was_copied (&p, BATCH - 1, 0.1, requests += 1000, now += 0.1, BATCH,
+                   THRESHOLD);
+  ck_assert_uint_eq (window_at (&p, now), THRESHOLD);
+  /* The first of all, and others that were under way with it. */
+  for (unsigned i = 0; i < 100; ++i) {
+    pace_was_copied (&p, BATCH, 0.2, requests += 1000, now += 0.001, BATCH,
+                     THRESHOLD);
+    ck_assert_uint_eq (window_at (&p, now), BATCH);
+  }
+  now += 0.1;
+  for (unsigned i = 0; i <= PACE_PROBE; ++i) {
+    ck_assert_uint_eq (window_at (&p, now), BATCH);
+    pace_was_copied (&p, BATCH, 0.01, requests += 1000, now += 0.01, BATCH,
+                     THRESHOLD);
+  }
+  ck_assert_uint_eq (window_at (&p, now), THRESHOLD);
+
+  /* Four that were late together count as one. */
+  for (unsigned i = 0; i < 4; ++i)
+    pace_was_copied (&p, BATCH, 0.021, requests += 1000, now, BATCH, THRESHOLD);
+  ck_assert_uint_eq (window_at (&p, now), THRESHOLD / 4 * 3);
+  pace_was_copied (&p, BATCH, 0.021, requests += 1000, now += 0.022, BATCH,
+                   THRESHOLD);
+  ck_assert_uint_eq (window_at (&p, now), THRESHOLD / 16 * 9);
+
+  /* Another batch takes another time: begin again. */
+  pace_was_copied (&p, 2 * BATCH, 0.021, requests += 1000, now += 0.001,
+                   2 * BATCH, THRESHOLD);
+  ck_assert_uint_eq (pace_window (&p, now, 2 * BATCH, THRESHOLD), 2 * BATCH);
+}
+END_TEST
+
 int
 main (void)
 {
@@ -137,6 +231,8 @@ main (void)
   tcase_add_test (tc, settles);
   tcase_add_test (tc, forgets);
   tcase_add_test (tc, long_reads);
+  tcase_add_test (tc, busy_clients);
+  tcase_add_test (tc, copies_that_do_not_count);
   suite_add_tcase (suite, tc);
 
   return run_suite (suite);
