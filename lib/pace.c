@@ -44,10 +44,7 @@ remember (struct pace_window *w, double took)
 {
   if (w->shortest == 0 || took < w->shortest)
     w->shortest = took;
-  if (w->probe == 0)
-    return true;
-  w->probe--;
-  return w->probe == 0;
+  return w->probe == 0 || --w->probe == 0;
 }
 
 static void
