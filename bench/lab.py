@@ -282,21 +282,16 @@ def p99(job, direction):
     return job[direction]["clat_ns"]["percentile"]["99.000000"] / 1e6
 
 
-def settle(path):
-    """Write back what earlier runs left dirty in a file."""
+def settle(path, forget=False):
+    """Write back what earlier runs left dirty in a file.
+
+    forget: and drop it from the page cache
+    """
     fd = os.open(path, os.O_RDWR)
     try:
         os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def forget(path):
-    """Settle a file, and drop it from the page cache."""
-    settle(path)
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        if forget:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(fd)
 

@@ -5,7 +5,7 @@
 
 from experiment import Experiment
 from figures import Line, at_least
-from lab import MIB, fio, forget, have_memory, settle
+from lab import MIB, fio, have_memory, settle
 
 DEEP = "--iodepth=16"
 
@@ -104,7 +104,7 @@ def p4(lab):
 
         def complete_clone_again():
             """As hydration leaves it: nothing of it is in the page cache."""
-            forget(complete)
+            settle(complete, forget=True)
             with lab.clone(source, complete) as server:
                 line.peer.append(write_all(server))
 
