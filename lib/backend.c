@@ -231,10 +231,24 @@ backend_interrupt (struct backend *b, int grace)
     b->ops->interrupt (b, grace);
 }
 
+bool
+backend_has_peer (const struct backend *b)
+{
+  return b->ops->start != NULL;
+}
+
 enum backend_state
 backend_state (struct backend *b)
 {
   return b->ops->state ? b->ops->state (b) : BACKEND_UP;
+}
+
+void
+backend_reason (struct backend *b, char *buf, size_t size)
+{
+  buf[0] = '\0';
+  if (b->ops->reason)
+    b->ops->reason (b, buf, size);
 }
 
 /* ---- Is it all zero? ---- */

@@ -18,11 +18,13 @@
  * is done.  Nothing orders two calls that overlap in time; a call that has
  * returned is seen by each one that begins after it.
  *
- * Errors: -1 with errno set to EIO, ENOSPC, ENOMEM, EPERM or ESHUTDOWN, and
+ * Errors: -1 with errno set to EIO, ENOSPC, ENOMEM, EPERM or ENOTCONN, and
  * EOPNOTSUPP only where said below.  A transfer that failed may have been done
- * in part.  A peer that is lost is waited for (backend_start), but for extents,
- * which are data then.  The functions log nothing: the caller knows what the
- * failure means.  (Opening is different, it logs what is wrong.)
+ * in part.  ENOTCONN: the peer is lost.  A request fails with it at once; no
+ * backend waits for a peer to return or sends a request again.  (The connections
+ * are made again in the background, see backend_start.)  The functions log
+ * nothing: the caller knows what the failure means.  (Opening is different, it
+ * logs what is wrong.)
  *
  * Durability: what pwrite, zero and trim did is durable when a flush that
  * began after they returned has succeeded, or when they had BACKEND_FUA and
@@ -57,19 +59,26 @@ struct segment {
 #define BACKEND_REQ_ONE 8  /* extents: one extent is enough */
 #define BACKEND_BEHIND 16  /* pwrite: not wanted again soon, see behind */
 
-/* What becomes of requests when the peer is lost. */
+/* What the user of a backend wants to know about its peer. */
 struct backend_service {
-  /* Seconds that a request waits for a peer that is lost, or for its reply,
-   * 0 for ever; then it fails with EIO.
+  /* Seconds without progress after which a connection with requests in flight
+   * counts as lost, where that is shorter than the backend's own deadline.
+   * 0: the backend's own.
    */
   unsigned timeout;
   /* A peer that comes back must have this fingerprint.  NULL: any. */
   const struct fingerprint *fingerprint;
-  /* Both may be NULL; they must not use the backend but for asking its state
-   * and connections.  They are called on a thread of the backend's.
+  /* Both may be NULL, and are called on a thread of the backend's.  They may ask
+   * for the backend's state, connections and reason, and do nothing else with it.
+   *
    * lost: the peer of a backend that is not read-only was lost, with perhaps
-   * everything that had been written to it and not flushed, and no request has
-   * reached it again yet.  changed: backend_state is another.
+   * everything that had been written to it and not flushed.  All its
+   * connections are dead, so that requests in flight fail, and no new one comes
+   * into use before lost returns.  It may wait for those who use the backend.
+   *
+   * changed: a connection was lost or made, or backend_state is another.  It
+   * is called after each such event, so that whoever got ENOTCONN and waits for
+   * a change may try again.  It must not wait.
    */
   void (*lost) (void *opaque);
   void (*changed) (void *opaque);
@@ -77,11 +86,10 @@ struct backend_service {
 };
 
 enum backend_state {
-  BACKEND_UP,
-  BACKEND_LOST,    /* there is no connection */
-  BACKEND_REFUSED, /* nor will there be: what came back is something else, and
-                    * who waits for it fails with EIO.  (But if the right one
-                    * comes back, that is used.) */
+  BACKEND_UP,      /* there is a connection */
+  BACKEND_LOST,    /* there is none; they are being made again */
+  BACKEND_REFUSED, /* what came back is another disk, and is not used.  (When
+                    * the right one comes back, that is used.) */
 };
 
 struct backend_ops {
@@ -146,18 +154,23 @@ struct backend_ops {
 
   /* These are NULL where there is no peer.
    *
-   * start: the process has forked for the last time.  From now on requests wait
-   * for a peer that is lost; before, they fail.  -1, logged.
+   * start: the process has forked for the last time.  From now on connections
+   * that are lost are made again.  -1, logged.
    */
   int (*start) (struct backend *b, const struct backend_service *service);
 
-  /* The process is about to end: what waits for a lost peer fails with
-   * ESHUTDOWN, now and from now on.  grace is how many milliseconds are left
-   * for what the peer has under way, -1 for no limit.  Waits for nothing.
+  /* The process is about to end: no connection is made any more.  What is in
+   * flight fails when no reply has come for so many milliseconds, -1 for no
+   * limit.  Waits for nothing.
    */
   void (*interrupt) (struct backend *b, int grace);
 
   enum backend_state (*state) (struct backend *b);
+
+  /* Why there is no connection, or why the last try to make one failed: a text
+   * in buf, empty where there is nothing to say.
+   */
+  void (*reason) (struct backend *b, char *buf, size_t size);
 };
 
 struct backend {
@@ -188,6 +201,12 @@ struct backend_params {
   bool lock;
   /* NBD connections: in all, 1 where the server lacks multi-conn. */
   unsigned connections;
+  /* Seconds without progress after which opening fails.  0: the default. */
+  unsigned timeout;
+  /* For tests, milliseconds: replaces each deadline of the NBD layer (handshake,
+   * replies, opening).  0: the defaults.
+   */
+  unsigned deadline;
   /* backend_create: the file gets its name later, by backend_file_publish,
    * and until then a flush makes nothing durable.
    */
@@ -249,7 +268,10 @@ extern unsigned backend_connections (struct backend *b);
 extern int backend_start (struct backend *b,
                           const struct backend_service *service);
 extern void backend_interrupt (struct backend *b, int grace);
+/* Is there a peer, a server that can be lost? */
+extern bool backend_has_peer (const struct backend *b);
 extern enum backend_state backend_state (struct backend *b);
+extern void backend_reason (struct backend *b, char *buf, size_t size);
 
 /* backend-file.c */
 extern struct backend *backend_file_open (const struct backend_params *params,

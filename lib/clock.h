@@ -2,11 +2,14 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* A clock that never goes back, whoever sets the time of day. */
+/* A clock that never goes back, whoever sets the time of day; and condition
+ * variables that wait by it.
+ */
 
 #ifndef CLONE_CLOCK_H
 #define CLONE_CLOCK_H
 
+#include <pthread.h>
 #include <stdint.h>
 #include <time.h>
 
@@ -27,6 +30,33 @@ monotonic_ms (void)
 
   clock_gettime (CLOCK_MONOTONIC, &ts);
   return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+/* The moment so many seconds from now, for pthread_cond_timedwait. */
+static inline struct timespec
+monotonic_after (double seconds)
+{
+  struct timespec ts;
+
+  clock_gettime (CLOCK_MONOTONIC, &ts);
+  ts.tv_sec += (time_t)seconds;
+  ts.tv_nsec += (long)((seconds - (time_t)seconds) * 1e9);
+  if (ts.tv_nsec >= 1000000000) {
+    ts.tv_sec++;
+    ts.tv_nsec -= 1000000000;
+  }
+  return ts;
+}
+
+static inline void
+cond_init_monotonic (pthread_cond_t *cond)
+{
+  pthread_condattr_t attr;
+
+  pthread_condattr_init (&attr);
+  pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
+  pthread_cond_init (cond, &attr);
+  pthread_condattr_destroy (&attr);
 }
 
 #endif /* CLONE_CLOCK_H */

@@ -24,15 +24,187 @@
  */
 #define READ_GAP (UINT64_C (64) << 10)
 
+/* Milliseconds without a reply that are left to the servers at the end.  The
+ * destination has no limit: what it is given then is what clients have written.
+ */
+#define SOURCE_GRACE 1000
+#define METADATA_GRACE 1500
+
+/* Milliseconds between two looks whether a client that waits is still there. */
+#define WAIT_TICK 1000
+
+/* ---- events ---- */
+
+void
+clone_listen (struct clone *c, const struct clone_events *events)
+{
+  pthread_rwlock_wrlock (&c->events_lock);
+  c->events = events ? *events : (struct clone_events){ 0 };
+  pthread_rwlock_unlock (&c->events_lock);
+}
+
+/* Tell an event that has no other argument. */
+#define TELL(c, event)                                  \
+  do {                                                  \
+    pthread_rwlock_rdlock (&(c)->events_lock);          \
+    if ((c)->events.event)                              \
+      (c)->events.event ((c)->events.opaque);           \
+    pthread_rwlock_unlock (&(c)->events_lock);          \
+  } while (0)
+
+void
+clone_committed (struct clone *c, int error)
+{
+  pthread_rwlock_rdlock (&c->events_lock);
+  if (c->events.committed)
+    c->events.committed (c->events.opaque, error);
+  pthread_rwlock_unlock (&c->events_lock);
+}
+
+/* ---- servers that are lost ---- */
+
+static void
+servers_changed (void *opaque)
+{
+  struct clone *c = opaque;
+
+  outage_happened (&c->outage);
+  TELL (c, servers_changed);
+}
+
+static void
+metadata_server_lost (void *opaque)
+{
+  struct clone *c = opaque;
+
+  commit_metadata_lost (&c->commit);
+}
+
+/* The gate is closed. */
+static void
+set_back (struct clone *c)
+{
+  commit_set_back (&c->commit);
+  TELL (c, set_back);
+}
+
+static void
+destination_lost (void *opaque)
+{
+  struct clone *c = opaque;
+
+  gate_close (&c->gate);
+  set_back (c);
+  gate_open (&c->gate);
+  servers_changed (c);
+}
+
+/* After a commit that failed: somebody has to set the map back, where that helps.
+ * Outside the gate.
+ */
+static void
+set_back_if_wanted (struct clone *c)
+{
+  if (!commit_wants_set_back (&c->commit))
+    return;
+  gate_close (&c->gate);
+  if (commit_wants_set_back (&c->commit))
+    set_back (c);
+  gate_open (&c->gate);
+  servers_changed (c);
+}
+
+/* The clone is complete: nothing can be invalid again.  But what clients have
+ * written and a server has lost must still be told.
+ */
+static void
+remove_gate (struct clone *c)
+{
+  if (!backend_has_peer (c->dest))
+    gate_remove (&c->gate);
+}
+
+/* A request is tried until it succeeds, or fails for another reason than a lost
+ * server.
+ */
+struct attempt {
+  uint64_t events;  /* outage_events before this try */
+  double lost;      /* when the first try failed, 0: none has */
+};
+
+static struct attempt
+first_attempt (struct clone *c)
+{
+  return (struct attempt){ .events = outage_events (&c->outage) };
+}
+
+/* Is it in vain to wait for the source?  Only if nothing else is waited for. */
+static bool
+source_is_given_up (struct clone *c, double since)
+{
+  unsigned connections;
+  const enum backend_state state = clone_source_status (c, &connections);
+
+  if (state == BACKEND_UP || backend_state (c->dest) != BACKEND_UP)
+    return false;
+  return state == BACKEND_REFUSED ||
+         (c->source_timeout &&
+          monotonic_seconds () - since >= c->source_timeout);
+}
+
+static bool
+client_is_gone (const struct clone *c)
+{
+  return c->options.client_is_gone && c->options.client_is_gone ();
+}
+
+/* A try has failed, with errno set.  Wait until the request may succeed.  False,
+ * with errno set, where it has failed for good.
+ */
+static bool
+try_again (struct clone *c, struct attempt *a)
+{
+  uint64_t events;
+  int wait;
+
+  if (errno != ENOTCONN)
+    return false;
+  if (a->lost == 0)
+    a->lost = monotonic_seconds ();
+  for (;;) {
+    events = outage_events (&c->outage);
+    if (outage_has_ended (&c->outage) || client_is_gone (c)) {
+      errno = ESHUTDOWN;
+      return false;
+    }
+    if (events != a->events) {
+      a->events = events;
+      return true;
+    }
+    if (source_is_given_up (c, a->lost)) {
+      errno = EIO;
+      return false;
+    }
+    wait = WAIT_TICK;
+    if (c->source_timeout)
+      wait = MIN (wait, (int)((a->lost + c->source_timeout -
+                               monotonic_seconds ()) * 1000) + 1);
+    outage_wait (&c->outage, events, MAX (wait, 1));
+  }
+}
+
+/* ---- life ---- */
+
 struct clone *
 clone_new (struct backend *source, struct backend *dest, struct metadata *md,
            struct region_map *map, const struct clone_options *options,
            const struct log *log)
 {
-  struct clone *c = calloc (1, sizeof *c);
+  struct clone *c = aligned_alloc (_Alignof (struct clone), sizeof *c);
 
   if (c == NULL)
     return NULL;
+  memset (c, 0, sizeof *c);
   if (commit_init (&c->commit, dest, md, map, log) == -1) {
     free (c);
     return NULL;
@@ -46,20 +218,73 @@ clone_new (struct backend *source, struct backend *dest, struct metadata *md,
   c->source = source;
   c->source_users = source != NULL;
   c->source_dropped = source == NULL;
+  gate_init (&c->gate);
   ownership_init (&c->ownership);
+  outage_init (&c->outage);
+  committer_init (&c->committer, c);
   pthread_mutex_init (&c->source_lock, NULL);
+  pthread_rwlock_init (&c->events_lock, NULL);
+  if (source == NULL)
+    remove_gate (c);
   return c;
+}
+
+int
+clone_start (struct clone *c, const struct clone_service *service)
+{
+  const struct backend_service dest = {
+    .lost = destination_lost, .changed = servers_changed, .opaque = c
+  };
+  const struct backend_service md = {
+    .lost = metadata_server_lost, .changed = servers_changed, .opaque = c
+  };
+  const struct backend_service source = {
+    .timeout = service->source_timeout,
+    .fingerprint = c->options.source_check ?
+                   &c->metadata->sb.fingerprint : NULL,
+    .changed = servers_changed, .opaque = c,
+  };
+
+  c->source_timeout = service->source_timeout;
+  if (backend_start (c->dest, &dest) == -1 ||
+      backend_start (c->metadata->backend, &md) == -1 ||
+      (c->source && backend_start (c->source, &source) == -1))
+    return -1;
+  return committer_start (&c->committer, service->commit_interval);
+}
+
+void
+clone_interrupt (struct clone *c)
+{
+  outage_end (&c->outage);
+  backend_interrupt (c->dest, -1);
+  backend_interrupt (c->metadata->backend, METADATA_GRACE);
+  {
+    LOCK_FOR_SCOPE (&c->source_lock);
+    if (c->source)
+      backend_interrupt (c->source, SOURCE_GRACE);
+  }
+  committer_ask (&c->committer);
+}
+
+void
+clone_stop (struct clone *c)
+{
+  clone_interrupt (c);
+  committer_stop (&c->committer);
+  if (!atomic_exchange (&c->source_dropped, true))
+    clone_source_put (c);
 }
 
 int
 clone_close (struct clone *c)
 {
-  int r = commit_flush (&c->commit);
+  int r;
 
-  if (r == 0 && commit_mode (&c->commit) == MODE_RW &&
-      metadata_set_flags (c->metadata,
-                          c->metadata->sb.flags | METADATA_CLEAN) == -1)
-    r = -1;
+  committer_stop (&c->committer);
+  r = clone_commit (c, true);
+  if (r == 0)
+    r = commit_mark_clean (&c->commit);
   if (r == -1)
     log_error (c->log, "the last commit failed: what clients wrote and did "
                "not flush may be lost");
@@ -69,59 +294,14 @@ clone_close (struct clone *c)
   metadata_close (c->metadata);
   region_map_free (c->map);
   commit_destroy (&c->commit);
+  committer_destroy (&c->committer);
+  outage_destroy (&c->outage);
   ownership_destroy (&c->ownership);
+  gate_destroy (&c->gate);
   pthread_mutex_destroy (&c->source_lock);
+  pthread_rwlock_destroy (&c->events_lock);
   free (c);
   return r;
-}
-
-/* ---- lost servers ---- */
-
-/* Milliseconds that are left to the source at the end. */
-#define SOURCE_GRACE 1000
-
-static void
-destination_lost (void *opaque)
-{
-  commit_destination_lost (&((struct clone *)opaque)->commit);
-}
-
-static void
-md_lost (void *opaque)
-{
-  metadata_lost (((struct clone *)opaque)->metadata);
-}
-
-int
-clone_start (struct clone *c, unsigned source_timeout,
-             void (*changed) (void *opaque), void *opaque)
-{
-  const struct backend_service dest = {
-    .lost = destination_lost, .opaque = c
-  };
-  const struct backend_service md = { .lost = md_lost, .opaque = c };
-  const struct backend_service source = {
-    .timeout = source_timeout,
-    .fingerprint = c->options.source_check ?
-                   &c->metadata->sb.fingerprint : NULL,
-    .changed = changed, .opaque = opaque,
-  };
-
-  if (backend_start (c->dest, &dest) == -1 ||
-      backend_start (c->metadata->backend, &md) == -1)
-    return -1;
-  return c->source ? backend_start (c->source, &source) : 0;
-}
-
-void
-clone_interrupt (struct clone *c)
-{
-  backend_interrupt (c->dest, -1);
-  backend_interrupt (c->metadata->backend, -1);
-
-  LOCK_FOR_SCOPE (&c->source_lock);
-  if (c->source)
-    backend_interrupt (c->source, SOURCE_GRACE);
 }
 
 /* ---- the source, as long as it is needed ---- */
@@ -148,11 +328,10 @@ clone_source_put (struct clone *c)
       c->source = NULL;
     }
   }
-  if (last) {
+  if (last && commit_is_complete (&c->commit))
     log_info (c->log, "hydration is complete: %s stands alone, the source %s "
               "is closed", c->dest->name, last->name);
-    backend_close (last);
-  }
+  backend_close (last);
 }
 
 /* After a commit: once the clone is complete, let the source go.  Whoever still
@@ -165,9 +344,9 @@ drop_source (struct clone *c)
       atomic_exchange (&c->source_dropped, true))
     return;
   TEST_POINT (SOURCE_DROPPED);
+  remove_gate (c);
   clone_source_put (c);
-  if (c->on_complete)
-    c->on_complete (c->on_complete_opaque);
+  TELL (c, complete);
 }
 
 /* ---- flush ---- */
@@ -192,21 +371,38 @@ tell_losses (struct clone *c, struct clone_client *client)
 }
 
 int
-clone_flush (struct clone *c, struct clone_client *client)
+clone_commit (struct clone *c, bool always)
 {
-  if (commit_flush (&c->commit) == -1)
-    return -1;
-  drop_source (c);
-  return client ? tell_losses (c, client) : 0;
+  struct gate_pass pass;
+  int r, err;
+
+  gate_enter (&c->gate, &pass);
+  r = always ? commit_flush (&c->commit) : commit_background (&c->commit);
+  err = errno;
+  gate_leave (&c->gate, &pass);
+  if (r == 0)
+    drop_source (c);
+  else
+    set_back_if_wanted (c);
+  errno = err;
+  return r;
 }
 
 int
-clone_background_commit (struct clone *c)
+clone_flush (struct clone *c, struct clone_client *client)
 {
-  if (commit_background (&c->commit) == -1)
-    return -1;
-  drop_source (c);
-  return 0;
+  struct attempt a = first_attempt (c);
+
+  while (clone_commit (c, true) == -1)
+    if (!try_again (c, &a))
+      return -1;
+  return client ? tell_losses (c, client) : 0;
+}
+
+void
+clone_ask_commit (struct clone *c)
+{
+  committer_ask (&c->committer);
 }
 
 /* For hydration's pace; so not where that is over. */
@@ -252,29 +448,32 @@ wants_commit (struct clone *c, uint32_t count, uint64_t offset,
 /* ---- copies: regions that become valid without being changed ---- */
 
 /* Copy source bytes of one invalid region to the destination without making
- * the region valid: for edges that are too large to be held in memory.  Stops
+ * the region valid: for regions that are too large to be held in memory.  Stops
  * where the region has become valid.
  */
 static int
 copy_bytes (struct clone *c, struct backend *source, uint8_t *buf,
             uint64_t start, uint64_t end)
 {
-  const uint64_t region_size = region_map_region_size (c->map);
+  const uint64_t region = start / region_map_region_size (c->map);
 
   while (start < end) {
     uint32_t n = MIN (end - start, (uint64_t)CLONE_COPY_MAX);
+    struct gate_pass pass;
     struct owner owner;
     int r = 0;
 
-    if (region_map_is_valid (c->map, start / region_size))
+    if (region_map_is_valid (c->map, region))
       return 0;
     if (backend_pread (source, buf, n, start) == -1)
       return -1;
 
+    gate_enter (&c->gate, &pass);
     ownership_acquire (&c->ownership, &owner, start, start + n);
-    if (!region_map_is_valid (c->map, start / region_size))
+    if (!region_map_is_valid (c->map, region))
       r = backend_pwrite (c->dest, buf, n, start, 0);
     ownership_release (&c->ownership, &owner);
+    gate_leave (&c->gate, &pass);
     if (r == -1)
       return -1;
     start += n;
@@ -282,47 +481,77 @@ copy_bytes (struct clone *c, struct backend *source, uint8_t *buf,
   return 0;
 }
 
-/* Write source bytes to those regions of [start, end) that are still invalid,
- * as their owner, and make them valid.  buf is the byte at start; NULL where
- * the bytes are in the destination already, since this incarnation.  Zeroes
- * become a hole.  Where the destination was lost meanwhile they may stay
- * invalid.
+/* Has the map been set back?  Then what was seen before, or written to invalid
+ * regions, does not count, and the request begins anew.
  */
 static int
-install_copy (struct clone *c, uint64_t incarnation, const uint8_t *buf,
-              uint64_t start, uint64_t end)
+check_not_set_back (struct clone *c, uint64_t closings)
+{
+  if (gate_closings (&c->gate) == closings)
+    return 0;
+  errno = ENOTCONN;
+  return -1;
+}
+
+/* Write source bytes to those regions of [start, end) that are still invalid,
+ * as their owner, and make them valid.  buf is the byte at start; NULL where
+ * the bytes are in the destination already.  Zeroes become a hole.  Inside the
+ * gate.
+ */
+static int
+install_owned (struct clone *c, const uint8_t *buf, uint64_t start,
+               uint64_t end)
 {
   uint64_t first, count, n;
-  struct owner owner;
   bool valid;
-  int r = 0;
+  int r;
 
-  TEST_POINT (COPY_UNOWNED);
-  ownership_acquire (&c->ownership, &owner, start, end);
-  TEST_POINT (COPY_OWNED);
-  for (uint64_t pos = start; pos < end && r == 0; pos += n) {
+  for (uint64_t pos = start; pos < end; pos += n) {
     n = region_map_run_bytes (c->map, pos, end, &valid);
     if (valid)
       continue;
     if (!commit_may_set (&c->commit)) {
       errno = EIO;
-      r = -1;
+      return -1;
     }
-    else if (buf && is_zero (buf + (pos - start), n))
+    if (buf == NULL)
+      r = 0;
+    else if (is_zero (buf + (pos - start), n))
       r = backend_zero (c->dest, n, pos, BACKEND_MAY_TRIM);
-    else if (buf)
+    else
       r = backend_pwrite (c->dest, buf + (pos - start), n, pos, 0);
-    if (r == 0) {
-      TEST_POINT (COPY_WRITTEN);
-      regions_of (c, pos, pos + n, &first, &count);
-      if (!commit_set_valid (&c->commit, incarnation, first, count))
-        break;
-      TEST_POINT (COPY_SET);
-      log_debug (c->log, LOG_REGION, "region %" PRIu64 "+%" PRIu64
-                 ": valid, copied for a client", first, count);
-    }
+    if (r == -1)
+      return -1;
+    TEST_POINT (COPY_WRITTEN);
+    regions_of (c, pos, pos + n, &first, &count);
+    region_map_set (c->map, first, count);
+    TEST_POINT (COPY_SET);
+    log_debug (c->log, LOG_REGION, "region %" PRIu64 "+%" PRIu64
+               ": valid, copied for a client", first, count);
   }
+  return 0;
+}
+
+/* The same from outside, for bytes that were read or written since the gate had
+ * been closed so many times.
+ */
+static int
+install_copy (struct clone *c, uint64_t closings, const uint8_t *buf,
+              uint64_t start, uint64_t end)
+{
+  struct gate_pass pass;
+  struct owner owner;
+  int r;
+
+  gate_enter (&c->gate, &pass);
+  TEST_POINT (COPY_UNOWNED);
+  ownership_acquire (&c->ownership, &owner, start, end);
+  TEST_POINT (COPY_OWNED);
+  r = check_not_set_back (c, closings);
+  if (r == 0)
+    r = install_owned (c, buf, start, end);
   ownership_release (&c->ownership, &owner);
+  gate_leave (&c->gate, &pass);
   return r;
 }
 
@@ -343,18 +572,18 @@ copy_run (struct clone *c, struct backend *source, uint8_t *buf,
   const uint64_t step = copy_step (c);
 
   for (; start < end; start += step) {
-    const uint64_t incarnation = commit_incarnation (&c->commit);
+    const uint64_t closings = gate_closings (&c->gate);
     uint64_t stop = MIN (start + step, end);
 
     if (stop - start <= CLONE_COPY_MAX) {
       if (backend_pread (source, buf, stop - start, start) == -1 ||
-          install_copy (c, incarnation, buf, start, stop) == -1)
+          install_copy (c, closings, buf, start, stop) == -1)
         return -1;
     }
     else {
       /* One large region: piece by piece, then it becomes valid as a whole. */
       if (copy_bytes (c, source, buf, start, stop) == -1 ||
-          install_copy (c, incarnation, NULL, start, stop) == -1)
+          install_copy (c, closings, NULL, start, stop) == -1)
         return -1;
     }
   }
@@ -460,7 +689,7 @@ read_invalid_only (struct clone *c, struct backend *source, uint8_t *buf,
   int r = read_invalid (c, source, buf, offset, end, READ_GAP, count);
   bool valid;
 
-  if (r == -1 && backend_connections (source) > 0 &&
+  if (r == -1 && errno != ENOTCONN &&
       region_map_run_bytes (c->map, offset, end, &valid) < end - offset)
     r = read_invalid (c, source, buf, offset, end, 0, count);
   return r;
@@ -477,13 +706,13 @@ read_invalid_timed (struct clone *c, struct backend *source, uint8_t *buf,
   uint64_t count;
   int r;
 
-  if (c->on_source_read)
-    c->on_source_read (c->on_source_read_opaque, offset, end);
+  if (c->events.source_read)
+    c->events.source_read (c->events.opaque, offset, end);
   before = monotonic_seconds ();
   r = read_invalid_only (c, source, buf, offset, end, &count);
-  if (r == 0 && count > 0 && c->on_source_was_read)
-    c->on_source_was_read (c->on_source_read_opaque, count,
-                           monotonic_seconds () - before);
+  if (r == 0 && count > 0 && c->events.source_was_read)
+    c->events.source_was_read (c->events.opaque, count,
+                               monotonic_seconds () - before);
   return r;
 }
 
@@ -529,8 +758,8 @@ keep_region (struct clone *c, struct backend *source, uint64_t region)
     could_not_keep (c, start, end);
 }
 
-/* copy-on-read, before the read: the regions at its ends of which it wants a
- * part only are copied whole.
+/* copy-on-read, before the read: partly covered regions at both ends are copied
+ * whole.
  */
 static void
 keep_ends (struct clone *c, struct backend *source, uint64_t offset,
@@ -544,13 +773,13 @@ keep_ends (struct clone *c, struct backend *source, uint64_t offset,
     keep_region (c, source, end / region_size);
 }
 
-/* copy-on-read, after the read, which began in this incarnation.  A region that
- * is invalid when it is owned has not been anything else since then, so that
- * buf has the source's bytes of it.
+/* copy-on-read, after the read, which began when the gate had been closed so many
+ * times.  A region that is invalid when it is owned has then not been anything
+ * else since, so buf has the source's bytes of it.
  */
 static void
-keep (struct clone *c, uint64_t incarnation, const uint8_t *buf,
-      uint64_t offset, uint64_t end)
+keep (struct clone *c, uint64_t closings, const uint8_t *buf, uint64_t offset,
+      uint64_t end)
 {
   const uint64_t step = copy_step (c);
   uint64_t start = offset, n;
@@ -559,7 +788,7 @@ keep (struct clone *c, uint64_t incarnation, const uint8_t *buf,
     return;
   for (; start < end; start += n) {
     n = MIN (step, end - start);
-    if (install_copy (c, incarnation, buf + (start - offset), start,
+    if (install_copy (c, closings, buf + (start - offset), start,
                       start + n) == -1) {
       could_not_keep (c, start, end);
       return;
@@ -567,49 +796,66 @@ keep (struct clone *c, uint64_t incarnation, const uint8_t *buf,
   }
 }
 
+/* Some of it was invalid: read that from the source, and what is valid by then
+ * from the destination.  A region that becomes valid between the two is read
+ * twice, and what a client wrote there wins.
+ */
 static int
-read_once (struct clone *c, uint64_t incarnation, void *buf, uint32_t count,
-           uint64_t offset)
+read_both (struct clone *c, struct backend *source, uint8_t *buf,
+           uint64_t offset, uint64_t end)
 {
-  const uint64_t end = offset + count;
-  struct backend *source;
-  bool valid;
+  const uint64_t closings = gate_closings (&c->gate);
+  struct gate_pass pass;
   int r;
-
-  if (region_map_run_bytes (c->map, offset, end, &valid) == count && valid)
-    return backend_pread (c->dest, buf, count, offset);
-
-  source = clone_source_get (c);
-  if (source == NULL)
-    return backend_pread (c->dest, buf, count, offset);
 
   TEST_POINT (READ_CHOSE_SOURCE);
   if (c->options.copy_on_read)
     keep_ends (c, source, offset, end);
-  /* A region that becomes valid between the two is read twice, and what a
-   * client wrote there wins.
-   */
-  r = read_invalid_timed (c, source, buf, offset, end);
+  if (read_invalid_timed (c, source, buf, offset, end) == -1)
+    return -1;
+  gate_enter (&c->gate, &pass);
+  r = check_not_set_back (c, closings);
   if (r == 0)
     r = read_valid (c, buf, offset, end);
+  gate_leave (&c->gate, &pass);
   if (r == 0 && c->options.copy_on_read)
-    keep (c, incarnation, buf, offset, end);
-  clone_source_put (c);
+    keep (c, closings, buf, offset, end);
+  return r;
+}
+
+static int
+read_once (struct clone *c, void *buf, uint32_t count, uint64_t offset)
+{
+  struct gate_pass pass;
+  struct backend *source = NULL;
+  bool valid;
+  int r = 0;
+
+  gate_enter (&c->gate, &pass);
+  if (region_map_run_bytes (c->map, offset, offset + count, &valid) < count ||
+      !valid)
+    source = clone_source_get (c);
+  if (source == NULL)           /* all is valid, at the latest by now */
+    r = backend_pread (c->dest, buf, count, offset);
+  gate_leave (&c->gate, &pass);
+
+  if (source) {
+    r = read_both (c, source, buf, offset, offset + count);
+    clone_source_put (c);
+  }
   return r;
 }
 
 int
 clone_pread (struct clone *c, void *buf, uint32_t count, uint64_t offset)
 {
-  uint64_t incarnation;
-  int r;
+  struct attempt a = first_attempt (c);
 
   count_request (c);
-  do {
-    incarnation = commit_incarnation (&c->commit);
-    r = read_once (c, incarnation, buf, count, offset);
-  } while (r == 0 && incarnation != commit_incarnation (&c->commit));
-  return r;
+  while (read_once (c, buf, count, offset) == -1)
+    if (!try_again (c, &a))
+      return -1;
+  return 0;
 }
 
 /* ---- changes ---- */
@@ -622,11 +868,15 @@ struct change {
   unsigned flags;     /* BACKEND_FUA, BACKEND_MAY_TRIM, BACKEND_FAST */
 };
 
-/* The source's bytes around a change of part of a region. */
+/* The source's bytes around a change, in the regions that it covers partly and
+ * that were invalid at the first look.
+ */
 struct edges {
+  uint64_t start, end;   /* the change, in whole regions */
   uint8_t *buf;          /* head, then tail */
-  uint64_t start, end;   /* whole regions */
-  uint64_t head, tail;   /* bytes of source before and after the change */
+  uint64_t head, tail;   /* how many bytes, 0: none are needed */
+  bool copied;           /* they are in the destination instead, written since */
+  uint64_t closings;     /* the gate had been closed so many times */
 };
 
 static int
@@ -647,53 +897,55 @@ change_valid (struct clone *c, const struct change *ch, uint64_t start,
   __builtin_unreachable ();
 }
 
-/* Get the source's bytes around [start, end), a change in invalid regions.
- * Unowned, since the source never changes.  Large edges are copied to the
- * destination right away, so that none are left.
+/* Where the change needs source bytes around it: e->head before it in its first
+ * region, e->tail after it in its last one, 0 where that is valid or covered.
  */
-static int
-read_edges (struct clone *c, uint64_t start, uint64_t end, struct edges *e)
+static void
+find_edges (const struct clone *c, uint64_t start, uint64_t end,
+            struct edges *e)
 {
   const uint64_t region_size = region_map_region_size (c->map);
-  struct backend *source;
-  uint64_t total;
-  int r;
 
-  e->buf = NULL;
-  e->start = round_down (start, region_size);
-  e->end = MIN (round_up (end, region_size), c->size);
-  e->head = start - e->start;
-  e->tail = e->end - end;
-  total = e->head + e->tail;
-  if (total == 0)
-    return 0;
+  *e = (struct edges){
+    .start = round_down (start, region_size),
+    .end = MIN (round_up (end, region_size), c->size),
+  };
+  if (!region_map_is_valid (c->map, e->start / region_size))
+    e->head = start - e->start;
+  if (!region_map_is_valid (c->map, (e->end - 1) / region_size))
+    e->tail = e->end - end;
+}
 
-  source = clone_source_get (c);
-  if (source == NULL) {         /* all is valid: the look was too early */
-    e->head = e->tail = 0;
-    return 0;
-  }
+/* Get them, unowned and outside the gate, since the source never changes.  Large
+ * ones are copied to the destination right away.
+ */
+static int
+read_edges (struct clone *c, struct backend *source, struct edges *e)
+{
+  const uint64_t total = e->head + e->tail;
+  const struct segment seg[2] = {
+    { NULL, e->head, e->start }, { NULL, e->tail, e->end - e->tail },
+  };
 
+  e->closings = gate_closings (&c->gate);
+  e->copied = total > CLONE_COPY_MAX;
   e->buf = malloc (MIN (total, (uint64_t)CLONE_COPY_MAX));
   if (e->buf == NULL)
-    r = -1;
-  else if (total <= CLONE_COPY_MAX) {
-    const struct segment seg[2] = {
-      { e->buf, e->head, e->start },
-      { e->buf + e->head, e->tail, end },
+    return -1;
+  if (!e->copied) {
+    const struct segment in_buf[2] = {
+      { e->buf, seg[0].count, seg[0].offset },
+      { e->buf + e->head, seg[1].count, seg[1].offset },
     };
 
-    r = backend_preadv (source, e->head ? seg : seg + 1,
-                        (e->head > 0) + (e->tail > 0));
+    return backend_preadv (source, e->head ? in_buf : in_buf + 1,
+                           (e->head > 0) + (e->tail > 0));
   }
-  else {
-    r = copy_bytes (c, source, e->buf, e->start, start);
-    if (r == 0)
-      r = copy_bytes (c, source, e->buf, end, e->end);
-    e->head = e->tail = 0;
-  }
-  clone_source_put (c);
-  return r;
+  for (unsigned i = 0; i < 2; ++i)
+    if (copy_bytes (c, source, e->buf, seg[i].offset,
+                    seg[i].offset + seg[i].count) == -1)
+      return -1;
+  return 0;
 }
 
 /* Write the change [start, end) and its edges as the owner of its regions.
@@ -702,19 +954,31 @@ read_edges (struct clone *c, uint64_t start, uint64_t end, struct edges *e)
  */
 static int
 write_owned (struct clone *c, const struct change *ch, uint64_t start,
-             uint64_t end, struct edges *e)
+             uint64_t end, const struct edges *e)
 {
   const uint64_t region_size = region_map_region_size (c->map);
+  const uint64_t first = round_down (start, region_size);
+  const uint64_t last = MIN (round_up (end, region_size), c->size);
+  const bool head = first < start &&
+    !region_map_is_valid (c->map, first / region_size);
+  const bool tail = last > end &&
+    !region_map_is_valid (c->map, (last - 1) / region_size);
   struct segment seg[3];
   size_t n = 0;
 
-  if (e->head && !region_map_is_valid (c->map, e->start / region_size))
-    seg[n++] = (struct segment){ e->buf, e->head, e->start };
+  /* Invalid again, after it was valid at the first look: begin anew. */
+  if ((head && e->head == 0) || (tail && e->tail == 0)) {
+    errno = ENOTCONN;
+    return -1;
+  }
+
+  if (head && !e->copied)
+    seg[n++] = (struct segment){ e->buf, e->head, first };
   if (ch->type == CHANGE_WRITE)
     seg[n++] = (struct segment){
       (uint8_t *)ch->buf + (start - ch->offset), end - start, start
     };
-  if (e->tail && !region_map_is_valid (c->map, (e->end - 1) / region_size))
+  if (tail && !e->copied)
     seg[n++] = (struct segment){ e->buf + e->head, e->tail, end };
 
   /* A commit follows where one is wanted, so FUA is for valid runs only. */
@@ -751,10 +1015,9 @@ trim_owned (struct clone *c, const struct change *ch, uint64_t start,
 /* Change [start, end), all of whose regions were invalid a moment ago. */
 static int
 change_invalid (struct clone *c, const struct change *ch, uint64_t start,
-                uint64_t end)
+                uint64_t end, const struct edges *e)
 {
-  const uint64_t incarnation = commit_incarnation (&c->commit);
-  struct edges e;
+  const uint64_t region_size = region_map_region_size (c->map);
   struct owner owner;
   uint64_t first, count;
   int r = -1;
@@ -763,67 +1026,113 @@ change_invalid (struct clone *c, const struct change *ch, uint64_t start,
   if (ch->type == CHANGE_TRIM && !shrink_to_regions (c, &start, &end))
     return 0;
 
-  if (read_edges (c, start, end, &e) == -1)
-    goto out;
-
   TEST_POINT (CHANGE_UNOWNED);
-  ownership_acquire (&c->ownership, &owner, e.start, e.end);
+  ownership_acquire (&c->ownership, &owner, round_down (start, region_size),
+                     MIN (round_up (end, region_size), c->size));
   TEST_POINT (CHANGE_OWNED);
   if (!commit_may_set (&c->commit))
     errno = EIO;
   else if (ch->type == CHANGE_TRIM)
     r = trim_owned (c, ch, start, end);
   else
-    r = write_owned (c, ch, start, end, &e);
+    r = write_owned (c, ch, start, end, e);
   if (r == 0) {
     TEST_POINT (CHANGE_WRITTEN);
-    regions_of (c, e.start, e.end, &first, &count);
-    commit_set_valid (&c->commit, incarnation, first, count);
+    regions_of (c, start, end, &first, &count);
+    region_map_set (c->map, first, count);
     TEST_POINT (CHANGE_SET);
     log_debug (c->log, LOG_REGION, "region %" PRIu64 "+%" PRIu64
                ": valid, a client's", first, count);
   }
   ownership_release (&c->ownership, &owner);
-
- out:
-  free (e.buf);
   return r;
 }
 
+/* All of it, run by run, inside the gate. */
 static int
-change_once (struct clone *c, const struct change *ch, uint64_t end)
+change_runs (struct clone *c, const struct change *ch, uint64_t end,
+             const struct edges *e)
 {
   uint64_t n;
   bool valid;
+  int r;
 
+  if (e->copied && check_not_set_back (c, e->closings) == -1)
+    return -1;
   for (uint64_t pos = ch->offset; pos < end; pos += n) {
     n = region_map_run_bytes (c->map, pos, end, &valid);
-    if ((valid ? change_valid : change_invalid) (c, ch, pos, pos + n) == -1)
+    r = valid ? change_valid (c, ch, pos, pos + n)
+      : change_invalid (c, ch, pos, pos + n, e);
+    if (r == -1)
       return -1;
   }
   return 0;
 }
 
-/* All of it again where the destination was lost meanwhile: what was written to
- * a region that was valid may lie in an invalid one, where it does no harm.
+/* The change, and the commit that makes it durable, in one visit: if the
+ * destination loses the one before the other, both are done again.
  */
 static int
-change (struct clone *c, struct change *ch, uint32_t count)
+change_inside (struct clone *c, const struct change *ch, uint64_t end,
+               const struct edges *e, bool commit)
 {
-  const bool commit = wants_commit (c, count, ch->offset, &ch->flags);
-  uint64_t incarnation;
+  struct gate_pass pass;
+  int r;
+
+  gate_enter (&c->gate, &pass);
+  r = change_runs (c, ch, end, e);
+  if (r == 0 && !(ch->flags & BACKEND_FUA))
+    commit_count_change (&c->commit);
+  if (r == 0 && commit)
+    r = commit_flush (&c->commit);
+  gate_leave (&c->gate, &pass);
+  return r;
+}
+
+static int
+change_once (struct clone *c, struct change *ch, uint64_t end)
+{
+  const bool commit = wants_commit (c, end - ch->offset, ch->offset,
+                                    &ch->flags);
+  struct backend *source = NULL;
+  struct edges e = { 0 };
+  int r = 0, err;
+
+  if (ch->type != CHANGE_TRIM)
+    find_edges (c, ch->offset, end, &e);
+  if (e.head + e.tail > 0 && (source = clone_source_get (c)) != NULL) {
+    r = read_edges (c, source, &e);
+    clone_source_put (c);
+    if (r == 0 && client_is_gone (c)) {
+      errno = ESHUTDOWN;
+      r = -1;
+    }
+  }
+  if (r == 0)
+    r = change_inside (c, ch, end, &e, commit);
+  err = errno;
+  free (e.buf);
+  if (r == -1)
+    set_back_if_wanted (c);
+  else if (commit)
+    drop_source (c);
+  errno = err;
+  return r;
+}
+
+static int
+change (struct clone *c, const struct change *ch, uint32_t count)
+{
+  struct attempt a = first_attempt (c);
+  struct change try;
 
   count_request (c);
   do {
-    incarnation = commit_incarnation (&c->commit);
-    if (change_once (c, ch, ch->offset + count) == -1)
-      return -1;
-    /* Before the look: a loss after it must know of this. */
-    commit_changed (&c->commit);
-    if (commit && clone_flush (c, NULL) == -1)
-      return -1;
-  } while (incarnation != commit_incarnation (&c->commit));
-  return 0;
+    try = *ch;
+    if (change_once (c, &try, ch->offset + count) == 0)
+      return 0;
+  } while (try_again (c, &a));
+  return -1;
 }
 
 int
@@ -876,8 +1185,8 @@ clone_trim (struct clone *c, uint32_t count, uint64_t offset, unsigned flags)
 
 /* ---- cache ---- */
 
-int
-clone_cache (struct clone *c, uint32_t count, uint64_t offset)
+static int
+cache_once (struct clone *c, uint32_t count, uint64_t offset)
 {
   const uint64_t region_size = region_map_region_size (c->map);
   const uint64_t start = round_down (offset, region_size);
@@ -896,7 +1205,31 @@ clone_cache (struct clone *c, uint32_t count, uint64_t offset)
   return r;
 }
 
+int
+clone_cache (struct clone *c, uint32_t count, uint64_t offset)
+{
+  struct attempt a = first_attempt (c);
+
+  while (cache_once (c, count, offset) == -1)
+    if (!try_again (c, &a))
+      return -1;
+  return 0;
+}
+
 /* ---- extents ---- */
+
+/* What a server that is lost would have to tell is data. */
+static int
+ask_extents (struct backend *b, uint64_t count, uint64_t offset,
+             unsigned flags, struct extents *list)
+{
+  if (backend_extents (b, count, offset, flags, list) == 0)
+    return 0;
+  if (errno != ENOTCONN)
+    return -1;
+  extents_clear (list);
+  return extents_add (list, offset, count, 0);
+}
 
 /* Asking the destination costs a round trip where it is a server, so that a
  * request with many runs gets a shorter answer.
@@ -933,7 +1266,7 @@ add_valid_extents (struct clone *c, uint64_t start, uint64_t end,
 {
   CLEANUP_EXTENTS_FREE struct extents list = EXTENTS_INIT;
 
-  if (backend_extents (c->dest, end - start, start, flags, &list) == -1)
+  if (ask_extents (c->dest, end - start, start, flags, &list) == -1)
     return -1;
   return add_extents (result, &list, start, end);
 }
@@ -947,7 +1280,7 @@ add_invalid_extents (struct backend *source, uint64_t start, uint64_t end,
                      struct extents *list, struct extents *result)
 {
   if (list->len == 0 &&
-      backend_extents (source, request_end - start, start, flags, list) == -1)
+      ask_extents (source, request_end - start, start, flags, list) == -1)
     return -1;
   return add_extents (result, list, start, end);
 }
@@ -983,18 +1316,21 @@ extents_once (struct clone *c, uint32_t count, uint64_t offset,
   return r == -1 ? -1 : 0;
 }
 
+/* All of it again where the map was set back meanwhile: the destination may have
+ * been asked about a region that is invalid.
+ */
 int
 clone_extents (struct clone *c, uint32_t count, uint64_t offset,
                unsigned flags, struct extents *list)
 {
-  uint64_t incarnation;
+  uint64_t closings;
   int r;
 
   do {
-    incarnation = commit_incarnation (&c->commit);
+    closings = gate_closings (&c->gate);
     extents_clear (list);
     r = extents_once (c, count, offset, flags, list);
-  } while (r == 0 && incarnation != commit_incarnation (&c->commit));
+  } while (r == 0 && closings != gate_closings (&c->gate));
   return r;
 }
 
@@ -1015,4 +1351,11 @@ clone_source_status (struct clone *c, unsigned *connections)
 
   *connections = c->source ? backend_connections (c->source) : 0;
   return c->source ? backend_state (c->source) : BACKEND_LOST;
+}
+
+bool
+clone_servers_are_up (struct clone *c, struct backend *source)
+{
+  return backend_state (source) == BACKEND_UP &&
+         backend_state (c->dest) == BACKEND_UP;
 }

@@ -5,17 +5,21 @@
 /* The clone: the disk that clients see, made of a source, a destination and
  * the map that says which of them holds a region.
  *
- * The way of a request: it is split into runs of regions in the same state.
- * A run of valid regions goes to the destination, after one atomic look at the
- * map.  Of a run of invalid regions a read goes to the source; whatever changes
- * them reads the source first where it must, then owns the run, looks again,
- * writes to the destination, makes the regions valid, and releases them
- * (ownership.h).
+ * A request is split into runs of regions in the same state.  A run of valid
+ * regions goes to the destination, after one atomic look at the map.  Of a run
+ * of invalid regions a read goes to the source; a change reads the source first
+ * where it must, then owns the run, looks again, writes to the destination,
+ * makes the regions valid, and releases them (ownership.h).
+ *
+ * The source is read outside the gate (gate.h), everything else is done inside.
+ * A request that fails because a server is lost is tried again from its
+ * beginning when something has happened (outage.h), in one place: try_again.  A
+ * client's request waits nowhere else for a server to return.
  *
  * All functions may be called from many threads at once; offsets, counts and
  * sizes are bytes; ranges lie within the disk, a count is not 0.  They return
- * -1 with errno as the backends set it (EIO, ENOSPC, ENOMEM, EPERM, ESHUTDOWN;
- * EOPNOTSUPP for fast zeroes).
+ * -1 with errno EIO, ENOSPC, ENOMEM, EPERM, ESHUTDOWN at the end, or EOPNOTSUPP
+ * for fast zeroes.
  */
 
 #ifndef CLONE_CLONE_H
@@ -27,8 +31,11 @@
 
 #include "backend.h"
 #include "commit.h"
+#include "committer.h"
 #include "extents.h"
+#include "gate.h"
 #include "metadata.h"
+#include "outage.h"
 #include "ownership.h"
 #include "region-map.h"
 
@@ -43,6 +50,30 @@ struct clone_options {
   bool copy_on_read;
   bool source_check; /* compare the source's fingerprint, and again when it
                       * comes back */
+  /* Is the client gone whose request this thread runs?  A request that has
+   * waited for a server asks before it goes on: what it would write may be older
+   * than what the client has written since over another connection.  NULL: it
+   * never is.
+   */
+  bool (*client_is_gone) (void);
+};
+
+/* What hydration wants to hear.  Each function may be NULL and must not wait. */
+struct clone_events {
+  /* The clone has become complete.  Once, on whichever thread makes it so. */
+  void (*complete) (void *opaque);
+  /* The commit that clone_ask_commit asked for has ended: 0 or an errno. */
+  void (*committed) (void *opaque, int error);
+  /* The map was set back; nobody is inside the gate. */
+  void (*set_back) (void *opaque);
+  /* A server was lost or is back. */
+  void (*servers_changed) (void *opaque);
+  /* A client is about to read these bytes from the source; and it has read so
+   * many bytes, which took so many seconds.  On the client's thread.
+   */
+  void (*source_read) (void *opaque, uint64_t start, uint64_t end);
+  void (*source_was_read) (void *opaque, uint64_t count, double took);
+  void *opaque;
 };
 
 struct clone {
@@ -53,21 +84,16 @@ struct clone {
   struct backend *dest;
   struct metadata *metadata;
   struct region_map *map;
+  struct gate gate;
   struct ownership ownership;
   struct commit commit;
+  struct committer committer;
+  struct outage outage;
+  unsigned source_timeout;      /* seconds that a request waits, 0: for ever */
   _Atomic uint64_t losses_told; /* of commit_losses: some client knows */
 
-  /* Told once, on whichever thread makes the clone complete.  Must not wait. */
-  void (*on_complete) (void *opaque);
-  void *on_complete_opaque;
-
-  /* Told, on a client's thread, what that is about to read from the source; and
-   * how many bytes that was, and how many seconds it took.  Both are set before
-   * the first client comes, or NULL.  They must not wait.
-   */
-  void (*on_source_read) (void *opaque, uint64_t start, uint64_t end);
-  void (*on_source_was_read) (void *opaque, uint64_t count, double took);
-  void *on_source_read_opaque;
+  pthread_rwlock_t events_lock; /* held while one of them is told */
+  struct clone_events events;
 
   pthread_mutex_t source_lock; /* protects the two below */
   struct backend *source;      /* NULL when it is closed */
@@ -94,23 +120,41 @@ extern struct clone *clone_new (struct backend *source, struct backend *dest,
                                 const struct clone_options *options,
                                 const struct log *log);
 
-/* The process has forked for the last time: from now on servers that are lost
- * are waited for, the source's for so many seconds, 0 for ever.  changed may be
- * NULL.  It is told when clone_source_status says something else, on any
- * thread; it must not wait.  -1, logged.
- */
-extern int clone_start (struct clone *c, unsigned source_timeout,
-                        void (*changed) (void *opaque), void *opaque);
+/* How it runs. */
+struct clone_service {
+  unsigned source_timeout;  /* seconds that a request waits for a lost source
+                             * before it fails with EIO, 0: for ever */
+  unsigned commit_interval; /* seconds between background commits, 0: none */
+};
 
-/* The process is about to end: who waits for a lost server fails with
- * ESHUTDOWN, and what the source's has under way has a second left.
+/* The process has forked for the last time: from now on lost servers are looked
+ * for, requests wait for them, and commits are made in the background.  -1,
+ * logged.
+ */
+extern int clone_start (struct clone *c, const struct clone_service *service);
+
+/* Tell these events, NULL for none, from now on.  On return nobody is told the
+ * former ones any more, but for source_read and source_was_read, which come from
+ * clients' requests.
+ */
+extern void clone_listen (struct clone *c, const struct clone_events *events);
+
+/* THE END has three steps, between which the caller ends what it has started
+ * itself.
+ *
+ * clone_interrupt: the process is about to end.  Requests that wait for a lost
+ * server fail with ESHUTDOWN, what the source and the metadata have under way
+ * may take a little longer, and a commit is begun.  Waits for nothing.
+ *
+ * clone_stop: the threads of the clone and the connections to the source end.
+ * Only destination and metadata are left.  No client's request is running.
+ *
+ * clone_close: commit, mark the metadata clean, and free everything.  -1 where
+ * the commit failed (which is logged): the disk is intact but what was not
+ * flushed may be lost.
  */
 extern void clone_interrupt (struct clone *c);
-
-/* Commit, mark the metadata clean, and free everything.  No function of the
- * clone may be running.  -1 where the commit failed (which is logged): the
- * disk is intact but what was not flushed may be lost.
- */
+extern void clone_stop (struct clone *c);
 extern int clone_close (struct clone *c);
 
 extern int clone_pread (struct clone *c, void *buf, uint32_t count,
@@ -137,11 +181,20 @@ extern void clone_client_init (struct clone *c, struct clone_client *client);
  */
 extern int clone_flush (struct clone *c, struct clone_client *client);
 
-/* The periodic commit.  Errors are logged. */
-extern int clone_background_commit (struct clone *c);
+/* Commit soon, on a thread of the clone's, and tell the event `committed'.  When
+ * a server is lost that the commit needs, it waits for it there.
+ */
+extern void clone_ask_commit (struct clone *c);
+
+/* For the committer: one commit, with always false only if there is something to
+ * do, -1 with errno, also ENOTCONN; and tell the event `committed'.
+ */
+extern int clone_commit (struct clone *c, bool always);
+extern void clone_committed (struct clone *c, int error);
 
 /* Append extents that begin at offset and cover one byte or more of the range
- * to list, which is empty.  flags: BACKEND_REQ_ONE
+ * to list, which is empty.  What a lost server would have to tell is data.
+ * flags: BACKEND_REQ_ONE
  */
 extern int clone_extents (struct clone *c, uint32_t count, uint64_t offset,
                           unsigned flags, struct extents *list);
@@ -165,5 +218,8 @@ extern enum clone_mode clone_mode (struct clone *c);
  */
 extern enum backend_state clone_source_status (struct clone *c,
                                                unsigned *connections);
+
+/* Can hydration go on, are source and destination there?  Waits for nothing. */
+extern bool clone_servers_are_up (struct clone *c, struct backend *source);
 
 #endif /* CLONE_CLONE_H */

@@ -29,9 +29,9 @@ commit_init (struct commit *c, struct backend *dest, struct metadata *md,
              struct region_map *map, const struct log *log)
 {
   *c = (struct commit){
-    .dest = dest, .metadata = md, .map = map, .log = log, .mode = MODE_RW,
+    .dest = dest, .metadata = md, .map = map, .log = log,
+    .counts_changes = backend_has_peer (dest),
     .complete = (md->sb.flags & METADATA_COMPLETE) != 0,
-    .incarnation = 1,
   };
   c->sectors = malloc (COMMIT_SECTORS * sizeof *c->sectors);
   c->images = malloc (COMMIT_SECTORS * sizeof *c->images);
@@ -41,30 +41,17 @@ commit_init (struct commit *c, struct backend *dest, struct metadata *md,
     return -1;
   }
   pthread_mutex_init (&c->lock, NULL);
-  pthread_rwlock_init (&c->incarnation_lock, NULL);
+  pthread_mutex_init (&c->metadata_lock, NULL);
   return 0;
 }
 
 void
 commit_destroy (struct commit *c)
 {
-  pthread_rwlock_destroy (&c->incarnation_lock);
+  pthread_mutex_destroy (&c->metadata_lock);
   pthread_mutex_destroy (&c->lock);
   free (c->sectors);
   free (c->images);
-}
-
-/* Before step 1: what is flushed was done before.  In this order, so that a
- * loss sees one of the two at any time; what is noted in between was done before
- * the flush as well.
- */
-static void
-note_what_is_flushed (struct commit *c)
-{
-  if (c->unflushed) {
-    c->flushing = true;
-    c->unflushed = false;
-  }
 }
 
 /* Step 1.  The number of dirty sectors in the snapshot. */
@@ -81,38 +68,72 @@ take_snapshot (struct commit *c)
   return n;
 }
 
-/* Step 2. */
-static int
-flush_destination (struct commit *c)
+/* The commit does not get to step 5: its sectors are dirty again. */
+static void
+give_up_snapshot (struct commit *c, size_t n)
 {
-  if (backend_flush (c->dest) == 0)
-    return 0;
-
-  log_error (c->log, "destination %s: flush failed: %m; what was written since "
-             "the last flush may be lost, no flush will succeed and no region "
-             "can become valid any more: repair the destination and start "
-             "again", c->dest->name);
-  c->lost = true;
-  c->mode = MODE_RO;
-  return -1;
+  for (size_t i = 0; i < n; ++i)
+    region_map_put_dirty (c->map, c->sectors[i]);
 }
 
-/* Steps 3 and 4, until both were in one incarnation of the metadata. */
-static int
-write_bitmap (struct commit *c, size_t n)
+/* A flush of the destination failed, with errno set. */
+static void
+destination_has_failed (struct commit *c)
 {
-  struct metadata *md = c->metadata;
-  unsigned losses;
+  if (errno == ENOTCONN)
+    return;
+  c->flush_error = errno;
+  if (commit_wants_set_back (c))
+    log_error (c->log, "destination %s: flush failed: %m; what was written "
+               "since the last flush may be lost: make room there",
+               c->dest->name);
+  else
+    log_error (c->log, "destination %s: flush failed: %m; what was written "
+               "since the last flush may be lost, no flush will succeed and no "
+               "region can become valid any more: repair the destination and "
+               "start again", c->dest->name);
+}
 
-  do {
-    losses = md->losses;
-    if (metadata_write (md, c->sectors, c->images, n) == -1)
-      return -1;
-    TEST_POINT (COMMIT_WRITTEN);
-    if (metadata_flush (md) == -1)
-      return -1;
-  } while (losses != md->losses);
+/* A write or flush of the metadata failed, with errno set. */
+static void
+metadata_has_failed (struct commit *c)
+{
+  if (errno == ENOTCONN)
+    return;
+  if (!c->metadata_failed)
+    log_error (c->log, "metadata %s: cannot write: %m; no other region can "
+               "become valid until this works again",
+               c->metadata->backend->name);
+  c->metadata_failed = true;
+}
+
+static void
+metadata_has_succeeded (struct commit *c)
+{
+  if (!c->metadata_failed)
+    return;
+  log_info (c->log, "metadata %s: can be written again",
+            c->metadata->backend->name);
+  c->metadata_failed = false;
+}
+
+/* Steps 3 and 4.  The metadata lock is held. */
+static int
+write_bitmap (struct commit *c, const uint32_t *sectors,
+              uint8_t (*images)[METADATA_SECTOR], size_t n)
+{
+  if (metadata_write (c->metadata, sectors, images, n) == -1)
+    goto failed;
+  TEST_POINT (COMMIT_WRITTEN);
+  if (metadata_flush (c->metadata) == -1)
+    goto failed;
+  TEST_POINT (COMMIT_DURABLE);
+  metadata_has_succeeded (c);
   return 0;
+
+ failed:
+  metadata_has_failed (c);
+  return -1;
 }
 
 /* Step 5. */
@@ -128,43 +149,16 @@ mark_durable (struct commit *c, size_t n)
   }
 }
 
-/* A write or flush of the metadata failed, with errno set. */
-static void
-metadata_has_failed (struct commit *c)
-{
-  if (!c->metadata_failed)
-    log_error (c->log, "metadata %s: cannot write: %m; no other region can "
-               "become valid until this works again",
-               c->metadata->backend->name);
-  c->metadata_failed = true;
-  c->mode = MODE_RO;
-}
-
-static void
-metadata_has_succeeded (struct commit *c)
-{
-  if (!c->metadata_failed)
-    return;
-  log_info (c->log, "metadata %s: can be written again",
-            c->metadata->backend->name);
-  c->metadata_failed = false;
-  c->mode = MODE_RW;
-}
-
-/* Steps 3 to 5, in an incarnation that does not end meanwhile. */
+/* Steps 3 to 5. */
 static int
 make_durable (struct commit *c, size_t n)
 {
+  LOCK_FOR_SCOPE (&c->metadata_lock);
+
   if (n == 0)
     return 0;
-  if (write_bitmap (c, n) == -1) {
-    metadata_has_failed (c);
-    for (size_t i = 0; i < n; ++i)
-      region_map_put_dirty (c->map, c->sectors[i]);
+  if (write_bitmap (c, c->sectors, c->images, n) == -1)
     return -1;
-  }
-  TEST_POINT (COMMIT_DURABLE);
-  metadata_has_succeeded (c);
   mark_durable (c, n);
   c->commits++;
   log_debug (c->log, LOG_COMMIT, "commit: %zu sectors, %" PRIu64 " of %" PRIu64
@@ -179,34 +173,29 @@ make_durable (struct commit *c, size_t n)
 static int
 run_round (struct commit *c)
 {
-  const uint64_t incarnation = c->incarnation;
-  size_t n;
-  int r;
+  const size_t n = take_snapshot (c);
 
-  note_what_is_flushed (c);
-  n = take_snapshot (c);
   TEST_POINT (COMMIT_SNAPSHOT);
-  if (flush_destination (c) == -1)
-    return -1;
-  TEST_POINT (COMMIT_FLUSHED);
-
-  pthread_rwlock_rdlock (&c->incarnation_lock);
-  if (c->incarnation != incarnation)
-    r = 1;
-  else {
-    c->flushing = false;
-    r = make_durable (c, n);
-    if (r == 0 && n == COMMIT_SECTORS)
-      r = 1;
+  if (backend_flush (c->dest) == -1) {
+    destination_has_failed (c);
+    goto failed;
   }
-  pthread_rwlock_unlock (&c->incarnation_lock);
-  return r;
+  TEST_POINT (COMMIT_FLUSHED);
+  if (make_durable (c, n) == -1)
+    goto failed;
+  return n == COMMIT_SECTORS;
+
+ failed:
+  give_up_snapshot (c, n);
+  return -1;
 }
 
 /* Say on disk that the source is not needed any more (I10). */
 static int
 mark_complete (struct commit *c)
 {
+  LOCK_FOR_SCOPE (&c->metadata_lock);
+
   if (c->complete ||
       region_map_count_durable (c->map) != region_map_regions (c->map))
     return 0;
@@ -220,22 +209,53 @@ mark_complete (struct commit *c)
   return 0;
 }
 
+int
+commit_mark_clean (struct commit *c)
+{
+  LOCK_FOR_SCOPE (&c->metadata_lock);
+
+  if (commit_mode (c) != MODE_RW)
+    return 0;
+  return metadata_set_flags (c->metadata,
+                             c->metadata->sb.flags | METADATA_CLEAN);
+}
+
 /* A whole commit.  Called by one thread at a time, without the lock. */
 static int
 run_commit (struct commit *c)
 {
+  const uint64_t changes = c->changes;
   int r;
 
-  if (c->lost) {
-    errno = EIO;
+  if (c->flush_error) {
+    errno = c->flush_error;
     return -1;
   }
 
   do
     r = run_round (c);
   while (r == 1);
+  if (r == -1)
+    return -1;
 
-  return r == -1 ? -1 : mark_complete (c);
+  c->covered = changes;
+  return mark_complete (c);
+}
+
+/* An errno that a client may get. */
+static int
+client_errno (int error)
+{
+  switch (error) {
+  case ENOSPC:
+  case ENOMEM:
+  case ENOTCONN:
+    return error;
+  case EDQUOT:
+    return ENOSPC;
+  default:
+    return EIO;
+  }
 }
 
 /* The commit is over: tell everybody it was run for, and let one of those who
@@ -286,7 +306,7 @@ commit_flush (struct commit *c)
   c->waiters = NULL;
 
   pthread_mutex_unlock (&c->lock);
-  error = run_commit (c) == -1 ? EIO : 0;
+  error = run_commit (c) == -1 ? client_errno (errno) : 0;
   pthread_mutex_lock (&c->lock);
 
   finish_commit (c, batch, error);
@@ -299,11 +319,31 @@ commit_flush (struct commit *c)
   return 0;
 }
 
+/* Write a sector anew, to see whether the metadata can be written again. */
+static int
+try_metadata (struct commit *c)
+{
+  const uint32_t sector = 0;
+  uint8_t image[1][METADATA_SECTOR];
+  uint64_t words[WORDS_PER_SECTOR];
+  LOCK_FOR_SCOPE (&c->metadata_lock);
+
+  region_map_durable (c->map, sector, words);
+  metadata_encode (c->metadata, sector, words, image[0]);
+  return write_bitmap (c, &sector, image, 1);
+}
+
 int
 commit_background (struct commit *c)
 {
-  if (!c->metadata_failed && !region_map_is_dirty (c->map))
-    return 0;
+  if (!region_map_is_dirty (c->map)) {
+    if (!c->metadata_failed)
+      return 0;
+    if (try_metadata (c) == -1) {
+      errno = client_errno (errno);
+      return -1;
+    }
+  }
   return commit_flush (c);
 }
 
@@ -316,13 +356,13 @@ commit_pause (double interval, double took)
 bool
 commit_may_set (struct commit *c)
 {
-  return c->mode == MODE_RW;
+  return commit_mode (c) == MODE_RW;
 }
 
 enum clone_mode
 commit_mode (struct commit *c)
 {
-  return c->mode;
+  return c->flush_error || c->metadata_failed ? MODE_RO : MODE_RW;
 }
 
 bool
@@ -331,57 +371,45 @@ commit_is_complete (struct commit *c)
   return c->complete;
 }
 
-/* ---- incarnations of the destination ---- */
+/* ---- losses ---- */
 
-uint64_t
-commit_incarnation (struct commit *c)
+void
+commit_count_change (struct commit *c)
 {
-  return c->incarnation;
+  if (c->counts_changes)
+    c->changes++;
 }
 
 bool
-commit_set_valid (struct commit *c, uint64_t incarnation, uint64_t first,
-                  uint64_t count)
+commit_wants_set_back (struct commit *c)
 {
-  bool same;
-
-  pthread_rwlock_rdlock (&c->incarnation_lock);
-  same = c->incarnation == incarnation;
-  if (same)
-    region_map_set (c->map, first, count);
-  pthread_rwlock_unlock (&c->incarnation_lock);
-  return same;
+  return c->flush_error == ENOSPC || c->flush_error == EDQUOT;
 }
 
 void
-commit_changed (struct commit *c)
+commit_set_back (struct commit *c)
 {
-  if (!c->unflushed)
-    c->unflushed = true;
-}
+  const bool lost = c->changes != c->covered || commit_wants_set_back (c);
+  const uint64_t forgotten = region_map_forget (c->map);
 
-void
-commit_destination_lost (struct commit *c)
-{
-  uint64_t forgotten;
-  bool changes;
-
-  pthread_rwlock_wrlock (&c->incarnation_lock);
-  forgotten = region_map_forget (c->map);
-  changes = atomic_exchange (&c->unflushed, false) || c->flushing;
-  c->flushing = false;
-  if (changes)
+  c->covered = c->changes;
+  if (lost)
     c->losses++;
-  c->incarnation++;
-  pthread_rwlock_unlock (&c->incarnation_lock);
+  c->flush_error = 0;
 
   if (forgotten)
     log_info (c->log, "destination %s: %" PRIu64 " regions that were not "
               "durable are copied again", c->dest->name, forgotten);
-  if (changes)
+  if (lost)
     log_error (c->log, "destination %s: what clients have written and not "
-               "flushed may be lost with its server; the next flush of each "
-               "of them fails, to say so", c->dest->name);
+               "flushed may be lost; the next flush of each client fails, to "
+               "say so", c->dest->name);
+}
+
+void
+commit_metadata_lost (struct commit *c)
+{
+  LOCK_FOR_SCOPE (&c->metadata_lock);
 }
 
 uint64_t

@@ -31,38 +31,47 @@
  *
  * FAILURES
  *
- *   - Step 2 fails: Linux may have dropped dirty pages, and would report that
- *     once only, to this flush.  Whoever else wrote some of them would be told
- *     that the next flush succeeded, and bits would be committed whose data are
- *     gone.  So no flush succeeds and no bit is written any more until the disk
- *     is opened again, complete or not.  The mode becomes ro, for good.
+ *   - A server is lost (ENOTCONN): the commit ends with that error.  Its sectors
+ *     are dirty again, and whoever asked may ask again when the server is back.
+ *   - Step 2 fails for want of space (ENOSPC, EDQUOT): the destination has lost
+ *     what it could not allocate.  The mode is ro until the map has been set
+ *     back (see below); then everything goes on.
+ *   - Step 2 fails otherwise: Linux may have dropped dirty pages, and would
+ *     report that once only, to this flush.  Whoever else wrote some of them
+ *     would be told that the next flush succeeded, and bits would be committed
+ *     whose data are gone.  So no flush succeeds and no bit is written any more
+ *     until the disk is opened again, or its server, complete or not.  The mode
+ *     becomes ro.
  *   - Step 3 or 4 fails: the data are durable, the bits are not.  Their
- *     sectors become dirty again, for the next commit to write anew.  The mode
- *     becomes ro until one succeeds.
+ *     sectors are dirty again, for the next commit to write anew.  The mode
+ *     becomes ro until one succeeds; commit_background tries even when no sector
+ *     is dirty.
  *
- * Whoever waits for the commit gets EIO.  The map is not touched by a failure:
- * what is valid stays valid.
+ * Everybody who waits for the commit gets its error.  The map is not touched by
+ * a failure: what is valid stays valid.
  *
- * A LOST DESTINATION.  A server of the destination that is reached again may
- * have crashed, and have lost what it had not flushed.  That is a power cut of
- * the destination which the process survives, and it has the same outcome: the
- * regions that are not durable become invalid (region_map_forget), and what was
- * written and not flushed is gone, in valid regions too.  A later flush would
- * not tell, so it is told here: `losses' counts, for clone_flush, how often
- * that happened to changes that clients had been told were done.
+ * SETTING BACK.  A destination that was lost and is back may have lost what it
+ * had not flushed.  That is a power cut of the destination which the process
+ * survives, and it has the same outcome: the regions that are not durable become
+ * invalid (region_map_forget), and what was written and not flushed is gone, in
+ * valid regions too.  commit_set_back does this while nobody is inside the gate
+ * (gate.h), so that no commit runs, no request is between its look at the map
+ * and the destination, and nobody writes to the next incarnation of the server
+ * what belongs to the last one.
  *
- * The time between two losses is an incarnation of the destination.  What has
- * been written in one incarnation is not there in the next, so
+ * A later flush would not tell the clients, so commit_set_back counts it as a
+ * loss for clone_flush to tell, if and only if something was lost:
  *
- *   - whoever made regions valid names the incarnation in which their bytes
- *     were written, or an earlier one: commit_set_valid does nothing when that
- *     is over;
- *   - whoever looks at the map, and then reads or writes what was valid, looks
- *     at the incarnation before and after, and begins again when another has
- *     begun: no request reaches the server of the next incarnation before the
- *     map has forgotten;
- *   - a commit whose steps 1 and 2 were not in one incarnation begins again,
- *     and no other begins from step 3 to step 5.
+ *   changes   what clients have been told is done, counted inside the gate
+ *   covered   what `changes' was when the last whole commit began that succeeded
+ *
+ * A loss is one if changes is ahead of covered.  (A local destination is set
+ * back only after a flush failed for want of space, which always is one; so
+ * its changes are not counted.)
+ *
+ * THE METADATA'S SERVER.  Steps 3 to 5 hold a lock which commit_metadata_lost
+ * takes before a new connection comes into use.  So what step 3 has written is
+ * there for step 4 to flush, or step 4 fails.
  */
 
 #ifndef CLONE_COMMIT_H
@@ -92,26 +101,21 @@ struct commit {
   struct metadata *metadata; /* not owned */
   struct region_map *map;    /* not owned */
   const struct log *log;
+  bool counts_changes;       /* the destination is a server */
 
   pthread_mutex_t lock;           /* protects what follows */
   bool running;                   /* somebody is in the steps above */
   struct commit_waiter *waiters;  /* those who wait for the next one */
 
+  pthread_mutex_t metadata_lock;  /* held in steps 3 to 5 */
+
   _Atomic uint64_t commits;       /* rounds that wrote to the metadata */
-  _Atomic int mode;               /* enum clone_mode */
-  bool lost;                      /* a destination flush has failed; only the
-                                   * running commit looks at it */
+  _Atomic int flush_error;        /* the destination flush that failed, or 0 */
   _Atomic bool metadata_failed;   /* the last try to write failed */
   _Atomic bool complete;          /* durable bitmap full, flag on disk */
 
-  /* Write-locked while another incarnation begins.  The only lock that is held
-   * across I/O, that of steps 3 and 4.
-   */
-  pthread_rwlock_t incarnation_lock;
-  _Atomic uint64_t incarnation;   /* from 1 */
+  _Atomic uint64_t changes, covered;
   _Atomic uint64_t losses;
-  _Atomic bool unflushed;         /* clients' changes since the last snapshot */
-  _Atomic bool flushing;          /* and those that a commit is flushing */
 
   uint32_t *sectors;              /* the running commit's snapshot */
   uint8_t (*images)[METADATA_SECTOR];
@@ -124,14 +128,21 @@ extern int commit_init (struct commit *c, struct backend *dest,
 extern void commit_destroy (struct commit *c);
 
 /* Make durable everything that was written to the destination, and every
- * region that became valid, before the call (I6).  -1 with errno EIO.
+ * region that became valid, before the call (I6).  The caller is inside the gate.
+ * -1 with errno EIO, ENOSPC, ENOMEM or ENOTCONN.
  */
 extern int commit_flush (struct commit *c);
 
-/* The same, but do nothing where no region is dirty and nothing is left to
- * retry: for the periodic commit, which owes nobody a flush.
+/* The same, but do nothing where no region is dirty: for the periodic commit,
+ * which owes nobody a flush.  When the metadata could not be written before, it
+ * tries that again in any case.
  */
 extern int commit_background (struct commit *c);
+
+/* After the last commit, which has succeeded: say so in the metadata, unless the
+ * mode is not rw.  -1 with errno.
+ */
+extern int commit_mark_clean (struct commit *c);
 
 /* How long to wait for the next periodic commit, in seconds, after one that
  * took so long.  While it flushes the destination all who write there are slow,
@@ -153,22 +164,23 @@ extern enum clone_mode commit_mode (struct commit *c);
 /* Is the durable bitmap full, and the metadata's complete flag set? */
 extern bool commit_is_complete (struct commit *c);
 
-/* Which incarnation of the destination this is. */
-extern uint64_t commit_incarnation (struct commit *c);
-
-/* Make regions valid, whose bytes were written in this incarnation or later.
- * False, and nothing is done, where it is over.
+/* A client's change has been done and is not durable, and the client will be
+ * told that it is done.  The caller is inside the gate.
  */
-extern bool commit_set_valid (struct commit *c, uint64_t incarnation,
-                              uint64_t first, uint64_t count);
+extern void commit_count_change (struct commit *c);
 
-/* A client's change has been done, and the client will be told so. */
-extern void commit_changed (struct commit *c);
+/* A destination flush has failed in a way that commit_set_back makes good. */
+extern bool commit_wants_set_back (struct commit *c);
 
-/* The destination's server was lost, and nothing has reached it again yet.  May
- * wait for the metadata.
+/* The destination may have lost everything that is not durable.  Nobody is
+ * inside the gate.
  */
-extern void commit_destination_lost (struct commit *c);
+extern void commit_set_back (struct commit *c);
+
+/* The metadata's server was lost, and no new connection has come into use.  Waits
+ * for a commit that is between steps 3 and 5, whose requests fail.
+ */
+extern void commit_metadata_lost (struct commit *c);
 
 /* How often were changes lost that no flush had made durable? */
 extern uint64_t commit_losses (struct commit *c);

@@ -65,7 +65,7 @@ struct copy {
   bool shares;        /* the source's blocks, which are not read */
   int error;          /* an errno, or 0 */
   double asked;       /* when the source was */
-  uint64_t incarnation; /* of the destination, when it was looked at */
+  struct gate_pass pass; /* while something is owned */
   struct io io;
   struct owner owner;
   uint8_t *buf;
@@ -120,7 +120,7 @@ struct hydrate {
   bool stopping;        /* hydrate_stop */
   bool stopped;         /* by an error */
   bool stopped_by_mode; /* which was that no region could become valid */
-  bool finishing;       /* a worker runs the last commit */
+  bool finishing;       /* the last commit was asked for */
   struct asking asking[AHEAD_QUESTIONS];
   unsigned asked;       /* those under way */
   uint64_t bytes;       /* of the threshold, in all workers */
@@ -304,10 +304,11 @@ finish_cut (struct copy *copy)
 
   if (!region_map_is_valid (c->map, region) && commit_may_set (&c->commit)) {
     TEST_POINT (HYDRATE_WRITTEN);
-    commit_set_valid (&c->commit, cut->incarnation, region, 1);
+    region_map_set (c->map, region, 1);
     TEST_POINT (HYDRATE_SET);
   }
   ownership_release (&c->ownership, &copy->owner);
+  gate_leave (&c->gate, &copy->pass);
   {
     LOCK_FOR_SCOPE (&h->lock);
     plan_cut_done (&h->plan, cut);
@@ -327,7 +328,7 @@ granted (struct owner *owner)
   ev_async_send (w->loop, &w->wake);
 }
 
-/* Own bytes, then go on, perhaps at once. */
+/* Own bytes, then go on, perhaps at once.  Inside the gate. */
 static void
 own (struct copy *copy, uint64_t start, uint64_t end)
 {
@@ -338,15 +339,54 @@ own (struct copy *copy, uint64_t start, uint64_t end)
     go_on (copy);
 }
 
-/* The last write of a range has returned: give up the ownership. */
+/* A server was lost: others, or this worker later, copy the range. */
+static void
+copy_lost (struct copy *copy)
+{
+  struct hydrate *h = copy->w->h;
+  LOCK_FOR_SCOPE (&h->lock);
+
+  copy->error = ENOTCONN;
+  plan_return (&h->plan, &copy->range);
+}
+
+/* A range that owns nothing ends without having been copied. */
+static void
+abandon_copy (struct copy *copy)
+{
+  struct hydrate *h = copy->w->h;
+
+  if (copy->range.cut) {
+    LOCK_FOR_SCOPE (&h->lock);
+    plan_piece_done (&h->plan, copy->range.cut, false);
+  }
+  end_copy (copy);
+}
+
+/* Its bytes are there, or are not needed: take them to the destination. */
+static void
+enter_and_own (struct copy *copy)
+{
+  if (gate_try_enter (&copy->w->h->clone->gate, &copy->pass)) {
+    own (copy, copy->range.start, copy->range.end);
+    return;
+  }
+  copy_lost (copy);
+  abandon_copy (copy);
+}
+
+/* The last write of a range has returned: give up the ownership.  Whoever owns
+ * the whole of a region after its last piece has stayed inside the gate.
+ */
 static void
 finish_range (struct copy *copy)
 {
   struct hydrate *h = copy->w->h;
+  struct clone *c = h->clone;
   struct plan_cut *cut = copy->range.cut;
   bool last = false;
 
-  ownership_release (&h->clone->ownership, &copy->owner);
+  ownership_release (&c->ownership, &copy->owner);
   if (cut) {
     LOCK_FOR_SCOPE (&h->lock);
     last = plan_piece_done (&h->plan, cut, copy->error == 0);
@@ -355,23 +395,27 @@ finish_range (struct copy *copy)
     copy->last_piece = true;
     own (copy, cut->start, cut->end);
   }
-  else
+  else {
+    gate_leave (&c->gate, &copy->pass);
     end_copy (copy);
+  }
 }
 
-/* Say why, once: later failures of ranges that were under way say nothing, nor
- * does the end (ESHUTDOWN).
- */
+/* Say why, once: later failures of ranges that were under way say nothing. */
 static void
 copy_failed (struct copy *copy, struct backend *b, const char *what, int error)
 {
   struct hydrate *h = copy->w->h;
   bool first;
 
+  if (error == ENOTCONN) {
+    copy_lost (copy);
+    return;
+  }
   copy->error = error;
   {
     LOCK_FOR_SCOPE (&h->lock);
-    first = !h->stopped && !h->stopping && error != ESHUTDOWN;
+    first = !h->stopped && !h->stopping;
   }
   if (first) {
     errno = error;
@@ -386,9 +430,7 @@ copy_failed (struct copy *copy, struct backend *b, const char *what, int error)
 #define BAD_ADVICE "hydration goes on elsewhere and tries again: repair the " \
   "source, or write to these bytes or discard them"
 
-/* The source cannot read the bytes of this copy: they are set aside.  (A source
- * that is lost is waited for, until the end.)
- */
+/* The source cannot read the bytes of this copy: they are set aside. */
 static void
 source_failed (struct copy *copy, int error)
 {
@@ -396,9 +438,11 @@ source_failed (struct copy *copy, int error)
   struct hydrate *h = w->h;
   bool new, said = false;
 
-  copy->error = error;
-  if (error == ESHUTDOWN)
+  if (error == ENOTCONN) {
+    copy_lost (copy);
     return;
+  }
+  copy->error = error;
   {
     LOCK_FOR_SCOPE (&h->lock);
     new = plan_bad (&h->plan, &copy->range) && !h->stopping;
@@ -463,6 +507,7 @@ share_failed (struct copy *copy, int error)
     w->shares = false;
   copy->shares = false;
   ownership_release (&w->h->clone->ownership, &copy->owner);
+  gate_leave (&w->h->clone->gate, &copy->pass);
   read_source (copy);
 }
 
@@ -485,7 +530,7 @@ written (struct io *io)
     const uint64_t count = div_round_up (io->count, region_size);
 
     TEST_POINT (HYDRATE_WRITTEN);
-    commit_set_valid (&c->commit, copy->incarnation, first, count);
+    region_map_set (c->map, first, count);
     TEST_POINT (HYDRATE_SET);
     log_debug (c->log, LOG_REGION, "region %" PRIu64 "+%" PRIu64
                ": valid, hydrated", first, count);
@@ -506,7 +551,6 @@ go_on (struct copy *copy)
   bool valid = true;
 
   TEST_POINT (HYDRATE_OWNED);
-  copy->incarnation = commit_incarnation (&c->commit);
   if (copy->last_piece) {
     finish_cut (copy);
     return;
@@ -566,16 +610,11 @@ static void
 was_read (struct io *io)
 {
   struct copy *copy = io->opaque;
-  struct worker *w = copy->w;
   struct plan_range *range = &copy->range;
 
   if (io->error) {
     source_failed (copy, io->error);
-    if (range->cut) {
-      LOCK_FOR_SCOPE (&w->h->lock);
-      plan_piece_done (&w->h->plan, range->cut, false);
-    }
-    end_copy (copy);
+    abandon_copy (copy);
     return;
   }
   time_copy (copy);
@@ -584,7 +623,7 @@ was_read (struct io *io)
     return;
   }
   range->zero = is_zero (copy->buf, io->count);
-  own (copy, range->start, range->end);
+  enter_and_own (copy);
 }
 
 static void
@@ -601,7 +640,7 @@ start_copy (struct worker *w, struct copy *copy)
   copy->error = 0;
   copy->shares = w->shares && !range->zero && !range->probe;
   if (range->zero || copy->shares)
-    own (copy, range->start, range->end);
+    enter_and_own (copy);
   else
     read_source (copy);
 }
@@ -623,7 +662,10 @@ extents_came (struct io *io)
   w->asked--;
   {
     LOCK_FOR_SCOPE (&h->lock);
-    plan_answer (&h->plan, a->question, &a->answer);
+    if (io->error == ENOTCONN)
+      plan_unanswered (&h->plan, a->question);
+    else
+      plan_answer (&h->plan, a->question, &a->answer);
     extents_free (&a->answer);
     a->question = NULL;
     h->asked--;
@@ -641,6 +683,7 @@ next_question (struct worker *w)
   LOCK_FOR_SCOPE (&h->lock);
 
   if (h->paused || h->stopped || is_over (h) ||
+      !clone_servers_are_up (h->clone, w->source) ||
       (q = plan_ask (&h->plan)) == NULL)
     return NULL;
   while (a->question)
@@ -702,7 +745,7 @@ next_range (struct worker *w, struct plan_range *range, uint64_t *cost,
   LOCK_FOR_SCOPE (&h->lock);
 
   if (h->paused || h->stopped || h->finishing || h->resting || is_over (h) ||
-      s->threshold == 0)
+      s->threshold == 0 || !clone_servers_are_up (h->clone, w->source))
     return NEXT_WAIT;
   batch = batch_size (s);
   if (!has_room (w, batch, now))
@@ -724,8 +767,6 @@ next_range (struct worker *w, struct plan_range *range, uint64_t *cost,
     break;
   }
 
-  if (range->cut && range->cut->incarnation == 0)
-    range->cut->incarnation = commit_incarnation (&h->clone->commit);
   *cost = range->zero ? 0 : range->end - range->start;
   if (s->rate)
     h->rate_next = MAX (h->rate_next, now) + (double)*cost / s->rate;
@@ -749,19 +790,38 @@ rest (struct hydrate *h)
   h->resting = true;
 }
 
-/* Every range has been handed out, and is done.  If all is valid, commit: when
- * that makes the clone complete, clone_became_complete ends all workers.
+/* What was left out is looked for, or waited for when all of it is bad. */
+static void
+begin_again (struct hydrate *h)
+{
+  struct plan_bad_sum bad;
+  uint64_t invalid;
+
+  {
+    LOCK_FOR_SCOPE (&h->lock);
+    plan_sum_bad (&h->plan, &bad);
+    invalid = region_map_regions (h->clone->map) -
+              region_map_count_valid (h->clone->map);
+    if (invalid > 0 && bad.regions >= invalid && !h->plan.retry.on)
+      rest (h);
+    else
+      plan_restart (&h->plan);
+    h->finishing = false;
+  }
+  wake_all (h);
+}
+
+/* Every range has been handed out, and is done.  If all is valid, ask for a
+ * commit: when that makes the clone complete, clone_became_complete ends all
+ * workers.
  */
 static void
 finish (struct worker *w)
 {
   struct hydrate *h = w->h;
   struct clone *c = h->clone;
-  const uint64_t invalid =
-    region_map_regions (c->map) - region_map_count_valid (c->map);
   struct plan_bad_sum bad;
   unsigned unsaid;
-  int r;
 
   {
     LOCK_FOR_SCOPE (&h->lock);
@@ -773,22 +833,32 @@ finish (struct worker *w)
     log_error (h->log, "source %s: %u more reads have failed, in all %" PRIu64
                " bytes in %" PRIu64 " regions are bad; " BAD_ADVICE,
                w->source->name, unsaid, bad.bytes, bad.regions);
-  r = invalid == 0 ? clone_flush (c, NULL) : 0;
+  if (region_map_count_valid (c->map) == region_map_regions (c->map))
+    clone_ask_commit (c);
+  else
+    begin_again (h);
+}
+
+/* A commit has ended, perhaps the one that finish asked for. */
+static void
+committed (void *opaque, int error)
+{
+  struct hydrate *h = opaque;
+  bool last;
 
   {
     LOCK_FOR_SCOPE (&h->lock);
-    if (invalid > 0 && bad.regions >= invalid && !h->plan.retry.on)
-      rest (h);
-    else
-      plan_restart (&h->plan);
-    h->finishing = false;
+    last = h->finishing && !h->stopping;
   }
-  if (r == -1) {
+  if (!last || is_over (h))
+    return;
+  if (error && error != ENOTCONN && error != ENOSPC) {
+    errno = error;
     log_error (h->log, "hydration stopped: the last commit failed: %m; remove "
                "the cause, then resume hydration or start again");
     stop_with_error (h);
   }
-  wake_all (h);
+  begin_again (h);
 }
 
 /* Begin as many copies as there is room for. */
@@ -1029,9 +1099,7 @@ hydrate_free (struct hydrate *h)
 {
   if (h == NULL)
     return;
-  h->clone->on_complete = NULL;
-  h->clone->on_source_read = NULL;
-  h->clone->on_source_was_read = NULL;
+  clone_listen (h->clone, NULL);
   for (unsigned i = 0; i < h->nr_workers; ++i) {
     if (h->worker[i].loop)
       ev_loop_destroy (h->worker[i].loop);
@@ -1039,6 +1107,31 @@ hydrate_free (struct hydrate *h)
   plan_destroy (&h->plan);
   pthread_mutex_destroy (&h->lock);
   free (h);
+}
+
+/* A client is about to read these bytes from the source: copy them soon, and a
+ * batch of what follows.
+ */
+static void
+want (void *opaque, uint64_t start, uint64_t end)
+{
+  struct hydrate *h = opaque;
+  LOCK_FOR_SCOPE (&h->lock);
+
+  if (h->settings.access && !h->paused && !h->stopped)
+    plan_want (&h->plan, start, end + batch_size (&h->settings));
+}
+
+/* It has read so many bytes, which took so long: for the pace. */
+static void
+was_read_by_client (void *opaque, uint64_t count, double took)
+{
+  struct hydrate *h = opaque;
+  const double now = monotonic_seconds ();
+  LOCK_FOR_SCOPE (&h->lock);
+
+  pace_was_read (&h->pace, count, took, now, batch_size (&h->settings),
+                 h->settings.threshold);
 }
 
 /* By hydration, or because clients have written everything. */
@@ -1060,9 +1153,38 @@ clone_became_complete (void *opaque)
   wake_all (h);
 }
 
+/* The map was set back.  What is under way goes on: it is copied into regions
+ * that are invalid.
+ */
+static void
+set_back (void *opaque)
+{
+  struct hydrate *h = opaque;
+  LOCK_FOR_SCOPE (&h->lock);
+
+  plan_set_back (&h->plan);
+}
+
+static void
+servers_changed (void *opaque)
+{
+  struct hydrate *h = opaque;
+  unsigned connections;
+
+  if (clone_source_status (h->clone, &connections) == BACKEND_REFUSED &&
+      h->on_end)
+    h->on_end (h->on_end_opaque);
+  wake_all (h);
+}
+
 int
 hydrate_start (struct hydrate *h)
 {
+  const struct clone_events events = {
+    .complete = clone_became_complete, .committed = committed,
+    .set_back = set_back, .servers_changed = servers_changed,
+    .source_read = want, .source_was_read = was_read_by_client, .opaque = h,
+  };
   struct backend *source = clone_source_get (h->clone);
   int r = 0;
 
@@ -1072,13 +1194,8 @@ hydrate_start (struct hydrate *h)
 
   for (unsigned i = 0; i < h->nr_workers && r == 0; ++i)
     r = worker_init (h, &h->worker[i]);
-  if (r == 0) {
-    h->clone->on_complete_opaque = h;
-    h->clone->on_complete = clone_became_complete;
-    h->clone->on_source_read_opaque = h;
-    h->clone->on_source_read = hydrate_want;
-    h->clone->on_source_was_read = hydrate_was_read;
-  }
+  if (r == 0)
+    clone_listen (h->clone, &events);
   for (unsigned i = 0; i < h->nr_workers && r == 0; ++i) {
     struct worker *w = &h->worker[i];
 
@@ -1129,38 +1246,6 @@ hydrate_resume (struct hydrate *h)
     retry_bad (h);
   }
   wake_all (h);
-}
-
-void
-hydrate_want (void *hydrate, uint64_t start, uint64_t end)
-{
-  struct hydrate *h = hydrate;
-  LOCK_FOR_SCOPE (&h->lock);
-
-  if (h->settings.access && !h->paused && !h->stopped)
-    plan_want (&h->plan, start, end + batch_size (&h->settings));
-}
-
-void
-hydrate_was_read (void *hydrate, uint64_t count, double took)
-{
-  struct hydrate *h = hydrate;
-  const double now = monotonic_seconds ();
-  LOCK_FOR_SCOPE (&h->lock);
-
-  pace_was_read (&h->pace, count, took, now, batch_size (&h->settings),
-                 h->settings.threshold);
-}
-
-void
-hydrate_source_changed (void *hydrate)
-{
-  struct hydrate *h = hydrate;
-  unsigned connections;
-
-  if (clone_source_status (h->clone, &connections) == BACKEND_REFUSED &&
-      h->on_end)
-    h->on_end (h->on_end_opaque);
 }
 
 void

@@ -35,6 +35,10 @@
  * A region larger than a batch is copied in pieces, and becomes valid when all
  * of them are in the destination.
  *
+ * While source or destination are lost nothing is handed out.  A copy that is
+ * under way then gives its range back to the plan.  A loop never waits for a
+ * server, nor for a commit: the last one is made by the clone's committer.
+ *
  * What the source fails to read is set aside as bad, and the rest goes on.
  * When only bad ranges are left they are tried again, in rounds (plan.h): the
  * first one after BAD_DELAY, and each later one after twice the time of the one
@@ -107,25 +111,13 @@ extern void hydrate_free (struct hydrate *h);
 extern int hydrate_start (struct hydrate *h);
 
 /* Stop taking new ranges, finish or drop those under way, join the threads.
- * Flushes may go on meanwhile, and what they tell reaches the object until
- * hydrate_free.
+ * The clone's events (clone_listen) reach the object until hydrate_free.
  */
 extern void hydrate_stop (struct hydrate *h);
 
 /* Any thread may call these. */
 extern void hydrate_pause (struct hydrate *h);
 extern void hydrate_resume (struct hydrate *h); /* tries bad ranges, too */
-/* The hydration (a pointer to it) should copy these bytes soon, and a batch of
- * those after them, since a client is reading them from the source: where the
- * settings say so, and unless it is paused.
- */
-extern void hydrate_want (void *hydrate, uint64_t start, uint64_t end);
-/* And this is how many bytes that was, and how many seconds it took: for the
- * pace (pace.h).
- */
-extern void hydrate_was_read (void *hydrate, uint64_t count, double took);
-/* And the source (clone_source_status) is not what it was. */
-extern void hydrate_source_changed (void *hydrate);
 extern void hydrate_get_settings (struct hydrate *h,
                                   struct hydrate_settings *settings);
 extern void hydrate_set_settings (struct hydrate *h,

@@ -523,5 +523,27 @@ plan_next (struct plan *p, uint64_t batch, struct plan_range *range)
   }
   if (next_bad (p, batch, range) == PLAN_RANGE)
     return PLAN_RANGE;
+  if (p->disk.pos == p->disk.end && p->lost) {
+    p->lost = false;
+    plan_restart (p);
+  }
   return next_of_walk (p, &p->disk, batch, range);
+}
+
+void
+plan_return (struct plan *p, struct plan_range *range)
+{
+  p->lost = true;
+}
+
+void
+plan_set_back (struct plan *p)
+{
+  p->lost = true;
+}
+
+void
+plan_unanswered (struct plan *p, struct ahead_question *q)
+{
+  q->state = AHEAD_TO_ASK;
 }

@@ -116,6 +116,7 @@ struct plan {
   uint64_t wishes;       /* ever made */
   struct bad_ranges bad;
   struct plan_retry retry;
+  bool lost;
 };
 
 /* What is bad, added up.  Neighbours are one range. */
@@ -175,3 +176,6 @@ extern int plan_answer (struct plan *p, struct ahead_question *q,
                         const struct extents *list);
 
 #endif /* CLONE_PLAN_H */
+extern void plan_return (struct plan *p, struct plan_range *range);
+extern void plan_set_back (struct plan *p);
+extern void plan_unanswered (struct plan *p, struct ahead_question *q);

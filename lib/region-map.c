@@ -330,15 +330,27 @@ region_map_put_dirty (struct region_map *map, uint32_t sector)
   list_sector (map, sector);
 }
 
+static void
+copy_words (const _Atomic uint64_t *bits, uint32_t sector,
+            uint64_t words[WORDS_PER_SECTOR])
+{
+  bits += (uint64_t)sector * WORDS_PER_SECTOR;
+  for (unsigned i = 0; i < WORDS_PER_SECTOR; ++i)
+    words[i] = atomic_load (&bits[i]);
+}
+
 void
 region_map_snapshot (const struct region_map *map, uint32_t sector,
                      uint64_t words[WORDS_PER_SECTOR])
 {
-  const _Atomic uint64_t *valid =
-    &map->valid[(uint64_t)sector * WORDS_PER_SECTOR];
+  copy_words (map->valid, sector, words);
+}
 
-  for (unsigned i = 0; i < WORDS_PER_SECTOR; ++i)
-    words[i] = atomic_load (&valid[i]);
+void
+region_map_durable (const struct region_map *map, uint32_t sector,
+                    uint64_t words[WORDS_PER_SECTOR])
+{
+  copy_words (map->durable, sector, words);
 }
 
 void

@@ -115,6 +115,10 @@ extern void region_map_snapshot (const struct region_map *map,
                                  uint32_t sector,
                                  uint64_t words[WORDS_PER_SECTOR]);
 
+/* For commit: copy a sector's durable bits. */
+extern void region_map_durable (const struct region_map *map, uint32_t sector,
+                                uint64_t words[WORDS_PER_SECTOR]);
+
 /* For commit: these bits of the sector are durable now. */
 extern void region_map_set_durable (struct region_map *map, uint32_t sector,
                                     const uint64_t words[WORDS_PER_SECTOR]);

@@ -27,6 +27,7 @@ struct setup {
   enum setup_create create;
   uint64_t region_size;    /* bytes; 0: choose */
   unsigned source_connections, destination_connections;
+  unsigned timeout, deadline;
   struct clone_options options;
 };
 

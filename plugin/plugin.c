@@ -8,11 +8,11 @@
  *   get_ready    bind the control socket, open or create everything: all that
  *                can fail because of the user fails here, before the server
  *                forks and its messages get lost
- *   after_fork   threads: hydration, control, progress, the committer
- *   SIGTERM      the committer wakes up, lets nobody wait for a lost server any
- *                more, and commits at once, because nbdkit waits for connected
- *                clients before it calls cleanup
- *   cleanup      stop the threads, commit what is left, close
+ *   after_fork   threads: the clone's, hydration, control, progress, the watcher
+ *   SIGTERM      the watcher wakes up, lets nobody wait for a lost server any
+ *                more, and has the clone commit at once, because nbdkit waits
+ *                for connected clients before it calls cleanup
+ *   cleanup      end_service
  */
 
 #include <config.h>
@@ -35,7 +35,7 @@
 #include "cleanup.h"
 #include "clock.h"
 #include "clone.h"
-#include "commit.h"
+#include "committer.h"
 #include "control.h"
 #include "extents.h"
 #include "hydrate.h"
@@ -60,6 +60,10 @@ NBDKIT_DLL_PUBLIC int clone_debug_request;
 NBDKIT_DLL_PUBLIC int clone_debug_region;
 NBDKIT_DLL_PUBLIC int clone_debug_commit;
 NBDKIT_DLL_PUBLIC int clone_debug_hydrate;
+/* -D clone.deadline=MILLISECONDS: for tests, instead of all deadlines for NBD
+ * servers.
+ */
+NBDKIT_DLL_PUBLIC int clone_debug_deadline;
 
 /* What the user asked for. */
 static struct setup setup = {
@@ -74,8 +78,7 @@ static struct hydrate_settings settings = {
   .access = true,
 };
 static bool hydration = true;
-static unsigned commit_interval = 1; /* seconds */
-static unsigned source_timeout; /* seconds, 0: for ever */
+static struct clone_service clone_service = { .commit_interval = 1 };
 static char *control_address;
 static char *control_token;
 static int progress_fd = -1;
@@ -84,8 +87,8 @@ static int progress_fd = -1;
 static struct service service;
 static struct control *control;
 static struct progress *progress;
-static pthread_t committer_thread;
-static bool committer_started;
+static pthread_t watcher_thread;
+static bool watcher_started;
 
 /* A client's connection.  They are listed because nbdkit does not close them
  * once it is shutting down.
@@ -298,7 +301,7 @@ clone_config (const char *key, const char *value)
   else if (strcmp (key, "discard-passdown") == 0)
     return parse_bool (key, value, &setup.options.discard_passdown);
   else if (strcmp (key, "commit-interval") == 0)
-    return parse_number (key, value, 0, COMMIT_INTERVAL_MAX, &commit_interval);
+    return parse_number (key, value, 0, COMMIT_INTERVAL_MAX, &clone_service.commit_interval);
   else if (strcmp (key, "source-connections") == 0)
     return parse_number (key, value, 1, CONNECTIONS_MAX,
                          &setup.source_connections);
@@ -306,7 +309,8 @@ clone_config (const char *key, const char *value)
     return parse_number (key, value, 1, CONNECTIONS_MAX,
                          &setup.destination_connections);
   else if (strcmp (key, "source-timeout") == 0)
-    return parse_number (key, value, 0, SOURCE_TIMEOUT_MAX, &source_timeout);
+    return parse_number (key, value, 0, SOURCE_TIMEOUT_MAX,
+                         &clone_service.source_timeout);
   else if (strcmp (key, "source-check") == 0)
     return parse_bool (key, value, &setup.options.source_check);
   else if (strcmp (key, "control") == 0)
@@ -371,6 +375,15 @@ clone_dump_plugin (void)
 
 /* ---- life ---- */
 
+/* On a thread that runs a client's request this returns at once, but not with 0
+ * when the client has closed the connection or the server is quitting.
+ */
+static bool
+client_is_gone (void)
+{
+  return nbdkit_nanosleep (0, 1) == -1;
+}
+
 static int
 clone_get_ready (void)
 {
@@ -386,6 +399,9 @@ clone_get_ready (void)
       goto error;
   }
 
+  setup.timeout = clone_service.source_timeout;
+  setup.deadline = clone_debug_deadline;
+  setup.options.client_is_gone = client_is_gone;
   service.clone = setup_clone (&setup, &nbdkit_log);
   if (service.clone == NULL)
     goto error;
@@ -409,40 +425,71 @@ clone_get_ready (void)
   return -1;
 }
 
-/* The periodic commit, and the one at the beginning of the end. */
+/* Seconds after which the end is said to be slow. */
+#define SLOW_END 2
+
+/* Sleeps until the server shuts down, and begins the end: nbdkit may wait for
+ * clients for ever, and they for servers that are lost.
+ */
 static void *
-committer (void *arg)
+watcher (void *arg)
 {
-  const unsigned tick = commit_interval ? commit_interval : 1;
-  double pause = commit_pause (tick, COMMIT_FIRST), begin;
-
-  while (nbdkit_nanosleep (pause, (pause - (unsigned)pause) * 1e9) == 0)
-    if (commit_interval) {
-      begin = monotonic_seconds ();
-      clone_background_commit (service.clone);
-      pause = commit_pause (tick, monotonic_seconds () - begin);
-    }
-
-  /* The server is shutting down, but perhaps waits for clients. */
+  while (nbdkit_nanosleep (3600, 0) == 0)
+    ;
   hydrate_pause (service.hydrate);
   clone_interrupt (service.clone);
-  clone_flush (service.clone, NULL);
+  if (!committer_wait (&service.clone->committer, SLOW_END))
+    log_info (&nbdkit_log, "shutting down: waiting for destination %s to make "
+              "durable what was written", service.clone->dest->name);
   return NULL;
+}
+
+/* The end, whatever the reason.  The order matters:
+ *
+ *   - the watcher has interrupted everything that waits;
+ *   - the threads that use hydration and the clone end;
+ *   - the clone's own threads, and with the source the one that looks for it, so
+ *     that nobody tells hydration anything any more but the destination;
+ *   - hydration goes;
+ *   - the last commit, and the destination is closed.
+ */
+static void
+end_service (void)
+{
+  if (service.clone == NULL)
+    return;
+  clone_interrupt (service.clone);
+  if (watcher_started)
+    pthread_join (watcher_thread, NULL);
+  if (control)
+    control_stop (control);
+  if (progress)
+    progress_stop (progress);
+  hydrate_stop (service.hydrate);
+  clone_stop (service.clone);
+
+  progress_free (progress);
+  control_free (control);
+  hydrate_free (service.hydrate);
+  clone_close (service.clone);
+  progress = NULL;
+  control = NULL;
+  service = (struct service){ 0 };
 }
 
 static int
 clone_after_fork (void)
 {
-  if (clone_start (service.clone, source_timeout, hydrate_source_changed,
-                   service.hydrate) == -1 ||
+  if (clone_start (service.clone, &clone_service) == -1 ||
       hydrate_start (service.hydrate) == -1 ||
       (control && control_start (control) == -1) ||
-      (progress && progress_start (progress) == -1))
+      (progress && progress_start (progress) == -1) ||
+      thread_start (&watcher_thread, "watch", watcher, NULL,
+                    &nbdkit_log) == -1) {
+    end_service ();
     return -1;
-  if (thread_start (&committer_thread, "commit", committer, NULL,
-                    &nbdkit_log) == -1)
-    return -1;
-  committer_started = true;
+  }
+  watcher_started = true;
   return 0;
 }
 
@@ -453,23 +500,7 @@ clone_cleanup (void)
 {
   while (connections)
     clone_connection_close (connections);
-  if (service.clone == NULL)
-    return;
-  if (committer_started)
-    pthread_join (committer_thread, NULL);
-  if (control)
-    control_stop (control);
-  hydrate_stop (service.hydrate);
-  if (progress)
-    progress_stop (progress);
-
-  progress_free (progress);
-  control_free (control);
-  hydrate_free (service.hydrate);
-  clone_close (service.clone);
-  progress = NULL;
-  control = NULL;
-  service = (struct service){ 0 };
+  end_service ();
 }
 
 static void

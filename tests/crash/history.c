@@ -18,7 +18,7 @@
 #include "rounding.h"
 
 #define K UINT64_C (1024)
-#define CLIENTS 4
+#define CLIENTS HISTORY_CLIENTS
 #define MAX_REQUESTS 16
 
 static void *
@@ -149,6 +149,7 @@ struct client {
   uint64_t seed;
   struct event event[MAX_REQUESTS];
   size_t n;
+  struct clone_client told;
   struct mock_thread *thread;
 };
 
@@ -216,7 +217,7 @@ run_event (struct client *cl, struct event *ev, uint8_t *buf)
   case EVENT_CACHE:
     return clone_cache (c, count, offset);
   case EVENT_FLUSH:
-    return clone_flush (c, NULL);
+    return clone_flush (c, &cl->told);
   }
   abort ();
 }
@@ -240,7 +241,8 @@ client_main (void *opaque)
     if (run_event (cl, ev, buf) == -1)
       ev->error = errno;
     ev->end = mock_log_tick (log);
-    if (ev->error && !cl->history->faults) {
+    if (ev->error && !cl->history->faults &&
+        !(ev->type == EVENT_FLUSH && cl->history->loss < ev->end)) {
       fprintf (stderr, "a request of client %u failed: %s\n", cl->number,
                strerror (ev->error));
       abort ();
@@ -255,18 +257,18 @@ client_main (void *opaque)
 
 /* ---- what goes on beside the clients ---- */
 
-struct committer {
+struct periodic {
   struct clone *clone;
   _Atomic bool stop;
 };
 
 static void
-committer_main (void *opaque)
+periodic_main (void *opaque)
 {
-  struct committer *cm = opaque;
+  struct periodic *cm = opaque;
 
   while (!cm->stop) {
-    clone_background_commit (cm->clone);
+    clone_commit (cm->clone, false);
     usleep (500);
   }
 }
@@ -303,14 +305,16 @@ wait_for_the_end (struct hydrate *h)
   }
 }
 
-/* The destination's server crashes once, at some time, and of what it had not
- * flushed nothing is left, or some.
+/* The server of the destination, of the metadata, or both, crashes once, at some
+ * time, and of what it had not flushed nothing is left, or some.  It comes back
+ * at once, or later.
  */
 struct loser {
   struct history *history;
   uint64_t seed;
+  bool dest, meta;
   unsigned kept;       /* of 256 sectors */
-  unsigned after;      /* microseconds */
+  unsigned after, away; /* microseconds */
 };
 
 static bool
@@ -322,23 +326,23 @@ survives (uint64_t sector, void *opaque)
 }
 
 static void
-server_lost (void *opaque)
-{
-  struct loser *l = opaque;
-
-  commit_destination_lost (&l->history->disk->clone->commit);
-}
-
-static void
 loser_main (void *opaque)
 {
   struct loser *l = opaque;
   struct history *h = l->history;
 
   usleep (l->after);
-  h->loss = mock_log_tick (h->disk->log);
-  mock_lose (h->disk->dest, survives, server_lost, l);
-  h->loss_end = mock_log_tick (h->disk->log);
+  if (l->dest) {
+    h->loss = mock_log_tick (h->disk->log);
+    mock_server_crash (h->disk->dest, survives, l);
+  }
+  if (l->meta)
+    mock_server_crash (h->disk->meta, survives, l);
+  usleep (l->away);
+  mock_server_back (h->disk->dest);
+  mock_server_back (h->disk->meta);
+  if (l->dest)
+    h->loss_end = mock_log_tick (h->disk->log);
 }
 
 /* NULL where it does not crash. */
@@ -346,13 +350,16 @@ static struct mock_thread *
 start_loser (struct loser *l, uint64_t *seed)
 {
   static const unsigned kept[] = { 0, 128, 256 };
+  const unsigned which = 1 + mock_random (seed) % 3;
 
-  l->history->loss = l->history->loss_end = UINT64_MAX;
-  if (l->history->faults || mock_random (seed) % 3 != 0)
+  if (mock_random (seed) % 3 != 0)
     return NULL;
   l->seed = mock_random (seed);
+  l->dest = which & 1;
+  l->meta = which & 2;
   l->kept = kept[mock_random (seed) % 3];
   l->after = mock_random (seed) % 10000;
+  l->away = mock_random (seed) % 2 * 1000;
   return mock_thread (loser_main, l);
 }
 
@@ -384,6 +391,8 @@ set_up_devices (struct history *h, uint64_t *seed)
   mock_set_delay (d->source, delays[mock_random (seed) % 4]);
   mock_set_delay (d->dest, delays[mock_random (seed) % 4]);
   mock_set_delay (d->meta, delays[mock_random (seed) % 4]);
+  mock_set_server (d->dest);
+  mock_set_server (d->meta);
   if (mock_random (seed) % 2) {
     mock_set_async (d->source);
     mock_set_async (d->dest);
@@ -424,7 +433,9 @@ open_or_create (struct history *h)
     abort ();
 }
 
-/* A clean end makes all durable, as a flush does. */
+/* A clean end makes all durable, as a flush does of a client that knows of all
+ * losses.
+ */
 static void
 close_disk (struct history *h)
 {
@@ -449,6 +460,7 @@ run_clients (struct history *h, uint64_t *seed)
     client[i] = (struct client){
       .history = h, .number = i, .seed = mock_random (seed),
     };
+    clone_client_init (h->disk->clone, &client[i].told);
     client[i].thread = mock_thread (client_main, &client[i]);
   }
   for (unsigned i = 0; i < CLIENTS; ++i) {
@@ -463,13 +475,14 @@ history_run (const struct state *before, uint64_t seed, bool may_fail)
 {
   struct history *h = must (calloc (1, sizeof *h));
   enum hydration how = mock_random (&seed) % 3;
-  struct committer cm = { 0 };
+  struct periodic cm = { 0 };
   struct loser loser = { .history = h };
   struct mock_thread *thread, *losing;
   struct hydrate *hydrate;
 
   h->before = *before;
   h->seed = seed;
+  h->loss = h->loss_end = UINT64_MAX;
   h->disk = state_disk (before, true);
   h->disk->options.copy_on_read = mock_random (&seed) % 2;
   h->next_value = before->next_value + CLIENTS * MAX_REQUESTS;
@@ -479,7 +492,7 @@ history_run (const struct state *before, uint64_t seed, bool may_fail)
     set_up_fault (h, &seed);
 
   cm.clone = h->disk->clone;
-  thread = mock_thread (committer_main, &cm);
+  thread = mock_thread (periodic_main, &cm);
   hydrate = start_hydration (h, how, &seed);
   losing = start_loser (&loser, &seed);
   run_clients (h, &seed);

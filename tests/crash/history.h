@@ -19,13 +19,15 @@
 #include "mock-backend.h"
 #include "value.h"
 
+#define HISTORY_CLIENTS 4
+
 enum event_type { EVENT_READ, EVENT_WRITE, EVENT_ZERO, EVENT_TRIM,
                   EVENT_CACHE, EVENT_FLUSH };
 
 /* One request of a client. */
 struct event {
   enum event_type type;
-  unsigned client;
+  unsigned client;        /* HISTORY_CLIENTS: the clean end */
   bool fua;
   value_t value;          /* EVENT_WRITE, EVENT_ZERO and EVENT_TRIM */
   uint64_t first, n;      /* sectors */

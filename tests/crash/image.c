@@ -4,6 +4,7 @@
 
 #include <config.h>
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -59,7 +60,7 @@ compare_effect (const void *a, const void *b)
 }
 
 /* The first flush that failed when this had taken effect: after that no flush
- * writes it any more.
+ * writes it any more.  (One whose server was lost has not even tried.)
  */
 static uint64_t
 lost_at (struct mock_log *log, const struct mock_call *call)
@@ -69,6 +70,7 @@ lost_at (struct mock_log *log, const struct mock_call *call)
 
   for (size_t i = 0; (f = mock_log_call (log, i)) != NULL; ++i)
     if (f->mock == call->mock && f->kind == MOCK_FLUSH && f->error != 0 &&
+        f->error != ENOTCONN &&
         f->end > call->effect && f->start < lost)
       lost = f->start;
   return lost;

@@ -50,37 +50,62 @@ may_be_gone (const struct history *h, const struct event *ev)
 }
 
 /* When did the first request begin, FLUSH or FUA, whose failure says that this
- * may be lost; or when was the destination's server lost?
+ * may be lost?  Where no device fails, only losses make a flush fail.
  */
 static uint64_t
-lost_at (const struct history *h, const struct event *ev)
+failed_at (const struct history *h, const struct event *ev)
 {
-  uint64_t lost = may_be_gone (h, ev) ? h->loss : UINT64_MAX;
+  uint64_t failed = UINT64_MAX;
 
-  for (size_t i = 0; i < h->n; ++i) {
+  for (size_t i = 0; i < h->n && h->faults; ++i) {
     const struct event *f = &h->event[i];
 
     if (f->error && (f->type == EVENT_FLUSH || f->fua) && f->end > ev->start)
-      lost = MIN (lost, f->start);
+      failed = MIN (failed, f->start);
   }
-  return lost;
+  return failed;
+}
+
+/* Does the client of this flush know of the loss of the destination's server,
+ * because an earlier flush of its has failed since?
+ */
+static bool
+knows_of_loss (const struct history *h, const struct event *flush)
+{
+  if (flush->client == HISTORY_CLIENTS)
+    return true;
+  for (size_t i = 0; i < h->n; ++i) {
+    const struct event *f = &h->event[i];
+
+    if (f->type == EVENT_FLUSH && f->error && f->client == flush->client &&
+        f->end > h->loss && f->end <= flush->start)
+      return true;
+  }
+  return false;
+}
+
+/* Does this flush promise that what the request changed is durable? */
+static bool
+promises (const struct history *h, const struct event *flush,
+          const struct event *ev, uint64_t failed)
+{
+  return flush->type == EVENT_FLUSH && !flush->error &&
+    flush->start > ev->end && flush->end < failed &&
+    (!may_be_gone (h, ev) || flush->end < h->loss ||
+     !knows_of_loss (h, flush));
 }
 
 static uint64_t
 durable_at (const struct history *h, const struct event *ev)
 {
-  const uint64_t lost = lost_at (h, ev);
+  const uint64_t failed = failed_at (h, ev);
   uint64_t durable = ev->fua ? ev->end : UINT64_MAX;
 
   if (ev->error)
     return UINT64_MAX;
-  for (size_t i = 0; i < h->n; ++i) {
-    const struct event *f = &h->event[i];
-
-    if (f->type == EVENT_FLUSH && !f->error && f->start > ev->end &&
-        f->end < lost && f->end < durable)
-      durable = f->end;
-  }
+  for (size_t i = 0; i < h->n; ++i)
+    if (promises (h, &h->event[i], ev, failed))
+      durable = MIN (durable, h->event[i].end);
   return durable;
 }
 

@@ -70,7 +70,9 @@ struct mock {
   pthread_cond_t cond;      /* a gate has changed */
   bool closed;
   unsigned running;         /* calls */
-  bool held;                /* those that begin wait */
+  unsigned incarnation;     /* of the server, from 1 */
+  bool down;                /* it is lost */
+  struct backend_service service;
 
   uint8_t *cache, *durable;
   uint8_t *state;           /* of each sector: an extent's flags */
@@ -343,15 +345,23 @@ find_gate (struct mock *m, const struct mock_call *call)
   return NULL;
 }
 
+/* Was the server lost since the call began?  Called with the lock. */
+static bool
+is_lost (const struct mock *m, const struct mock_call *call)
+{
+  return call->incarnation != m->incarnation;
+}
+
 /* Called with the lock, which is released meanwhile. */
 static void
-wait_at (struct mock *m, struct mock_gate *g, bool after)
+wait_at (struct mock *m, struct mock_gate *g, const struct mock_call *call,
+         bool after)
 {
   if (g == NULL || g->after != after)
     return;
   g->arrived = true;
   pthread_cond_broadcast (&m->cond);
-  while (!g->open)
+  while (!g->open && !is_lost (m, call))
     pthread_cond_wait (&m->cond, &m->lock);
 }
 
@@ -410,10 +420,9 @@ begin (struct mock *m, enum mock_kind kind, const struct segment *seg,
   {
     LOCK_FOR_SCOPE (&m->lock);
 
-    while (m->held)
-      pthread_cond_wait (&m->cond, &m->lock);
     if (m->closed)
       die (m, "%s after close", kind_names[kind]);
+    call->incarnation = m->down ? 0 : m->incarnation;
     m->running++;
     if (kind == MOCK_PREAD) {
       m->reading += bytes;
@@ -548,16 +557,20 @@ finish (struct mock *m, struct mock_call *call,
 
     error = find_fault (m, call);
     gate = find_gate (m, call);
-    wait_at (m, gate, false);
+    wait_at (m, gate, call, false);
   }
   take_time (m);
   {
     LOCK_FOR_SCOPE (&m->lock);
 
+    if (is_lost (m, call))
+      error = ENOTCONN;
     effect (m, &error, opaque);
     if (error == 0)
       call->effect = mock_log_tick (m->log);
-    wait_at (m, gate, true);
+    wait_at (m, gate, call, true);
+    if (error == 0 && is_lost (m, call))
+      error = ENOTCONN;
     m->running--;
     pthread_cond_broadcast (&m->cond);
     if (call->kind == MOCK_PREAD)
@@ -690,7 +703,8 @@ mock_trim (struct backend *b, uint64_t count, uint64_t offset,
 static void
 flush_effect (struct mock *m, int *error, void *opaque)
 {
-  flush_end (m, opaque, *error == 0);
+  if (*error != ENOTCONN)
+    flush_end (m, opaque, *error == 0);
 }
 
 static int
@@ -809,6 +823,7 @@ mock_new (struct mock_log *log, const char *name, uint64_t size,
   m->version = must (calloc (sectors + 1, sizeof *m->version));
   m->clean = must (calloc (sectors + 1, sizeof *m->clean));
   m->seed = size;
+  m->incarnation = 1;
   return m;
 }
 
@@ -1037,26 +1052,36 @@ mock_gate_open (struct mock_gate *g)
 
 /* ---- power cuts ---- */
 
-bool
-mock_is_volatile (struct mock *m, uint64_t sector)
+/* Called with the lock. */
+static bool
+is_volatile (const struct mock *m, uint64_t sector)
 {
   uint64_t start = sector * MOCK_SECTOR;
   uint64_t n = MIN (start + MOCK_SECTOR, m->b.size) - start;
-  LOCK_FOR_SCOPE (&m->lock);
 
   /* Not the versions: what a failed flush gave up may be written or not. */
   return memcmp (m->cache + start, m->durable + start, n) != 0;
+}
+
+bool
+mock_is_volatile (struct mock *m, uint64_t sector)
+{
+  LOCK_FOR_SCOPE (&m->lock);
+
+  return is_volatile (m, sector);
 }
 
 void
 mock_crash (struct mock *m, bool (*keep) (uint64_t sector, void *opaque),
             void *opaque)
 {
+  LOCK_FOR_SCOPE (&m->lock);
+
   FOR_EACH_SECTOR (s, 0, m->b.size) {
     uint64_t start = s * MOCK_SECTOR;
     uint64_t n = MIN (start + MOCK_SECTOR, m->b.size) - start;
 
-    if (mock_is_volatile (m, s)) {
+    if (is_volatile (m, s)) {
       if (keep && keep (s, opaque))
         memcpy (m->durable + start, m->cache + start, n);
       else
@@ -1089,24 +1114,78 @@ record_content (struct mock *m)
   record_end (m->log, call, 0);
 }
 
+/* ---- servers ---- */
+
+static int
+mock_start (struct backend *b, const struct backend_service *service)
+{
+  struct mock *m = (struct mock *)b;
+  LOCK_FOR_SCOPE (&m->lock);
+
+  m->service = *service;
+  return 0;
+}
+
+static enum backend_state
+mock_state (struct backend *b)
+{
+  struct mock *m = (struct mock *)b;
+  LOCK_FOR_SCOPE (&m->lock);
+
+  return m->down ? BACKEND_LOST : BACKEND_UP;
+}
+
+static unsigned
+mock_connections (struct backend *b)
+{
+  return mock_state (b) == BACKEND_UP ? 4 : 0;
+}
+
 void
-mock_lose (struct mock *m, bool (*keep) (uint64_t sector, void *opaque),
-           void (*lost) (void *opaque), void *opaque)
+mock_set_server (struct mock *m)
+{
+  m->ops.start = mock_start;
+  m->ops.state = mock_state;
+  m->ops.connections = mock_connections;
+  m->b.is_file = false;
+}
+
+static void
+server_changed (struct mock *m)
+{
+  if (m->service.changed)
+    m->service.changed (m->service.opaque);
+}
+
+void
+mock_server_crash (struct mock *m,
+                   bool (*keep) (uint64_t sector, void *opaque), void *opaque)
 {
   {
     LOCK_FOR_SCOPE (&m->lock);
 
-    m->held = true;
-    while (m->running > 0)
-      pthread_cond_wait (&m->cond, &m->lock);
+    m->down = true;
+    m->incarnation++;
+    pthread_cond_broadcast (&m->cond);
   }
   mock_crash (m, keep, opaque);
   record_content (m);
-  lost (opaque);
+  server_changed (m);
+  if (m->service.lost)
+    m->service.lost (m->service.opaque);
+}
 
-  LOCK_FOR_SCOPE (&m->lock);
-  m->held = false;
-  pthread_cond_broadcast (&m->cond);
+void
+mock_server_back (struct mock *m)
+{
+  {
+    LOCK_FOR_SCOPE (&m->lock);
+
+    if (!m->down)
+      return;
+    m->down = false;
+  }
+  server_changed (m);
 }
 
 /* ---- the channel ---- */
@@ -1301,6 +1380,8 @@ make_clone (struct mock_disk *d, struct metadata *md)
   d->clone = must (clone_new (complete ? NULL : &d->source->b, &d->dest->b,
                               md, map, &d->options,
                               &mock_messages));
+  if (clone_start (d->clone, &d->service) == -1)
+    abort ();
   return 0;
 }
 

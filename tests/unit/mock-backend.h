@@ -64,6 +64,7 @@ struct mock_call {
   uint64_t end;              /* 0: it is still running */
   int error;                 /* when ended: 0 or an errno */
   bool recorded;             /* it belongs to the log */
+  unsigned incarnation;      /* of the server when it began, 0: it was down */
 };
 
 struct mock_log;
@@ -185,14 +186,21 @@ extern void mock_crash (struct mock *m,
                         bool (*keep) (uint64_t sector, void *opaque),
                         void *opaque);
 
-/* The server behind it crashes, and comes back, while its user lives on: as
- * mock_crash, but calls that are running end first, those that begin wait until
- * it is over, and lost (opaque) is called before they go on.  The log shows it
- * as a write with FUA of all that is left.
+/* ---- servers ---- */
+
+/* There is a server behind it, which can be lost (struct backend_service). */
+extern void mock_set_server (struct mock *m);
+
+/* The server crashes: as mock_crash, but calls that are running, also those that
+ * are stopped at a gate, fail with ENOTCONN, as does every one that begins.  The
+ * backend's user is told, as by a backend's own thread: this returns when
+ * `lost' has.  The log shows it as a write with FUA of all that is left.
  */
-extern void mock_lose (struct mock *m,
-                       bool (*keep) (uint64_t sector, void *opaque),
-                       void (*lost) (void *opaque), void *opaque);
+extern void mock_server_crash (struct mock *m,
+                               bool (*keep) (uint64_t sector, void *opaque),
+                               void *opaque);
+/* It is there again.  Nothing happens where it was not lost. */
+extern void mock_server_back (struct mock *m);
 
 /* ---- a clone of mocks ---- */
 
@@ -204,6 +212,7 @@ struct mock_disk {
   struct mock *source, *dest, *meta;
   struct clone *clone; /* NULL: not open */
   struct clone_options options; /* for the next opening */
+  struct clone_service service;
 };
 
 /* The devices of a new clone, which is not open.  The source has random bytes.

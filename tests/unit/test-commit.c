@@ -48,8 +48,10 @@ open_store (uint64_t regions)
   history = mock_log_new (false);
   /* The commit only flushes it. */
   dest = mock_new (history, "destination", 4096, false);
+  mock_set_server (dest);
   meta = mock_new (history, "metadata",
                    metadata_store_size (sb.size, REGION), false);
+  mock_set_server (meta);
   md = metadata_create (mock_backend (meta), &sb, &mock_messages);
   ck_assert_ptr_nonnull (md);
   ck_assert_int_eq (metadata_set_flags (md, 0), 0);
@@ -135,33 +137,33 @@ wait_for (struct caller *c)
   return c->result;
 }
 
-/* The destination's server is lost: what is not durable is forgotten, and who
- * wrote in the incarnation before cannot make a region valid any more.  Losses
- * are counted only where clients had changed something that no flush covered.
- */
-START_TEST (lost_destination)
+static bool
+keep_none (uint64_t sector, void *opaque)
 {
-  const uint64_t before = commit_incarnation (&commit);
+  return false;
+}
 
+/* Setting back: what is not durable is forgotten.  A loss is counted if and only
+ * if clients had changed something that no whole commit covered.
+ */
+START_TEST (set_back)
+{
   region_map_set (map, IN (0, 5), 1);
-  commit_changed (&commit);
+  commit_count_change (&commit);
   ck_assert_int_eq (commit_flush (&commit), 0);
-  ck_assert (commit_set_valid (&commit, before, IN (2, 0), 1));
-  commit_destination_lost (&commit);
+  region_map_set (map, IN (2, 0), 1);
+  commit_set_back (&commit);
   ck_assert_uint_eq (commit_losses (&commit), 0);
   ck_assert (region_map_is_valid (map, IN (0, 5)));
   ck_assert (!region_map_is_valid (map, IN (2, 0)));
-  ck_assert (!commit_set_valid (&commit, before, IN (2, 0), 1));
-  ck_assert (!region_map_is_valid (map, IN (2, 0)));
 
-  commit_changed (&commit);
-  commit_destination_lost (&commit);
+  commit_count_change (&commit);
+  commit_set_back (&commit);
   ck_assert_uint_eq (commit_losses (&commit), 1);
-  commit_destination_lost (&commit);
+  commit_set_back (&commit);
   ck_assert_uint_eq (commit_losses (&commit), 1);
 
-  ck_assert (commit_set_valid (&commit, commit_incarnation (&commit),
-                               IN (3, 0), 1));
+  region_map_set (map, IN (3, 0), 1);
   ck_assert_int_eq (commit_flush (&commit), 0);
   ck_assert (on_medium (IN (0, 5)));
   ck_assert (on_medium (IN (3, 0)));
@@ -169,8 +171,27 @@ START_TEST (lost_destination)
 }
 END_TEST
 
-/* The same while a commit flushes the destination: the flush that succeeded may
- * be the new server's, so its snapshot is not written.
+/* A commit that fails covers nothing, in whichever step: what clients had
+ * changed before it is a loss when the map is set back.  For
+ * example the periodic commit flushes the destination and cannot write the
+ * metadata; then the destination's server is lost, and the changed region is
+ * forgotten although its data are there.
+ */
+START_TEST (failed_commit_covers_nothing)
+{
+  region_map_set (map, IN (0, 5), 1);
+  commit_count_change (&commit);
+  mock_fail (meta, _i == 0 ? MOCK_PWRITE : MOCK_FLUSH, MOCK_ANYWHERE, 1, 1,
+             EIO);
+  ck_assert_int_eq (commit_background (&commit), -1);
+  commit_set_back (&commit);
+  ck_assert (!region_map_is_valid (map, IN (0, 5)));
+  ck_assert_uint_eq (commit_losses (&commit), 1);
+}
+END_TEST
+
+/* The destination's server is lost while a commit flushes it: the commit fails,
+ * whoever waits for it learns why, and its sectors are dirty again.
  */
 START_TEST (lost_while_flushing)
 {
@@ -178,64 +199,75 @@ START_TEST (lost_while_flushing)
   struct caller c;
 
   region_map_set (map, IN (0, 5), 1);
-  commit_changed (&commit);
   call (&c, IN (0, 5));
   mock_gate_wait (gate);
-  commit_destination_lost (&commit);
-  region_map_set (map, IN (0, 6), 1);
-  mock_gate_open (gate);
-  ck_assert_int_eq (wait_for (&c), 0);
-  ck_assert_uint_eq (commit_losses (&commit), 1);
-  ck_assert (!on_medium (IN (0, 5)));
-  ck_assert (on_medium (IN (0, 6)));
-  ck_assert_uint_eq (mock_count (dest, MOCK_FLUSH), 2);
+  mock_server_crash (dest, keep_none, NULL);
+  ck_assert_int_eq (wait_for (&c), -1);
+  ck_assert_int_eq (c.error, ENOTCONN);
+  ck_assert (!c.durable);
+  ck_assert (region_map_is_dirty (map));
+  ck_assert_int_eq (commit_mode (&commit), MODE_RW);
+  ck_assert_int_eq (commit_flush (&commit), -1);
+  ck_assert_int_eq (errno, ENOTCONN);
+  ck_assert_uint_eq (bits_on_medium (), 0);
+  mock_server_back (dest);
+  ck_assert_int_eq (commit_flush (&commit), 0);
+  ck_assert (on_medium (IN (0, 5)));
 }
 END_TEST
 
-/* Another incarnation waits for steps 3 to 5, after which all is durable. */
 static void
-lose_destination (void *opaque)
+lose_metadata (void *opaque)
 {
-  commit_destination_lost (&commit);
+  commit_metadata_lost (&commit);
 }
 
-START_TEST (lost_while_writing)
+/* Whoever has to let a new connection to the metadata into use waits for steps 3
+ * to 5.
+ */
+START_TEST (metadata_loss_waits_for_steps)
 {
   struct mock_gate *gate = mock_gate (meta, MOCK_PWRITE, MOCK_ANYWHERE, 1);
+  struct mock_gate *flush = mock_gate (meta, MOCK_FLUSH, MOCK_ANYWHERE, 1);
   struct mock_thread *loss;
   struct caller c;
 
   region_map_set (map, IN (0, 5), 1);
   call (&c, IN (0, 5));
   mock_gate_wait (gate);
-  loss = mock_thread (lose_destination, NULL);
-  mock_settle ();
-  ck_assert (region_map_is_valid (map, IN (0, 5)));
+  loss = mock_thread (lose_metadata, NULL);
   mock_gate_open (gate);
+  mock_gate_wait (flush);
+  ck_assert_int_eq (pthread_mutex_trylock (&commit.metadata_lock), EBUSY);
+  mock_gate_open (flush);
   ck_assert_int_eq (wait_for (&c), 0);
   mock_join (loss);
-  ck_assert (region_map_is_valid (map, IN (0, 5)));
   ck_assert (on_medium (IN (0, 5)));
 }
 END_TEST
 
-/* The server of the metadata is lost between step 3 and step 4: both are done
- * again.
+/* The server of the metadata is lost between step 3 and step 4: the commit fails
+ * without a word, since that is no failure of the disk, and the next one does
+ * both again.
  */
 START_TEST (lost_metadata)
 {
   struct mock_gate *gate = mock_gate (meta, MOCK_FLUSH, MOCK_ANYWHERE, 1);
+  const unsigned errors = mock_errors ();
   struct caller c;
 
   region_map_set (map, IN (0, 5), 1);
   call (&c, IN (0, 5));
   mock_gate_wait (gate);
-  metadata_lost (md);
-  mock_gate_open (gate);
-  ck_assert_int_eq (wait_for (&c), 0);
-  ck_assert (c.durable);
-  ck_assert_uint_eq (mock_count (meta, MOCK_PWRITE), 2);
-  ck_assert_uint_eq (mock_count (meta, MOCK_FLUSH), 2);
+  mock_server_crash (meta, keep_none, NULL);
+  ck_assert_int_eq (wait_for (&c), -1);
+  ck_assert_int_eq (c.error, ENOTCONN);
+  ck_assert (!c.durable);
+  ck_assert (commit_may_set (&commit));
+  mock_server_back (meta);
+  ck_assert_int_eq (commit_flush (&commit), 0);
+  ck_assert (on_medium (IN (0, 5)));
+  ck_assert_uint_eq (mock_errors (), errors);
 }
 END_TEST
 
@@ -446,7 +478,7 @@ START_TEST (failed_flush_concerns_later_bits)
   struct caller first, second;
   struct mock_gate *gate = mock_gate (dest, MOCK_FLUSH, MOCK_ANYWHERE, 1);
 
-  mock_fail (dest, MOCK_FLUSH, MOCK_ANYWHERE, 1, 1, ENOSPC);
+  mock_fail (dest, MOCK_FLUSH, MOCK_ANYWHERE, 1, 1, EIO);
   region_map_set (map, 2, 1);
   call (&first, 2);
   mock_gate_wait (gate);
@@ -496,6 +528,53 @@ START_TEST (failed_background_flush_is_told)
 }
 END_TEST
 
+/* A flush that fails for want of space: the client learns that, nothing becomes
+ * durable by a later flush, and after the map was set back all works again.  The
+ * loss is counted, even where no change was.
+ */
+START_TEST (no_space)
+{
+  region_map_set (map, IN (0, 5), 1);
+  mock_fail (dest, MOCK_FLUSH, MOCK_ANYWHERE, 1, 1, _i == 0 ? ENOSPC : EDQUOT);
+  ck_assert_int_eq (commit_flush (&commit), -1);
+  ck_assert_int_eq (errno, ENOSPC);
+  ck_assert_int_eq (commit_mode (&commit), MODE_RO);
+  ck_assert_int_eq (commit_flush (&commit), -1);
+  ck_assert_int_eq (errno, ENOSPC);
+  ck_assert (commit_wants_set_back (&commit));
+
+  commit_set_back (&commit);
+  ck_assert (!commit_wants_set_back (&commit));
+  ck_assert_uint_eq (commit_losses (&commit), 1);
+  ck_assert_int_eq (commit_mode (&commit), MODE_RW);
+  ck_assert_int_eq (commit_flush (&commit), 0);
+  ck_assert_uint_eq (bits_on_medium (), 0);
+}
+END_TEST
+
+/* Metadata that could not be written is tried by the periodic commit although no
+ * region is dirty any more, because the map was set back.  The flush of a client
+ * needs no metadata then.
+ */
+START_TEST (failed_metadata_is_tried_with_nothing_dirty)
+{
+  region_map_set (map, IN (0, 7), 1);
+  ck_assert_int_eq (commit_flush (&commit), 0);
+  region_map_set (map, IN (0, 5), 1);
+  mock_fail (meta, MOCK_PWRITE, MOCK_ANYWHERE, 1, 2, EIO);
+  ck_assert_int_eq (commit_flush (&commit), -1);
+  commit_set_back (&commit);
+  ck_assert_int_eq (commit_mode (&commit), MODE_RO);
+  ck_assert_int_eq (commit_flush (&commit), 0);
+  ck_assert_int_eq (commit_mode (&commit), MODE_RO);
+  ck_assert_int_eq (commit_background (&commit), -1);
+  ck_assert_int_eq (commit_background (&commit), 0);
+  ck_assert_int_eq (commit_mode (&commit), MODE_RW);
+  ck_assert (on_medium (IN (0, 7)));
+  ck_assert_uint_eq (bits_on_medium (), 1);
+}
+END_TEST
+
 /* A metadata device that fails: the commit fails, the mode is ro, the bits stay
  * dirty and are written anew by the next commit, after a new flush of the
  * destination; when that succeeds the mode is rw again.
@@ -509,7 +588,7 @@ START_TEST (failed_metadata_is_retried)
   region_map_set (map, IN (4, 1), 1);
   mock_fail (meta, kind, MOCK_ANYWHERE, 1, 2, ENOSPC);
   ck_assert_int_eq (commit_flush (&commit), -1);
-  ck_assert_int_eq (errno, EIO);
+  ck_assert_int_eq (errno, ENOSPC);
   ck_assert_int_eq (commit_mode (&commit), MODE_RO);
   ck_assert (!commit_may_set (&commit));
   ck_assert_uint_eq (region_map_count_durable (map), 0);
@@ -765,10 +844,13 @@ main (void)
   tcase_add_test (tc, complete);
   tcase_add_test (tc, almost_complete);
   tcase_add_loop_test (tc, complete_flag_is_retried, 0, 2);
-  tcase_add_test (tc, lost_destination);
+  tcase_add_test (tc, set_back);
+  tcase_add_loop_test (tc, failed_commit_covers_nothing, 0, 2);
   tcase_add_test (tc, lost_while_flushing);
-  tcase_add_test (tc, lost_while_writing);
+  tcase_add_test (tc, metadata_loss_waits_for_steps);
   tcase_add_test (tc, lost_metadata);
+  tcase_add_loop_test (tc, no_space, 0, 2);
+  tcase_add_test (tc, failed_metadata_is_tried_with_nothing_dirty);
   tcase_add_test (tc, pauses);
   tcase_add_test (tc, stress);
   suite_add_tcase (suite, tc);

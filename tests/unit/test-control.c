@@ -77,6 +77,7 @@ setup (void)
   source = mock_new (calls, "source", DISK_SIZE, true);
   mock_fill_random (source, DISK_SIZE, 0, 1);
   dest = mock_new (calls, "destination", DISK_SIZE, false);
+  mock_set_server (dest);
   store = mock_new (calls, "metadata", metadata_store_size (DISK_SIZE, REGION),
                     false);
   md = metadata_create (mock_backend (store), &sb, &mock_messages);
@@ -88,6 +89,8 @@ setup (void)
   service.hydrate = hydrate_new (service.clone, &settings, true,
                                  &mock_messages);
   ck_assert_ptr_nonnull (service.hydrate);
+  ck_assert_int_eq (clone_start (service.clone,
+                                 &(struct clone_service){ 0 }), 0);
   control = NULL;
 }
 
@@ -714,11 +717,11 @@ START_TEST (test_wait_mode)
   int fd;
 
   start (path, NULL);
-  service.clone->commit.mode = MODE_FAIL;
+  mock_server_crash (dest, NULL, NULL);
   fd = send_wait ();
   mock_settle ();
   ck_assert (!is_readable (fd));
-  service.clone->commit.mode = MODE_RW;
+  mock_server_back (dest);
   ask (&a, "POST", "/resume", NULL, NULL);
   json_decref (a.json);
   read_answer (fd, &a);
