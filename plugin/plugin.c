@@ -48,6 +48,7 @@
 #include "setup.h"
 #include "status.h"
 #include "thread.h"
+#include "uri.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 
@@ -241,6 +242,23 @@ parse_number (const char *key, const char *value, unsigned min, unsigned max,
   return 0;
 }
 
+/* nbdkit changes to the root directory, where a URI's relative names would not
+ * be found when a lost server is connected to again.
+ */
+static int
+parse_name (const char *key, const char *value, const char **name)
+{
+  CLEANUP_FREE char *cwd = getcwd (NULL, 0);
+  CLEANUP_FREE char *absolute = cwd ? uri_absolute (value, cwd) : NULL;
+
+  if (absolute == NULL) {
+    nbdkit_error ("%s=%s: the current directory: %m", key, value);
+    return -1;
+  }
+  *name = nbdkit_strdup_intern (absolute);
+  return *name ? 0 : -1;
+}
+
 /* nbdkit changes to the root directory before the socket is removed. */
 static int
 parse_control (const char *value)
@@ -275,11 +293,11 @@ static int
 clone_config (const char *key, const char *value)
 {
   if (strcmp (key, "source") == 0)
-    setup.source = value;
+    return parse_name (key, value, &setup.source);
   else if (strcmp (key, "destination") == 0)
-    setup.destination = value;
+    return parse_name (key, value, &setup.destination);
   else if (strcmp (key, "metadata") == 0)
-    setup.metadata = value;
+    return parse_name (key, value, &setup.metadata);
   else if (strcmp (key, "create") == 0)
     return parse_create (key, value, &setup.create);
   else if (strcmp (key, "region-size") == 0)
