@@ -21,7 +21,6 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <pthread.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -42,6 +41,7 @@
 #include "listen.h"
 #include "log.h"
 #include "metadata.h"
+#include "nbdkit-log.h"
 #include "progress.h"
 #include "region-map.h"
 #include "rounding.h"
@@ -56,11 +56,6 @@
 #define COMMIT_INTERVAL_MAX 3600 /* seconds */
 #define SOURCE_TIMEOUT_MAX (365 * 24 * 3600)
 
-/* -D clone.request=1 and so on: one for each enum log_topic. */
-NBDKIT_DLL_PUBLIC int clone_debug_request;
-NBDKIT_DLL_PUBLIC int clone_debug_region;
-NBDKIT_DLL_PUBLIC int clone_debug_commit;
-NBDKIT_DLL_PUBLIC int clone_debug_hydrate;
 /* -D clone.deadline=MILLISECONDS: for tests, instead of all deadlines for NBD
  * servers.
  */
@@ -100,50 +95,6 @@ struct connection {
 };
 static pthread_mutex_t connections_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct connection *connections;
-
-/* ---- log ---- */
-
-static void
-error_to_nbdkit (const char *fmt, va_list args)
-{
-  nbdkit_verror (fmt, args);
-}
-
-/* nbdkit has no level for news that are no errors. */
-static void
-info_to_stderr (const char *fmt, va_list args)
-{
-  CLEANUP_FREE char *line = NULL;
-
-  if (vasprintf (&line, fmt, args) >= 0)
-    fprintf (stderr, "nbdkit: clone: %s\n", line);
-}
-
-static void
-debug_to_nbdkit (const char *fmt, va_list args)
-{
-  nbdkit_vdebug (fmt, args);
-}
-
-static bool
-wants_debug (enum log_topic topic)
-{
-  switch (topic) {
-  case LOG_REQUEST: return clone_debug_request;
-  case LOG_REGION: return clone_debug_region;
-  case LOG_COMMIT: return clone_debug_commit;
-  case LOG_HYDRATE: return clone_debug_hydrate;
-  case LOG_TOPICS: break;
-  }
-  return false;
-}
-
-static const struct log nbdkit_log = {
-  .error = error_to_nbdkit,
-  .info = info_to_stderr,
-  .debug = debug_to_nbdkit,
-  .wants = wants_debug,
-};
 
 /* ---- parameters ---- */
 
@@ -713,6 +664,7 @@ static struct nbdkit_plugin plugin = {
   .version = PACKAGE_VERSION,
   .description = "make a slow or remote disk available at once, "
                  "and copy it in the background",
+  .load = nbdkit_log_load,
   .unload = clone_unload,
   .config = clone_config,
   .config_complete = clone_config_complete,

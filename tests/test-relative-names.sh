@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 # Proves that NBD URIs may name sockets and keys relative to the directory in
-# which nbdkit is started, also when nbdkit has gone to the background, and so to
-# the root directory: source, destination and metadata servers are killed, and
-# connected to again when they have come back.
+# which nbdkit is started, also when nbdkit has gone to the background, and so
+# to the root directory: the servers of source, destination and metadata are
+# killed, and connected to again when they have come back.
 
 . "$(dirname "$0")/functions.sh"
 
