@@ -1359,3 +1359,13 @@ clone_servers_are_up (struct clone *c, struct backend *source)
   return backend_state (source) == BACKEND_UP &&
          backend_state (c->dest) == BACKEND_UP;
 }
+
+void
+clone_source_reason (struct clone *c, char *buf, size_t size)
+{
+  LOCK_FOR_SCOPE (&c->source_lock);
+
+  buf[0] = '\0';
+  if (c->source && backend_state (c->source) != BACKEND_UP)
+    backend_reason (c->source, buf, size);
+}

@@ -222,4 +222,9 @@ extern enum backend_state clone_source_status (struct clone *c,
 /* Can hydration go on, are source and destination there?  Waits for nothing. */
 extern bool clone_servers_are_up (struct clone *c, struct backend *source);
 
+/* Why is the source not there?  A text in buf, empty while it is up, and after
+ * it was closed.  Waits for nothing.
+ */
+extern void clone_source_reason (struct clone *c, char *buf, size_t size);
+
 #endif /* CLONE_CLONE_H */
