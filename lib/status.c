@@ -65,6 +65,7 @@ status_get (const struct service *service, struct status *status)
   status->region_size = region_map_region_size (c->map);
   status->regions = region_map_regions (c->map);
   status->mode = clone_mode (c);
+  clone_source_reason (c, status->source_error, sizeof status->source_error);
   hydrate_get_settings (service->hydrate, &status->settings);
 }
 
@@ -83,6 +84,28 @@ eta_json (const struct hydrate_status *h)
   if (!h->eta_known)
     return json_null ();
   return json_integer ((json_int_t)h->eta);
+}
+
+/* Null where there is no error.  Its text can come from a server, or hold the
+ * name of a file, and so need not be UTF-8, which JSON is.
+ */
+static json_t *
+error_json (const char *error)
+{
+  char text[STATUS_ERROR_MAX];
+  json_t *json;
+
+  if (error[0] == '\0')
+    return json_null ();
+  json = json_string (error);
+  if (json)
+    return json;
+  snprintf (text, sizeof text, "%s", error);
+  for (char *p = text; *p; p++) {
+    if (*p & 0x80)
+      *p = '?';
+  }
+  return json_string (text);
 }
 
 static json_t *
@@ -110,7 +133,7 @@ status_json (const struct status *status)
   const struct hydrate_status *h = &status->hydration;
 
   return json_pack ("{s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s, s:I, s:I, s:o,"
-                    " s:{s:b, s:I}, s:o, s:o}",
+                    " s:{s:b, s:I, s:o}, s:o, s:o}",
                     "size", (json_int_t)status->size,
                     "region_size", (json_int_t)status->region_size,
                     "regions", (json_int_t)status->regions,
@@ -125,6 +148,7 @@ status_json (const struct status *status)
                     "source",
                       "connected", (int)h->source_connected,
                       "connections", (json_int_t)h->source_connections,
+                      "error", error_json (status->source_error),
                     "bad", bad_json (&h->bad),
                     "settings", settings_json (&status->settings));
 }

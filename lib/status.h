@@ -24,6 +24,11 @@
 #include "commit.h"
 #include "hydrate.h"
 
+/* Bytes of source_error, with its end.  Longer ones are cut off: a progress
+ * line, in which each byte can become six, must not exceed PIPE_BUF.
+ */
+#define STATUS_ERROR_MAX 256
+
 /* What is looked at and controlled.  Nothing in it is owned.  Those who are
  * given one keep the pointer: it is filled in before they are started, and does
  * not change until they are stopped.
@@ -41,6 +46,8 @@ struct status {
   uint64_t durable, hydrated; /* regions */
   uint64_t bytes_hydrated;
   enum clone_mode mode;
+  /* Why the source is not there, empty while it is or after it was closed. */
+  char source_error[STATUS_ERROR_MAX];
   struct hydrate_status hydration;
   struct hydrate_settings settings;
 };

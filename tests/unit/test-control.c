@@ -16,6 +16,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
@@ -419,7 +420,8 @@ START_TEST (test_status_object)
     "\"hydrated\": 5120, \"hydrating\": 256, \"durable\": 4864, "
     "\"state\": \"hydrating\", \"mode\": \"rw\", "
     "\"bytes_hydrated\": 20971520, \"rate\": 104857600, \"eta_seconds\": 10, "
-    "\"source\": {\"connected\": true, \"connections\": 4}, "
+    "\"source\": {\"connected\": true, \"connections\": 4, "
+    "\"error\": null}, "
     "\"bad\": {\"regions\": 3, \"bytes\": 12288, "
     "\"ranges\": [[4096, 8192], [1073737728, 4096]]}, "
     "\"settings\": {\"hydration-rate\": 0, \"hydration-threshold\": 16777216, "
@@ -451,7 +453,136 @@ START_TEST (test_status_object)
 }
 END_TEST
 
+/* The source's error is what is known of it, as JSON can hold it. */
+START_TEST (test_status_error)
+{
+  static const struct {
+    const char *error, *json;
+  } cases[] = {
+    { "", "null" },
+    { "Connection refused", "\"Connection refused\"" },
+    { "\"a\"\n\x01", "\"\\\"a\\\"\\n\\u0001\"" },
+    { "\xc3\xa4", "\"\xc3\xa4\"" },
+    { "\xc3\xa4 and \xff", "\"?? and ?\"" },
+    { "cut off: \xc3", "\"cut off: ?\"" },
+  };
+  struct status s = { .hydration = { .state = HYDRATE_WAITING } };
+
+  for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+    char expect[64], *text;
+
+    snprintf (s.source_error, sizeof s.source_error, "%s", cases[i].error);
+    snprintf (expect, sizeof expect, "\"error\": %s}", cases[i].json);
+    text = dump (&s);
+    ck_assert_msg (strstr (text, expect) != NULL, "%s: %s", expect, text);
+    free (text);
+  }
+
+  memset (s.source_error, 'x', sizeof s.source_error - 1);
+  s.source_error[sizeof s.source_error - 2] = '\xc3';
+  free (dump (&s));
+}
+END_TEST
+
+/* No status is so long that a pipe could not take it as a whole. */
+START_TEST (test_status_length)
+{
+  const uint64_t max = INT64_MAX;
+  struct status s = {
+    .size = max, .region_size = max, .regions = max, .hydrated = max,
+    .durable = max, .bytes_hydrated = max, .mode = MODE_FAIL,
+    .hydration = {
+      .state = HYDRATE_HYDRATING, .hydrating = max, .rate = max,
+      .eta_known = true, .eta = max, .source_connections = UINT_MAX,
+      .bad = { .regions = max, .bytes = max, .ranges = PLAN_BAD_SHOWN },
+    },
+    .settings = { .rate = max, .threshold = max, .batch = max },
+  };
+  char *text;
+
+  for (unsigned i = 0; i < PLAN_BAD_SHOWN; i++) {
+    s.hydration.bad.range[i].start = max;
+    s.hydration.bad.range[i].end = UINT64_MAX - 1;
+  }
+  memset (s.source_error, '\x01', sizeof s.source_error - 1);
+  text = dump (&s);
+  ck_assert_ptr_nonnull (strstr (text, "\\u0001"));
+  ck_assert_uint_lt (strlen (text), PIPE_BUF);
+  free (text);
+}
+END_TEST
+
 /* ---- requests ---- */
+
+/* A source that is lost, or not, as told here. */
+static struct {
+  _Atomic enum backend_state state;
+  const char *_Atomic reason;
+} fate;
+
+static enum backend_state
+fate_state (struct backend *b)
+{
+  return fate.state;
+}
+
+static void
+fate_reason (struct backend *b, char *buf, size_t size)
+{
+  snprintf (buf, size, "%s", fate.reason);
+}
+
+static void
+assert_source_error (const char *error)
+{
+  struct answer a;
+  json_t *json;
+
+  ask (&a, "GET", "/status", NULL, NULL);
+  ck_assert_int_eq (a.code, 200);
+  json = json_object_get (json_object_get (a.json, "source"), "error");
+  ck_assert_ptr_nonnull (json);
+  if (error)
+    ck_assert_str_eq (json_string_value (json), error);
+  else
+    ck_assert (json_is_null (json));
+  json_decref (a.json);
+}
+
+/* The status has the reason of the last failure as long as the source is away,
+ * and none while it is there or after it was closed.
+ */
+START_TEST (test_source_error)
+{
+  static struct backend_ops ops;
+  struct backend *b = mock_backend (source);
+  struct answer a;
+
+  ops = *b->ops;
+  ops.state = fate_state;
+  ops.reason = fate_reason;
+  b->ops = &ops;
+  fate.state = BACKEND_UP;
+  fate.reason = "nothing";
+  start (path, NULL);
+  assert_source_error (NULL);
+  fate.state = BACKEND_LOST;
+  fate.reason = "Connection refused";
+  assert_source_error ("Connection refused");
+  fate.state = BACKEND_REFUSED;
+  fate.reason = "it is another disk";
+  assert_source_error ("it is another disk");
+  fate.reason = "";
+  assert_source_error (NULL);
+
+  fate.state = BACKEND_UP;
+  fate.reason = "nothing";
+  hydrate_resume (service.hydrate);
+  read_answer (send_wait (), &a);
+  assert_state (&a, "complete");
+  assert_source_error (NULL);
+}
+END_TEST
 
 START_TEST (test_answers)
 {
@@ -1155,12 +1286,15 @@ control_suite (void)
   tcase_add_test (pure, test_size);
   tcase_add_test (pure, test_patch);
   tcase_add_test (pure, test_status_object);
+  tcase_add_test (pure, test_status_error);
+  tcase_add_test (pure, test_status_length);
   tcase_add_test (pure, test_address_is_path);
   suite_add_tcase (s, pure);
 
   tcase_add_checked_fixture (http, setup, teardown);
   tcase_set_timeout (http, 60);
   tcase_add_test (http, test_answers);
+  tcase_add_test (http, test_source_error);
   tcase_add_test (http, test_refusals);
   tcase_add_test (http, test_token);
   tcase_add_test (http, test_bad_token);
