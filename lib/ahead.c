@@ -20,7 +20,7 @@ static void
 free_question (struct ahead_question *q)
 {
   extents_free (&q->got);
-  q->state = AHEAD_FREE;
+  *q = (struct ahead_question){ .state = AHEAD_FREE };
 }
 
 void
@@ -39,26 +39,40 @@ data_in (const struct extent *e)
   return e->flags & EXTENT_ZERO ? 0 : e->length;
 }
 
-static uint64_t
-data_in_all (const struct extents *list)
-{
-  uint64_t data = 0;
-
-  for (size_t i = 0; i < list->len; ++i)
-    data += data_in (&list->extent[i]);
-  return data;
-}
-
+/* Append list to another, whose extents before first are history, and count
+ * the bytes of data that it has now more.  A short hole between two extents of
+ * data becomes one with them.
+ */
 static int
-append (struct extents *to, const struct extents *list)
+append (struct ahead *a, struct extents *to, size_t first,
+        const struct extents *list, uint64_t *data)
 {
   for (size_t i = 0; i < list->len; ++i) {
-    const struct extent *e = &list->extent[i];
+    struct extent e = list->extent[i];
 
-    if (extents_add (to, e->offset, e->length, e->flags) == -1)
+    a->looked_at++;
+    e.flags &= EXTENT_ZERO;
+    if (!e.flags && to->len > first + 1) {
+      const struct extent *last = &to->extent[to->len - 1];
+
+      if (last->flags && last->length < AHEAD_HOLE_MIN) {
+        e.offset = last->offset;
+        e.length += last->length;
+        to->len--;
+      }
+    }
+    if (extents_add (to, e.offset, e.length, e.flags) == -1)
       return -1;
+    *data += data_in (&e);
   }
   return 0;
+}
+
+static void
+clear_got (struct ahead_question *q)
+{
+  extents_clear (&q->got);
+  q->data = 0;
 }
 
 static void
@@ -76,11 +90,12 @@ ahead_restart (struct ahead *a)
   for (unsigned i = 0; i < AHEAD_QUESTIONS; ++i) {
     struct ahead_question *q = &a->question[i];
 
-    extents_free (&q->got);
     if (q->state == AHEAD_TO_ASK)
-      q->state = AHEAD_FREE;
-    else if (q->state == AHEAD_ASKED)
+      free_question (q);
+    else if (q->state == AHEAD_ASKED) {
+      clear_got (q);
       q->state = AHEAD_STALE;
+    }
   }
 }
 
@@ -95,8 +110,10 @@ ahead_pass (struct ahead *a, uint64_t pos)
 
   while (a->passed < known->len &&
          known->extent[a->passed].offset + known->extent[a->passed].length <=
-         pos)
+         pos) {
+    a->looked_at++;
     a->data -= data_in (&known->extent[a->passed++]);
+  }
   if (a->passed == known->len) {
     forget_known (a);
     return;
@@ -119,27 +136,22 @@ ahead_end (const struct ahead *a, uint64_t pos)
 }
 
 const struct extent *
-ahead_from (const struct ahead *a, uint64_t pos, size_t *n)
+ahead_from (struct ahead *a, uint64_t pos, size_t *n)
 {
-  const struct extents *known = &a->known;
-  size_t i = a->passed;
+  const size_t i = MAX (extents_find (&a->known, pos), a->passed);
 
-  while (i < known->len &&
-         known->extent[i].offset + known->extent[i].length <= pos)
-    i++;
-  *n = known->len - i;
-  return *n > 0 ? &known->extent[i] : NULL;
+  a->looked_at++;
+  *n = a->known.len - i;
+  return *n > 0 ? &a->known.extent[i] : NULL;
 }
 
 uint64_t
-ahead_zeroes_end (const struct ahead *a, uint64_t pos)
+ahead_zeroes_end (struct ahead *a, uint64_t pos)
 {
   size_t n;
   const struct extent *e = ahead_from (a, pos, &n);
 
-  for (; n > 0 && e->offset <= pos && (e->flags & EXTENT_ZERO); ++e, --n)
-    pos = e->offset + e->length;
-  return pos;
+  return n > 0 && e->offset <= pos && e->flags ? e->offset + e->length : pos;
 }
 
 /* ---- questions ---- */
@@ -180,7 +192,7 @@ drop_passed (struct ahead *a, uint64_t pos)
     if (!stands (q) || q->offset >= pos)
       continue;
     if (q->state == AHEAD_TO_ASK) {
-      extents_clear (&q->got);
+      clear_got (q);
       q->offset = MIN (pos, end);
       q->count = end - q->offset;
       if (q->count == 0)
@@ -198,10 +210,9 @@ join (struct ahead *a)
   struct ahead_question *q;
 
   while ((q = first_from (a, 0)) != NULL) {
-    if (append (&a->known, &q->got) == -1)
+    if (append (a, &a->known, a->passed, &q->got, &a->data) == -1)
       return -1;
-    a->data += data_in_all (&q->got);
-    extents_clear (&q->got);
+    clear_got (q);
     if (q->count > 0)
       break;
     free_question (q);
@@ -228,7 +239,7 @@ is_enough (const struct ahead *a)
 
     if (q->state == AHEAD_FREE)
       continue;
-    data += data_in_all (&q->got);
+    data += q->data;
     extents += q->got.len;
     if (q->state != AHEAD_TO_ASK) {
       data += a->last_data;
@@ -292,7 +303,8 @@ int
 ahead_answer (struct ahead *a, struct ahead_question *q,
               const struct extents *list)
 {
-  const uint64_t end = q->offset + q->count;
+  const uint64_t end = q->offset + q->count, data = q->data;
+  const size_t len = q->got.len;
 
   if (q->state == AHEAD_STALE) {
     free_question (q);
@@ -300,9 +312,9 @@ ahead_answer (struct ahead *a, struct ahead_question *q,
   }
 
   q->state = AHEAD_TO_ASK;
-  a->last_data = data_in_all (list);
-  a->last_extents = list->len;
-  if (append (&q->got, list) == 0) {
+  if (append (a, &q->got, 0, list, &q->data) == 0) {
+    a->last_data = q->data - data;
+    a->last_extents = q->got.len > len ? q->got.len - len : 0;
     if (list->len > 0)
       q->offset = MIN (extents_end (list), end);
     q->count = end - q->offset;

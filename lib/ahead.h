@@ -12,6 +12,13 @@
  * An answer may cover less than was asked for: the question then stands for the
  * rest.
  *
+ * Lists hold zeroes and data only, in turn, and a hole shorter than
+ * AHEAD_HOLE_MIN is data as soon as its end is known, also where it lies across
+ * answers.  (The first hole of a list may be short: it may have begun before.)
+ * So no list has more than two extents for each AHEAD_HOLE_MIN bytes, whatever
+ * the source says, and the largest region has less than AHEAD_EXTENTS of them:
+ * the walk, which may need to know a whole region, cannot be kept from it.
+ *
  * How far: until so many bytes of data are known, or so many extents, where
  * each question under way is expected to bring as many as the last answer did.
  * So a disk full of data has one question at a time, but for the first two.  The
@@ -30,6 +37,9 @@
 
 #include "extents.h"
 
+/* A shorter hole counts as data: reading it costs less than another request. */
+#define AHEAD_HOLE_MIN (UINT64_C (64) << 10)
+
 /* Holes take no time, so they do not count. */
 #define AHEAD_DATA (UINT64_C (1) << 30)
 #define AHEAD_EXTENTS 65536
@@ -47,6 +57,7 @@ struct ahead_question {
   enum { AHEAD_FREE, AHEAD_TO_ASK, AHEAD_ASKED, AHEAD_STALE } state;
   uint64_t start;     /* where it began */
   struct extents got; /* the answers, up to offset, that have not joined */
+  uint64_t data;      /* bytes of data in them */
 };
 
 struct ahead {
@@ -58,6 +69,7 @@ struct ahead {
   struct ahead_question question[AHEAD_QUESTIONS];
   uint64_t last_data;   /* in the last answer */
   size_t last_extents;
+  uint64_t looked_at;   /* extents, ever: tests bound the work with it */
 };
 
 extern void ahead_init (struct ahead *a, uint64_t size);
@@ -75,12 +87,12 @@ extern void ahead_restart (struct ahead *a);
 extern uint64_t ahead_end (const struct ahead *a, uint64_t pos);
 
 /* Where the zeroes end that are known from pos on; pos if there are none. */
-extern uint64_t ahead_zeroes_end (const struct ahead *a, uint64_t pos);
+extern uint64_t ahead_zeroes_end (struct ahead *a, uint64_t pos);
 
 /* The first extent that is known and ends after pos, and those that follow it;
  * *n is how many there are.
  */
-extern const struct extent *ahead_from (const struct ahead *a, uint64_t pos,
+extern const struct extent *ahead_from (struct ahead *a, uint64_t pos,
                                         size_t *n);
 
 /* What to ask the source now, the walk being at pos.  NULL: enough is known or

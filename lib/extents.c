@@ -53,6 +53,23 @@ extents_end (const struct extents *list)
   return last->offset + last->length;
 }
 
+size_t
+extents_find (const struct extents *list, uint64_t offset)
+{
+  size_t low = 0, high = list->len;
+
+  while (low < high) {
+    const size_t middle = low + (high - low) / 2;
+    const struct extent *e = &list->extent[middle];
+
+    if (e->offset + e->length > offset)
+      high = middle;
+    else
+      low = middle + 1;
+  }
+  return low;
+}
+
 void
 extents_clear (struct extents *list)
 {

@@ -42,6 +42,11 @@ extern int extents_add (struct extents *list, uint64_t offset,
 /* Where the list ends; 0 for an empty list. */
 extern uint64_t extents_end (const struct extents *list);
 
+/* The index of the first extent that ends after offset; list->len if none does.
+ * Takes log (len) steps.
+ */
+extern size_t extents_find (const struct extents *list, uint64_t offset);
+
 /* Forget all extents, keep the memory for the next ones. */
 extern void extents_clear (struct extents *list);
 

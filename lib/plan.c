@@ -10,11 +10,6 @@
 #include "plan.h"
 #include "rounding.h"
 
-/* A hole shorter than this does not end a copy: reading it costs less than
- * another request.
- */
-#define HOLE_MIN (UINT64_C (64) << 10)
-
 /* Pieces of a large region are multiples of this, which no server's minimum
  * block size exceeds.
  */
@@ -77,8 +72,7 @@ whole_granules (uint64_t *start, uint64_t *end, uint64_t granule,
  * of its own?  limit if there is none before it.
  */
 static uint64_t
-data_end (const struct plan *p, uint64_t start, uint64_t granule,
-          uint64_t limit)
+data_end (struct plan *p, uint64_t start, uint64_t granule, uint64_t limit)
 {
   size_t n;
   const struct extent *e = ahead_from (&p->ahead, start, &n);
@@ -86,14 +80,15 @@ data_end (const struct plan *p, uint64_t start, uint64_t granule,
   for (; n > 0; ++e, --n) {
     uint64_t hole, end;
 
+    p->ahead.looked_at++;
     if (e->offset >= limit)
       break;
     if (!(e->flags & EXTENT_ZERO))
       continue;
     hole = MAX (e->offset, start);
-    end = ahead_zeroes_end (&p->ahead, hole);
+    end = e->offset + e->length;
     whole_granules (&hole, &end, granule, limit);
-    if (hole < end && end - hole >= MIN (HOLE_MIN, limit - hole))
+    if (hole < end && end - hole >= MIN (AHEAD_HOLE_MIN, limit - hole))
       return hole;
   }
   return limit;
@@ -453,6 +448,8 @@ next_in_run (struct plan *p, struct plan_walk *walk, uint64_t limit,
   range->zero = end > start && start == walk->pos;
   if (!range->zero) {
     start = walk->pos;
+    if (known < MIN (start + granule, limit))
+      return PLAN_WANT_EXTENTS;
     end = MIN (start + MAX (round_down (batch, granule), granule), limit);
     end = data_end (p, start, granule, end);
   }

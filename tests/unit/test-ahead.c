@@ -4,8 +4,10 @@
 
 /* Proves that the source's extents are asked for ahead of the walk, several
  * questions at once where there are few data and one where there are many; that
- * answers may come in any order, be short, or come too late; and that the walk
- * learns all of them, and nothing wrong.
+ * answers may come in any order, be short, or come too late; that the walk
+ * learns all of them, and nothing wrong; and that a source with endlessly many
+ * extents costs neither more memory than its holes of 64 KiB and more, nor more
+ * work than its answers are long.
  */
 
 #include <config.h>
@@ -147,7 +149,7 @@ START_TEST (far_enough)
 
   ahead_init (&ahead, 1024 * 1024 * G);
   while ((q = ahead_ask (&ahead, 0)) != NULL)
-    answer (q, 4 * M, 8 * K, 4 * K);
+    answer (q, 4 * M, 128 * K, 4 * K);
   ck_assert_uint_eq (ahead.known.len, AHEAD_EXTENTS);
   end ();
 }
@@ -287,6 +289,195 @@ START_TEST (any_order)
 }
 END_TEST
 
+/* What the source has, in tests with extents of any length. */
+static struct extents source;
+
+static void
+has (uint64_t length, bool zero)
+{
+  ck_assert_int_eq (extents_add (&source, extents_end (&source), length,
+                                 zero ? EXTENT_ZERO | EXTENT_HOLE : 0), 0);
+}
+
+/* Tell at most so many bytes of that, in at most so many extents. */
+static void
+tell (struct ahead_question *q, uint64_t count, size_t max)
+{
+  const uint64_t stop = q->offset + MIN (count, q->count);
+  uint64_t pos = q->offset;
+
+  extents_clear (&list);
+  for (size_t i = extents_find (&source, pos); pos < stop && max > 0; ++i) {
+    const struct extent *e = &source.extent[i];
+    const uint64_t to = MIN (e->offset + e->length, stop);
+
+    ck_assert_int_eq (extents_add (&list, pos, to - pos, e->flags), 0);
+    pos = to;
+    max--;
+  }
+  ck_assert_int_eq (ahead_answer (&ahead, q, &list), 0);
+}
+
+/* This must be known, as data or zeroes. */
+static void
+must_know (size_t i, uint64_t start, uint64_t end, bool zero)
+{
+  ck_assert_uint_lt (i, ahead.known.len);
+  ck_assert_uint_eq (ahead.known.extent[i].offset, start);
+  ck_assert_uint_eq (ahead.known.extent[i].length, end - start);
+  ck_assert_uint_eq (ahead.known.extent[i].flags, zero ? EXTENT_ZERO : 0);
+}
+
+/* A hole shorter than 64 KiB is data when its end is known, and not before; one
+ * of 64 KiB is a hole, also where it lies across two answers, or two questions.
+ * The first hole and the last may be short.
+ */
+START_TEST (short_holes)
+{
+  struct ahead_question *q[2];
+
+  ahead_init (&ahead, 6 * G);
+  source = EXTENTS_INIT;
+  has (4 * K, true);
+  has (4 * K, false);           /* to 8 K */
+  has (64 * K - 1, true);
+  has (1, false);               /* to 72 K */
+  has (64 * K, true);
+  has (1, false);
+  has (3 * G - 136 * K - 1 - 40 * K, false);
+  has (64 * K, true);           /* from 3 G - 40 K */
+  has (4 * K, false);
+  has (63 * K, true);
+  has (6 * G - 4 * K - extents_end (&source), false);
+  has (4 * K, true);
+
+  q[0] = must_ask (0, 0, 3 * G);
+  q[1] = must_ask (0, 3 * G, 3 * G);
+  tell (q[0], 10 * K, 9);
+  must_know (1, 4 * K, 8 * K, false);
+  must_know (2, 8 * K, 10 * K, true);
+  ck_assert_uint_eq (ahead.data, 4 * K);
+  tell (must_ask (0, 10 * K, 3 * G - 10 * K), 80 * K, 9);
+  must_know (0, 0, 4 * K, true);
+  must_know (1, 4 * K, 72 * K, false);
+  must_know (2, 72 * K, 90 * K, true);
+  ck_assert_uint_eq (ahead.data, 68 * K);
+  tell (q[1], 3 * G, 9);
+  ck_assert_uint_eq (q[1]->got.len, 3);
+  ck_assert_uint_eq (q[1]->data, 3 * G - 28 * K);
+  tell (must_ask (0, 90 * K, 3 * G - 90 * K), 3 * G, 9);
+  must_know (2, 72 * K, 136 * K, true);
+  must_know (3, 136 * K, 3 * G - 40 * K, false);
+  must_know (4, 3 * G - 40 * K, 3 * G + 24 * K, true);
+  must_know (5, 3 * G + 24 * K, 6 * G - 4 * K, false);
+  must_know (6, 6 * G - 4 * K, 6 * G, true);
+  ck_assert_uint_eq (ahead.known.len, 7);
+  ck_assert_uint_eq (ahead.data, 6 * G - 4 * K - 64 * K - 64 * K - 4 * K);
+  extents_free (&source);
+  end ();
+}
+END_TEST
+
+/* At random, with extents from one byte to 128 KiB where questions meet: what is
+ * data is known as data, a hole of 64 KiB or more as a hole, and there are never
+ * more than two extents for each 64 KiB.
+ */
+START_TEST (holes_of_any_length)
+{
+  struct ahead_question *asked[AHEAD_QUESTIONS], *q;
+  unsigned n = 0;
+
+  srandom (_i);
+  ahead_init (&ahead, 12 * G);
+  source = EXTENTS_INIT;
+  for (unsigned i = 0; i < 4; ++i) {
+    const uint64_t meet = (i + 1) * 3 * G;
+
+    has (meet - M - extents_end (&source), true);
+    while (extents_end (&source) < MIN (meet + M, 12 * G)) {
+      const uint64_t left = 12 * G - extents_end (&source);
+      const uint64_t length = 1 + random () % (1 << random () % 18);
+
+      has (MIN (left, length), random () % 2);
+    }
+  }
+
+  while (ahead_end (&ahead, 0) < 12 * G) {
+    while (random () % 4 && (q = ahead_ask (&ahead, 0)) != NULL)
+      asked[n++] = q;
+    if (n > 0 && random () % 4) {
+      const unsigned i = random () % n;
+
+      q = asked[i];
+      asked[i] = asked[--n];
+      tell (q, q->count, 1 + random () % 8);
+      ck_assert_uint_le (q->got.len, 2 * div_round_up (q->offset - q->start,
+                                                       64 * K) + 2);
+    }
+    ck_assert_uint_le (ahead.known.len, 2 * div_round_up (ahead_end (&ahead, 0),
+                                                          64 * K) + 2);
+  }
+  while (n > 0)
+    tell (asked[--n], G, 1);
+
+  for (size_t i = 0; i < source.len; ++i) {
+    const struct extent *e = &source.extent[i];
+    const uint64_t to = e->offset + e->length;
+    const struct extent *k =
+      &ahead.known.extent[extents_find (&ahead.known, e->offset)];
+
+    if (!e->flags || e->length >= 64 * K) {
+      ck_assert_uint_le (k->offset, e->offset);
+      ck_assert_uint_ge (k->offset + k->length, to);
+      ck_assert_int_eq (!k->flags, !e->flags);
+    }
+    if (k->flags && k->offset > 0 && to < 12 * G)
+      ck_assert_uint_ge (k->length, 64 * K);
+  }
+  extents_free (&source);
+  end ();
+}
+END_TEST
+
+/* Each answer costs what it is long, and each question to it a few steps, however
+ * many have come before: with holes of one byte, of which none stays; and with
+ * holes of 64 KiB, of which all do.
+ */
+START_TEST (work)
+{
+  const uint64_t hole = _i ? 64 * K : 1;
+  const unsigned answers = 4000, each = _i ? 4 : 100;
+  struct ahead_question *q;
+  uint64_t pos = 0;
+
+  ahead_init (&ahead, 3 * G);
+  source = EXTENTS_INIT;
+  while (source.len < answers * each) {
+    has (1, false);
+    has (hole, true);
+  }
+  for (unsigned i = 0; i < answers; ++i) {
+    q = ahead_ask (&ahead, 0);
+    ck_assert_ptr_nonnull (q);
+    tell (q, 3 * G, each);
+    for (unsigned j = 0; j < 4; ++j)
+      ahead_zeroes_end (&ahead, pos);
+    pos = ahead_end (&ahead, 0) - 1;
+  }
+  /* Each extent once where it is told, and once where it joins. */
+  ck_assert_uint_le (ahead.looked_at, answers * (2 * each + 4 + 2));
+  ck_assert_uint_le (ahead.known.len, _i ? answers * each : 4);
+  ck_assert_uint_ge (ahead.known.len, _i ? answers * each : 1);
+  /* To pass them costs each extent once. */
+  ahead.looked_at = 0;
+  for (uint64_t at = 0; at < pos; at += pos / 1000 + 1)
+    ahead_pass (&ahead, at);
+  ck_assert_uint_le (ahead.looked_at, answers * each);
+  extents_free (&source);
+  end ();
+}
+END_TEST
+
 int
 main (void)
 {
@@ -301,6 +492,9 @@ main (void)
   tcase_add_test (tc, too_late);
   tcase_add_test (tc, walk_jumps);
   tcase_add_loop_test (tc, any_order, 0, 40);
+  tcase_add_test (tc, short_holes);
+  tcase_add_loop_test (tc, holes_of_any_length, 0, 40);
+  tcase_add_loop_test (tc, work, 0, 2);
   suite_add_tcase (suite, tc);
 
   return run_suite (suite);

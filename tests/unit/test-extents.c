@@ -2,8 +2,9 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Proves that a list of extents stays contiguous and merged, and that a backend
- * is said to be all zero if and only if it is.
+/* Proves that a list of extents stays contiguous and merged, that the extent at
+ * an offset is found, and that a backend is said to be all zero if and only if
+ * it is.
  */
 
 #include <config.h>
@@ -54,6 +55,31 @@ START_TEST (contiguous)
   extents_clear (&list);
   ck_assert_int_eq (extents_add (&list, 500, 1, 0), 0);
   ck_assert_uint_eq (extents_end (&list), 501);
+  extents_free (&list);
+}
+END_TEST
+
+/* Each offset is found in its extent, in lists of all small lengths; and what
+ * lies before and behind them.
+ */
+START_TEST (find)
+{
+  struct extents list = EXTENTS_INIT;
+
+  ck_assert_uint_eq (extents_find (&list, 0), 0);
+  for (uint64_t n = 0; n < 40; ++n) {
+    const uint64_t end = 100 + n * (n + 1) / 2;
+
+    ck_assert_int_eq (extents_add (&list, end, n + 1, n % 2), 0);
+    ck_assert_uint_eq (extents_find (&list, 0), 0);
+    ck_assert_uint_eq (extents_find (&list, end + n + 1), n + 1);
+    for (size_t i = 0; i < list.len; ++i) {
+      const struct extent *e = &list.extent[i];
+
+      ck_assert_uint_eq (extents_find (&list, e->offset), i);
+      ck_assert_uint_eq (extents_find (&list, e->offset + e->length - 1), i);
+    }
+  }
   extents_free (&list);
 }
 END_TEST
@@ -111,6 +137,7 @@ main (void)
   tcase_set_timeout (tc, 120);
   tcase_add_test (tc, merge);
   tcase_add_test (tc, contiguous);
+  tcase_add_test (tc, find);
   tcase_add_test (tc, many);
   tcase_add_test (tc, is_zero);
   suite_add_tcase (suite, tc);

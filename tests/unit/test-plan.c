@@ -3,7 +3,9 @@
  */
 
 /* Proves that the plan hands out everything that is invalid, and nothing twice;
- * that what is wanted comes first, the latest first; that holes are not read;
+ * that what is wanted comes first, the latest first; that holes are not read,
+ * and a source with very many of them does not cost more work than it has
+ * extents;
  * that large regions come in pieces, wanted or not; and that what the source
  * could not be read at is set aside, and comes again when it is told to, and
  * then in smaller pieces.
@@ -301,6 +303,66 @@ START_TEST (holes)
   ck_assert (range.zero);
   must_be (2 * M + 8 * K, 3 * M);
   must_be (3 * M + 8 * K, 4 * M);
+  extents_free (&list);
+  end ();
+}
+END_TEST
+
+/* Many extents, told in short answers, after each of which the plan is asked as
+ * often as four workers do: data and zeroes by bytes in turn, or holes that are
+ * worth it between bytes of data.  The work is that of looking at each extent
+ * a few times; and a region that has to be known as a whole, because a batch is
+ * not smaller, does not wait for ever.
+ * _i: short or long holes; regions of 4 KiB, of 1 MiB, of 1 GiB; batch.
+ */
+START_TEST (many_extents)
+{
+  const uint64_t hole = _i % 2 ? 128 * K : 1;
+  const uint64_t region_size = (4 * K) << _i / 2 % 3 * 9;
+  const uint64_t batch = _i < 6 ? BATCH : 1024 * M;
+  const uint64_t size = _i % 2 ? 1024 * M + 5 : 256 * K + 5;
+  const size_t each = 64;
+  struct extents list = EXTENTS_INIT;
+  uint64_t told = 0, asked = 0, read = 0, zero = 0;
+  struct plan_range range;
+  enum plan_result r;
+
+  begin (size, region_size, true);
+  do {
+    struct ahead_question *q = plan_ask (&plan);
+
+    if (q) {
+      uint64_t pos = q->offset;
+
+      extents_clear (&list);
+      while (pos < size && list.len < each) {
+        const bool data = pos % (hole + 1) == 0;
+        const uint64_t n = data ? 1 : MIN (hole, size - pos);
+
+        extents_add (&list, pos, n, data ? 0 : EXTENT_ZERO);
+        pos += n;
+      }
+      ck_assert_int_eq (plan_answer (&plan, q, &list), 0);
+      told += list.len;
+    }
+    for (unsigned i = 0; i < 4; ++i) {
+      asked++;
+      r = plan_next (&plan, batch, &range);
+      if (r == PLAN_RANGE) {
+        *(range.zero ? &zero : &read) += range.end - range.start;
+        done (&range);
+      }
+    }
+    ck_assert (q || r != PLAN_WANT_EXTENTS);
+  } while (r != PLAN_END);
+
+  ck_assert_uint_eq (read + zero, size);
+  ck_assert_uint_eq (region_map_count_valid (map), region_map_regions (map));
+  if (_i % 2 == 0)
+    ck_assert_uint_le (zero, region_size < size ? 4 * K : 0);
+  else if (region_size == 4 * K)
+    ck_assert_uint_le (read, size / 8);
+  ck_assert_uint_le (plan.ahead.looked_at, 5 * told + 5 * asked);
   extents_free (&list);
   end ();
 }
@@ -656,6 +718,7 @@ main (void)
   tcase_add_test (tc, wishes_for_pieces);
   tcase_add_loop_test (tc, wishes_that_end_early, 0, 3);
   tcase_add_test (tc, holes);
+  tcase_add_loop_test (tc, many_extents, 0, 12);
   tcase_add_test (tc, bad_region);
   tcase_add_test (tc, bad_and_written);
   tcase_add_test (tc, bad_piece);
