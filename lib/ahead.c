@@ -272,6 +272,21 @@ new_question (struct ahead *a, uint64_t offset)
   return q;
 }
 
+/* How many questions are under way that were unanswered so many times? */
+static unsigned
+under_way (const struct ahead *a, unsigned unanswered)
+{
+  unsigned n = 0;
+
+  for (unsigned i = 0; i < AHEAD_QUESTIONS; ++i) {
+    const struct ahead_question *q = &a->question[i];
+
+    n += (q->state == AHEAD_ASKED || q->state == AHEAD_STALE) &&
+         q->unanswered >= unanswered;
+  }
+  return n;
+}
+
 struct ahead_question *
 ahead_ask (struct ahead *a, uint64_t pos)
 {
@@ -286,11 +301,15 @@ ahead_ask (struct ahead *a, uint64_t pos)
    * others.
    */
   q = first_from (a, 0);
+  if (under_way (a, 1) > 0)
+    return NULL;
   if (q && q->state == AHEAD_TO_ASK ? is_far (a, 0, 0) : is_enough (a))
     return NULL;
 
   for (end = ahead_end (a, pos); q; q = first_from (a, end)) {
     if (q->state == AHEAD_TO_ASK && q->count > 0) {
+      if (q->unanswered > 0 && under_way (a, 0) > 0)
+        return NULL;
       q->state = AHEAD_ASKED;
       return q;
     }
@@ -312,6 +331,7 @@ ahead_answer (struct ahead *a, struct ahead_question *q,
   }
 
   q->state = AHEAD_TO_ASK;
+  q->unanswered = 0;
   if (append (a, &q->got, 0, list, &q->data) == 0) {
     a->last_data = q->data - data;
     a->last_extents = q->got.len > len ? q->got.len - len : 0;
@@ -323,4 +343,16 @@ ahead_answer (struct ahead *a, struct ahead_question *q,
   }
   ahead_restart (a);
   return -1;
+}
+
+void
+ahead_unanswered (struct ahead *a, struct ahead_question *q)
+{
+  struct extent all = { .offset = q->offset, .length = q->count };
+  const struct extents data = { .extent = &all, .len = 1 };
+
+  if (q->state == AHEAD_ASKED && ++q->unanswered < AHEAD_MAX_UNANSWERED)
+    q->state = AHEAD_TO_ASK;
+  else
+    ahead_answer (a, q, &data);
 }

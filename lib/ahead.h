@@ -24,6 +24,10 @@
  * So a disk full of data has one question at a time, but for the first two.  The
  * memory is that of AHEAD_EXTENTS extents and of the answers under way.
  *
+ * A question that could not be asked because the server was lost is asked again.
+ * Perhaps its answer is what the connection was lost of: it is then asked while
+ * no other is, and after AHEAD_MAX_UNANSWERED times its range counts as data.
+ *
  * It does no I/O and has no lock: the user's protects it.  All offsets and sizes
  * are bytes.
  */
@@ -50,6 +54,8 @@
 /* As many as nbdkit serves at once for one connection. */
 #define AHEAD_QUESTIONS 16
 
+#define AHEAD_MAX_UNANSWERED 3
+
 struct ahead_question {
   uint64_t offset, count; /* what the source is to be asked for */
 
@@ -58,6 +64,7 @@ struct ahead_question {
   uint64_t start;     /* where it began */
   struct extents got; /* the answers, up to offset, that have not joined */
   uint64_t data;      /* bytes of data in them */
+  unsigned unanswered; /* times in a row */
 };
 
 struct ahead {
@@ -106,5 +113,8 @@ extern struct ahead_question *ahead_ask (struct ahead *a, uint64_t pos);
  */
 extern int ahead_answer (struct ahead *a, struct ahead_question *q,
                          const struct extents *list);
+
+/* Instead of ahead_answer: the server was lost. */
+extern void ahead_unanswered (struct ahead *a, struct ahead_question *q);
 
 #endif /* CLONE_AHEAD_H */

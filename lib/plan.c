@@ -57,6 +57,12 @@ plan_answer (struct plan *p, struct ahead_question *q,
   return ahead_answer (&p->ahead, q, list);
 }
 
+void
+plan_unanswered (struct plan *p, struct ahead_question *q)
+{
+  ahead_unanswered (&p->ahead, q);
+}
+
 /* The part of the zeroes [start, end) that consists of whole granules, where
  * what is planned ends at limit.
  */

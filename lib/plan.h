@@ -175,6 +175,14 @@ extern struct ahead_question *plan_ask (struct plan *p);
 extern int plan_answer (struct plan *p, struct ahead_question *q,
                         const struct extents *list);
 
+/* A question could not be asked because the server was lost: it is asked again
+ * later.  After PLAN_MAX_UNANSWERED times its range counts as data: a connection
+ * may be lost because of what its server says about extents.  Until the server
+ * is back, the user should not call plan_ask.
+ */
+#define PLAN_MAX_UNANSWERED AHEAD_MAX_UNANSWERED
+extern void plan_unanswered (struct plan *p, struct ahead_question *q);
+
 #endif /* CLONE_PLAN_H */
 extern void plan_return (struct plan *p, struct plan_range *range);
 extern void plan_set_back (struct plan *p);

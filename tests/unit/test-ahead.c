@@ -5,7 +5,8 @@
 /* Proves that the source's extents are asked for ahead of the walk, several
  * questions at once where there are few data and one where there are many; that
  * answers may come in any order, be short, or come too late; that the walk
- * learns all of them, and nothing wrong; and that a source with endlessly many
+ * learns all of them, and nothing wrong; that what a lost server did not answer
+ * is asked again, and counts as data where only that answer is missing; and that a source with endlessly many
  * extents costs neither more memory than its holes of 64 KiB and more, nor more
  * work than its answers are long.
  */
@@ -289,6 +290,72 @@ START_TEST (any_order)
 }
 END_TEST
 
+/* The server is lost, and was asked many things: all are asked again, one at a
+ * time.  One of them is never answered, the others are: its range, but for what
+ * was answered of it before, is data, and no other.
+ */
+START_TEST (unanswered)
+{
+  const uint64_t size = AHEAD_QUESTIONS * 3 * G, start = _i * 3 * G;
+  struct ahead_question *q[AHEAD_QUESTIONS], *again;
+  unsigned lost = 1;
+  uint64_t pos = 0;
+
+  ask_all (q, AHEAD_QUESTIONS);
+  answer (q[_i], G, 3 * G, 0);
+  ck_assert_ptr_eq (must_ask (0, start + G, 2 * G), q[_i]);
+  for (unsigned i = 0; i < AHEAD_QUESTIONS; ++i)
+    ahead_unanswered (&ahead, q[i]);
+
+  while (pos < size) {
+    again = ahead_ask (&ahead, pos);
+    if (again == NULL) {
+      ck_assert_uint_gt (ahead_end (&ahead, pos), pos);
+      pos = ahead_end (&ahead, pos);
+      continue;
+    }
+    ck_assert_ptr_null (ahead_ask (&ahead, pos));
+    if (again != q[_i]) {
+      answer (again, 3 * G, 3 * G, 0);
+      continue;
+    }
+    ahead_unanswered (&ahead, again);
+    if (++lost == AHEAD_MAX_UNANSWERED) {
+      ck_assert_uint_eq (ahead_end (&ahead, pos), start + 3 * G);
+      ck_assert_uint_eq (ahead_zeroes_end (&ahead, start), start + G);
+      ck_assert_uint_eq (ahead.data, 2 * G + M);
+    }
+  }
+  ck_assert_uint_eq (lost, AHEAD_MAX_UNANSWERED);
+  ck_assert_uint_le (ahead.data, 2 * G + M);
+  end ();
+
+  /* While it is under way nothing else is asked. */
+  ask_all (q, 2);
+  answer (q[1], G, 3 * G, 0);
+  ahead_unanswered (&ahead, q[0]);
+  ck_assert_ptr_eq (ahead_ask (&ahead, 0), q[0]);
+  ck_assert_ptr_null (ahead_ask (&ahead, 0));
+  answer (q[0], M, 3 * G, 0);
+  ck_assert_ptr_nonnull (ahead_ask (&ahead, 0));
+  ck_assert_ptr_nonnull (ahead_ask (&ahead, 0));
+  end ();
+
+  /* With answers in between it is not given up. */
+  ask_all (q, 2);
+  ahead_unanswered (&ahead, q[1]);
+  for (unsigned i = 0; i < 2 * AHEAD_MAX_UNANSWERED; ++i) {
+    ahead_unanswered (&ahead, q[0]);
+    ck_assert_uint_eq (ahead_end (&ahead, 0), (i + 1) * M);
+    ck_assert_ptr_eq (must_ask (0, (i + 1) * M, 3 * G - (i + 1) * M), q[0]);
+    answer (q[0], M, 3 * G, 0);
+    ck_assert_ptr_eq (ahead_ask (&ahead, 0), q[0]);
+    ck_assert_ptr_null (ahead_ask (&ahead, 0));
+  }
+  end ();
+}
+END_TEST
+
 /* What the source has, in tests with extents of any length. */
 static struct extents source;
 
@@ -492,6 +559,7 @@ main (void)
   tcase_add_test (tc, too_late);
   tcase_add_test (tc, walk_jumps);
   tcase_add_loop_test (tc, any_order, 0, 40);
+  tcase_add_loop_test (tc, unanswered, 1, AHEAD_QUESTIONS);
   tcase_add_test (tc, short_holes);
   tcase_add_loop_test (tc, holes_of_any_length, 0, 40);
   tcase_add_loop_test (tc, work, 0, 2);
