@@ -53,7 +53,7 @@ join (struct bad_ranges *bad, unsigned i)
   struct bad_range *range = bad->range + i;
 
   range[0].end = range[1].end;
-  range[0].piece = MIN (range[0].piece, range[1].piece);
+  range[0].note = MIN (range[0].note, range[1].note);
   drop (bad, i + 1, i + 2);
 }
 
@@ -62,7 +62,7 @@ may_join (const struct bad_ranges *bad, unsigned i)
 {
   const struct bad_range *range = bad->range + i;
 
-  return range[0].end == range[1].start && range[0].piece == range[1].piece;
+  return range[0].end == range[1].start && range[0].note == range[1].note;
 }
 
 static void
@@ -108,11 +108,11 @@ take_off (struct bad_ranges *bad, uint64_t start, uint64_t end)
 }
 
 void
-bad_add (struct bad_ranges *bad, uint64_t start, uint64_t end, uint64_t piece)
+bad_add (struct bad_ranges *bad, uint64_t start, uint64_t end, uint64_t note)
 {
   const unsigned i = take_off (bad, start, end);
 
-  insert (bad, i, (struct bad_range){ start, end, piece });
+  insert (bad, i, (struct bad_range){ start, end, note });
   if (i + 1 < bad->len && may_join (bad, i))
     join (bad, i);
   if (i > 0 && may_join (bad, i - 1))
@@ -123,7 +123,8 @@ bad_add (struct bad_ranges *bad, uint64_t start, uint64_t end, uint64_t piece)
 void
 bad_remove (struct bad_ranges *bad, uint64_t start, uint64_t end)
 {
-  take_off (bad, start, end);
+  if (start < end)
+    take_off (bad, start, end);
   keep_bound (bad);
 }
 

@@ -15,6 +15,14 @@
  */
 #define PIECE_ALIGN (UINT64_C (64) << 10)
 
+/* The notes of returned ranges.  Where two become one the smaller note stays,
+ * which is right for both.
+ */
+enum { RETURNED_DATA, RETURNED_ZERO, RETURNED_UNDER_WAY };
+
+/* With so many of them wishes wait, so that the list has no end of ranges. */
+#define RETURNED_MANY (BAD_MAX / 2)
+
 void
 plan_init (struct plan *p, const struct region_map *map, bool use_extents)
 {
@@ -27,9 +35,12 @@ plan_init (struct plan *p, const struct region_map *map, bool use_extents)
 void
 plan_destroy (struct plan *p)
 {
-  free (p->disk.cut);
-  for (unsigned i = 0; i < PLAN_MAX_WISHES; ++i)
-    free (p->wish[i].walk.cut);
+  struct plan_cut *cut;
+
+  while ((cut = LIST_FIRST (&p->cuts)) != NULL) {
+    LIST_REMOVE (cut, link);
+    free (cut);
+  }
   ahead_destroy (&p->ahead);
 }
 
@@ -112,13 +123,41 @@ begin_cut (struct plan *p, struct plan_walk *walk)
     return;
   walk->cut->start = walk->pos;
   walk->cut->end = MIN (walk->pos + region_size, region_map_size (p->map));
+  walk->cut->walk = walk;
+  LIST_INSERT_HEAD (&p->cuts, walk->cut, link);
   p->open_cuts++;
 }
 
+static struct plan_cut *
+find_cut (const struct plan *p, uint64_t start)
+{
+  struct plan_cut *cut;
+
+  LIST_FOREACH (cut, &p->cuts, link)
+    if (cut->start == start)
+      break;
+  return cut;
+}
+
+/* A region that was returned comes again, or has already come, because the
+ * disk's walk has begun anew: then it is that one's to come again.
+ */
 void
 plan_cut_done (struct plan *p, struct plan_cut *cut)
 {
+  struct plan_cut *other;
+
+  LIST_REMOVE (cut, link);
   p->open_cuts--;
+  if (cut->again)
+    bad_remove (&p->returned, cut->start, cut->end);
+  if (cut->returned) {
+    other = find_cut (p, cut->start);
+    if (other)
+      other->returned = true;
+    else
+      bad_add (&p->returned, cut->start, cut->end, RETURNED_DATA);
+  }
   free (cut);
 }
 
@@ -129,7 +168,7 @@ end_cut (struct plan *p, struct plan_walk *walk, bool failed)
   struct plan_cut *cut = walk->cut;
 
   walk->cut = NULL;
-  cut->planned = true;
+  cut->walk = NULL;
   cut->failed |= failed;
   if (cut->pieces == 0)
     plan_cut_done (p, cut);
@@ -139,7 +178,7 @@ bool
 plan_piece_done (struct plan *p, struct plan_cut *cut, bool ok)
 {
   cut->failed |= !ok;
-  if (--cut->pieces > 0 || !cut->planned)
+  if (--cut->pieces > 0 || cut->walk)
     return false;
   if (!cut->failed)
     return true;
@@ -147,7 +186,17 @@ plan_piece_done (struct plan *p, struct plan_cut *cut, bool ok)
   return false;
 }
 
-/* ---- wishes ---- */
+/* ---- the end of a range ---- */
+
+/* Has the map been set back since it was handed out?  Then it may be invalid
+ * even though it was copied well, and the disk's walk, which has begun anew
+ * since, may have gone around it.
+ */
+static bool
+is_old (const struct plan *p, const struct plan_range *range)
+{
+  return range->restarts < p->set_back;
+}
 
 static void
 close_if_done (struct plan_wish *wish)
@@ -156,19 +205,34 @@ close_if_done (struct plan_wish *wish)
     wish->open = false;
 }
 
+/* The range is a bad one that was tried again. */
+static void
+retry_done (struct plan *p, const struct plan_range *range)
+{
+  p->retry.copies--;
+  if (range->bad || range->returned || is_old (p, range))
+    return;
+  bad_remove (&p->bad, range->start, range->end);
+}
+
 void
 plan_range_done (struct plan *p, const struct plan_range *range)
 {
-  if (range->retry) {
-    p->retry.copies--;
-    if (!range->bad)
-      bad_remove (&p->bad, range->start, range->end);
+  if (range->retry)
+    retry_done (p, range);
+  if (range->again && !range->cut && !range->returned) {
+    if (is_old (p, range))
+      bad_add (&p->returned, range->start, range->end, RETURNED_DATA);
+    else
+      bad_remove (&p->returned, range->start, range->end);
   }
   if (range->wish) {
     range->wish->copies--;
     close_if_done (range->wish);
   }
 }
+
+/* ---- wishes ---- */
 
 /* Take from [*start, *end) what belongs to an open wish. */
 static void
@@ -339,14 +403,17 @@ plan_retry (struct plan *p)
   p->retry.failures = 0;
 }
 
-/* Take from the regions [*start, *end) those with something bad in them. */
+/* Take from the regions [*start, *end) those with something of the list in
+ * them.
+ */
 static void
-cut_bad_off (const struct plan *p, uint64_t *start, uint64_t *end)
+cut_list_off (const struct plan *p, const struct bad_ranges *list,
+              uint64_t *start, uint64_t *end)
 {
   const uint64_t region_size = region_map_region_size (p->map);
   const struct bad_range *b;
 
-  while (*start < *end && (b = bad_find (&p->bad, *start)) != NULL &&
+  while (*start < *end && (b = bad_find (list, *start)) != NULL &&
          b->start < *end) {
     if (round_down (b->start, region_size) > *start)
       *end = round_down (b->start, region_size);
@@ -376,7 +443,7 @@ next_bad (struct plan *p, uint64_t batch, struct plan_range *range)
       .start = round_down (start, granule), .retry = true,
       .probe = region_size > batch,
     };
-    piece = round_down (MIN (b->piece, batch), granule);
+    piece = round_down (MIN (b->note, batch), granule);
     range->end = MIN (round_up (start + n, granule),
                       range->start + MAX (piece, granule));
     range->end = MIN (range->end, region_map_size (p->map));
@@ -397,11 +464,33 @@ plan_restart (struct plan *p)
 {
   if (p->disk.cut)
     end_cut (p, &p->disk, true);
+  if (p->again.cut) {
+    p->again.cut->returned = true; /* the disk's walk goes around it */
+    end_cut (p, &p->again, true);
+  }
   p->disk.pos = 0;
+  p->restarts++;
   ahead_restart (&p->ahead);
   for (unsigned i = 0; i < PLAN_MAX_WISHES; ++i)
     if (p->wish[i].open)
       give_up_wish (p, &p->wish[i]);
+}
+
+void
+plan_set_back (struct plan *p)
+{
+  struct plan_cut *cut;
+
+  LIST_FOREACH (cut, &p->cuts, link) {
+    cut->failed = true;
+    cut->returned |= cut->again;
+  }
+  plan_restart (p);
+  p->set_back = p->restarts;
+
+  /* The disk's walk must not go around what of a wish was valid. */
+  for (unsigned i = 0; i < PLAN_MAX_WISHES; ++i)
+    p->wish[i].start = p->wish[i].walk.pos = p->wish[i].walk.end = 0;
 }
 
 /* Move a walk to the next byte that is invalid and that it may hand out.
@@ -429,7 +518,9 @@ skip_valid (struct plan *p, struct plan_walk *walk)
     end = MIN (walk->pos + PLAN_MAX_ZERO, walk->end);
     if (walk == &p->disk)
       cut_wishes_off (p, &start, &end);
-    cut_bad_off (p, &start, &end);
+    if (walk != &p->again)
+      cut_list_off (p, &p->returned, &start, &end);
+    cut_list_off (p, &p->bad, &start, &end);
     walk->pos = start;
     if (start == end)
       continue;
@@ -448,7 +539,8 @@ next_in_run (struct plan *p, struct plan_walk *walk, uint64_t limit,
 {
   /* What a wish does not know is data. */
   const uint64_t known = walk == &p->disk ? known_end (p) : limit;
-  uint64_t start = walk->pos, end = ahead_zeroes_end (&p->ahead, start);
+  uint64_t start = walk->pos;
+  uint64_t end = walk->zero ? limit : ahead_zeroes_end (&p->ahead, start);
 
   whole_granules (&start, &end, granule, limit);
   range->zero = end > start && start == walk->pos;
@@ -511,11 +603,110 @@ next_of_walk (struct plan *p, struct plan_walk *walk, uint64_t batch,
   return PLAN_RANGE;
 }
 
-enum plan_result
-plan_next (struct plan *p, uint64_t batch, struct plan_range *range)
+/* ---- what was returned ---- */
+
+/* End the planning of the region, so that no more of it is copied in vain. */
+static void
+return_cut (struct plan *p, struct plan_cut *cut)
+{
+  struct plan_walk *walk = cut->walk;
+
+  cut->returned = true;
+  if (walk) {
+    walk->pos = cut->end;
+    end_cut (p, walk, true);
+  }
+}
+
+/* Where the disk's walk has begun anew since, and does not go around the range,
+ * it comes to it.
+ */
+void
+plan_return (struct plan *p, struct plan_range *range)
+{
+  range->returned = true;
+  if (range->cut)
+    return_cut (p, range->cut);
+  else if (range->again ||
+           (range->wish && !is_old (p, range)) ||
+           (!range->retry && range->restarts == p->restarts))
+    bad_add (&p->returned, range->start, range->end,
+             range->zero ? RETURNED_ZERO : RETURNED_DATA);
+}
+
+/* Let the walk over returned ranges begin with another one. */
+static bool
+begin_again (struct plan *p)
+{
+  for (unsigned i = 0; i < p->returned.len; ++i) {
+    const struct bad_range *b = &p->returned.range[i];
+
+    if (b->note != RETURNED_UNDER_WAY) {
+      p->again = (struct plan_walk){
+        .pos = b->start, .end = b->end, .zero = b->note == RETURNED_ZERO,
+      };
+      return true;
+    }
+  }
+  return false;
+}
+
+/* The walk has begun at start, and come to a range, or to none.  What it went
+ * over is off the list: it is valid, or bad, which is another list.  What it
+ * handed out is under way: all of a region in pieces.
+ */
+static void
+go_around (struct plan *p, uint64_t start, enum plan_result r,
+           const struct plan_range *range)
+{
+  struct plan_walk *walk = &p->again;
+  uint64_t end;
+
+  if (r != PLAN_RANGE) {
+    bad_remove (&p->returned, start, walk->pos);
+    return;
+  }
+  bad_remove (&p->returned, start, range->start);
+  end = range->end;
+  if (range->cut) {
+    range->cut->again = true;
+    end = range->cut->end;
+    if (walk->cut)
+      walk->end = end;
+  }
+  bad_add (&p->returned, range->start, end, RETURNED_UNDER_WAY);
+}
+
+static enum plan_result
+next_returned (struct plan *p, uint64_t batch, struct plan_range *range)
+{
+  struct plan_walk *walk = &p->again;
+  enum plan_result r;
+
+  while (walk->cut || begin_again (p)) {
+    const struct plan_cut *before = walk->cut;
+    const uint64_t start = walk->pos;
+
+    r = next_of_walk (p, walk, batch, range);
+    if (r == PLAN_RANGE)
+      range->again = true;
+    if (before == NULL)
+      go_around (p, start, r, range);
+    if (r != PLAN_END)
+      return r;
+  }
+  return PLAN_END;
+}
+
+static enum plan_result
+next_of_all (struct plan *p, uint64_t batch, struct plan_range *range)
 {
   struct plan_wish *wish;
+  enum plan_result r;
 
+  if (p->returned.len >= RETURNED_MANY &&
+      (r = next_returned (p, batch, range)) != PLAN_END)
+    return r;
   while ((wish = latest_wish (p)) != NULL) {
     if (next_of_walk (p, &wish->walk, batch, range) == PLAN_RANGE) {
       range->wish = wish;
@@ -524,29 +715,17 @@ plan_next (struct plan *p, uint64_t batch, struct plan_range *range)
     }
     give_up_wish (p, wish);
   }
-  if (next_bad (p, batch, range) == PLAN_RANGE)
-    return PLAN_RANGE;
-  if (p->disk.pos == p->disk.end && p->lost) {
-    p->lost = false;
-    plan_restart (p);
-  }
+  if ((r = next_returned (p, batch, range)) != PLAN_END ||
+      (r = next_bad (p, batch, range)) != PLAN_END)
+    return r;
   return next_of_walk (p, &p->disk, batch, range);
 }
 
-void
-plan_return (struct plan *p, struct plan_range *range)
+enum plan_result
+plan_next (struct plan *p, uint64_t batch, struct plan_range *range)
 {
-  p->lost = true;
-}
+  const enum plan_result r = next_of_all (p, batch, range);
 
-void
-plan_set_back (struct plan *p)
-{
-  p->lost = true;
-}
-
-void
-plan_unanswered (struct plan *p, struct ahead_question *q)
-{
-  q->state = AHEAD_TO_ASK;
+  range->restarts = p->restarts;
+  return r;
 }

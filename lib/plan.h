@@ -19,12 +19,18 @@
  * disk's walk goes around it, so nothing is handed out twice.  It ends with its
  * last copy.
  *
- * What the source could not be read at (plan_bad) is bad: neither the disk's
- * walk nor a wish comes back to it.  plan_retry begins a round, in which each
- * bad range is handed out once more, in smaller pieces: PLAN_BAD_PIECE first,
- * and what is left of that region by region in the rounds that follow.  So a
- * bad sector ends up as one bad region, with all around it hydrated.  A round
- * ends early after PLAN_MAX_FAILURES, and the next one goes on from there.
+ * A range whose copy was interrupted, because a server was lost, is returned
+ * (plan_return).  Returned ranges come after wishes and before all else; of a
+ * region in pieces the whole region comes again.  A returned range stays in its
+ * list, and all others go around it, until a copy of it has ended: so nothing of
+ * it is forgotten, and nothing is handed out twice.
+ *
+ * A range at which the source could not be read (plan_bad) is bad: neither the
+ * disk's walk nor a wish comes back to it.  plan_retry begins a round, in which
+ * each bad range is handed out once more, in smaller pieces: PLAN_BAD_PIECE
+ * first, and what is left of that region by region in the rounds that follow.
+ * So a bad sector ends up as one bad region, with all around it hydrated.  A
+ * round ends early after PLAN_MAX_FAILURES, and the next one goes on from there.
  *
  * Bad is, of the list's ranges, what is invalid: a client's write takes regions
  * out of it.
@@ -37,6 +43,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/queue.h>
 
 #include "ahead.h"
 #include "bad-ranges.h"
@@ -51,14 +58,17 @@
 struct plan_cut {
   uint64_t start, end; /* the region */
   unsigned pieces;     /* handed out and not done */
-  bool planned;        /* no more pieces will come */
+  struct plan_walk *walk; /* NULL: no more pieces will come */
   bool failed;         /* a piece is missing */
-  uint64_t incarnation; /* 0 at first: for the plan's user */
+  bool again;          /* the region was returned before */
+  bool returned;       /* the region is to come again when this has ended */
+  LIST_ENTRY (plan_cut) link;
 };
 
 /* Somebody on the way through a part of the disk. */
 struct plan_walk {
   uint64_t pos, end;
+  bool zero;            /* all of it is known to be zeroes */
   struct plan_cut *cut; /* the region being cut at pos */
 };
 
@@ -97,6 +107,9 @@ struct plan_range {
                            * part of a region that is copied in pieces, which
                            * begins anew when none of it is bad */
   bool bad;               /* plan_bad was called */
+  bool again;             /* it was returned before */
+  bool returned;          /* plan_return was called */
+  uint64_t restarts;      /* of the plan, when it was handed out */
 };
 
 enum plan_result {
@@ -111,12 +124,16 @@ struct plan {
   struct plan_walk disk;
   struct ahead ahead;    /* the source's extents: wherever the disk's walk
                           * goes they are known first */
-  unsigned open_cuts;    /* regions in pieces, planned or under way */
+  unsigned open_cuts;    /* regions in pieces, planned or under way: */
+  LIST_HEAD (, plan_cut) cuts;
   struct plan_wish wish[PLAN_MAX_WISHES];
   uint64_t wishes;       /* ever made */
-  struct bad_ranges bad;
+  struct bad_ranges returned; /* and not copied; their notes are plan.c's */
+  struct plan_walk again; /* over one of those ranges */
+  struct bad_ranges bad; /* a note is the piece in which to try again */
   struct plan_retry retry;
-  bool lost;
+  uint64_t restarts;     /* so often has the disk's walk begun anew, */
+  uint64_t set_back;     /* the last of them because the map was set back */
 };
 
 /* What is bad, added up.  Neighbours are one range. */
@@ -138,7 +155,9 @@ extern void plan_destroy (struct plan *p);
 extern enum plan_result plan_next (struct plan *p, uint64_t batch,
                                    struct plan_range *range);
 
-/* The range has been copied, or not: this comes last, after plan_piece_done. */
+/* The range has been copied, or not: this comes last, after plan_piece_done and
+ * perhaps plan_bad or plan_return.
+ */
 extern void plan_range_done (struct plan *p, const struct plan_range *range);
 
 /* Copy these bytes before others: what is invalid of them and not handed out.
@@ -151,6 +170,13 @@ extern void plan_want (struct plan *p, uint64_t start, uint64_t end);
  */
 extern bool plan_bad (struct plan *p, struct plan_range *range);
 
+/* The range could not be copied because a server was lost: hand it out again,
+ * before the walk over the disk goes on.  It is to be ended as usual, too, with
+ * plan_piece_done (cut, false) where it has a cut.  A region in pieces comes
+ * again when all of its pieces have ended.  A bad range stays bad.
+ */
+extern void plan_return (struct plan *p, struct plan_range *range);
+
 /* Begin a round over the bad ranges, unless one is under way. */
 extern void plan_retry (struct plan *p);
 
@@ -162,9 +188,15 @@ extern void plan_sum_bad (const struct plan *p, struct plan_bad_sum *sum);
  */
 extern void plan_restart (struct plan *p);
 
+/* The map has been set back: what was not durable is invalid again.  Regions in
+ * pieces that are under way fail, and all walks begin anew.
+ */
+extern void plan_set_back (struct plan *p);
+
 /* A range with a cut has ended, well or not.  True for the last of a region
- * all of whose pieces are in the destination: the caller then makes the region
- * valid and calls plan_cut_done.
+ * all of whose pieces are in the destination: the caller then owns the region,
+ * makes it valid unless cut->failed says that the map was set back meanwhile,
+ * and calls plan_cut_done.
  */
 extern bool plan_piece_done (struct plan *p, struct plan_cut *cut, bool ok);
 extern void plan_cut_done (struct plan *p, struct plan_cut *cut);
@@ -184,6 +216,3 @@ extern int plan_answer (struct plan *p, struct ahead_question *q,
 extern void plan_unanswered (struct plan *p, struct ahead_question *q);
 
 #endif /* CLONE_PLAN_H */
-extern void plan_return (struct plan *p, struct plan_range *range);
-extern void plan_set_back (struct plan *p);
-extern void plan_unanswered (struct plan *p, struct ahead_question *q);

@@ -6,9 +6,11 @@
  * that what is wanted comes first, the latest first; that holes are not read,
  * and a source with very many of them does not cost more work than it has
  * extents;
- * that large regions come in pieces, wanted or not; and that what the source
- * could not be read at is set aside, and comes again when it is told to, and
- * then in smaller pieces.
+ * that large regions come in pieces, wanted or not; that ranges which a lost
+ * server interrupted come again, before the walk over the disk goes on, and none
+ * is forgotten, also when the map is set back; and that what the source could
+ * not be read at is set aside, and comes again when it is told to, and then in
+ * smaller pieces.
  */
 
 #include <config.h>
@@ -81,6 +83,36 @@ failed (const struct plan_range *range)
   if (range->cut)
     ck_assert (!plan_piece_done (&plan, range->cut, false));
   plan_range_done (&plan, range);
+}
+
+/* A server was lost while it was copied. */
+static void
+returned (struct plan_range *range)
+{
+  plan_return (&plan, range);
+  failed (range);
+}
+
+/* What is valid by now is durable. */
+static void
+commit (void)
+{
+  uint64_t words[WORDS_PER_SECTOR];
+  uint32_t sector;
+
+  while (region_map_take_dirty (map, &sector, 1) == 1) {
+    region_map_snapshot (map, sector, words);
+    region_map_set_durable (map, sector, words);
+  }
+}
+
+/* What is not durable is lost. */
+static void
+set_back (unsigned *times)
+{
+  ++*times;
+  region_map_forget (map);
+  plan_set_back (&plan);
 }
 
 /* The source could not be read at it.  True where that is news. */
@@ -368,6 +400,318 @@ START_TEST (many_extents)
 }
 END_TEST
 
+/* Returned ranges come after wishes and before the disk's walk: neighbours as
+ * one, in batches, without what became valid meanwhile, and not twice.  Zeroes
+ * are still known to be zeroes.
+ */
+START_TEST (returned_ranges)
+{
+  struct extents list = EXTENTS_INIT;
+  struct plan_range range[4], again;
+
+  begin (8 * M, 4 * K, true);
+  extents_add (&list, 0, 2 * M, 0);
+  extents_add (&list, 2 * M, M, EXTENT_ZERO);
+  extents_add (&list, 3 * M, 5 * M, 0);
+  ck_assert_int_eq (plan_answer (&plan, plan_ask (&plan), &list), 0);
+  for (unsigned i = 0; i < 4; ++i)
+    range[i] = must_be (i * BATCH, (i + 1) * BATCH);
+  returned (&range[2]);
+  returned (&range[1]);
+  done (&range[3]);
+  plan_want (&plan, 6 * M, 6 * M + 4 * K);
+  region_map_set (map, BATCH / (4 * K), 1);
+  must_be (6 * M, 6 * M + 4 * K);
+  range[1] = must_be (BATCH + 4 * K, 2 * BATCH + 4 * K);
+  ck_assert (range[1].again && !range[1].zero && !range[1].wish);
+  /* While one is under way another is returned, and the walk goes on. */
+  returned (&range[0]);
+  range[0] = must_be (0, BATCH);
+  range[2] = must_be (2 * BATCH + 4 * K, 3 * BATCH);
+  again = must_be (M, M + BATCH);
+  ck_assert (!again.again);
+  /* And once more. */
+  returned (&range[2]);
+  range[2] = must_be (2 * BATCH + 4 * K, 3 * BATCH);
+  for (unsigned i = 0; i < 3; ++i)
+    done (&range[i]);
+  must_be (M + BATCH, 0);
+  ck_assert_uint_eq (region_map_count_valid (map), M / (4 * K));
+  must_be (M + 2 * BATCH, 0);
+  must_be (M + 3 * BATCH, 2 * M);
+  range[0] = must_be (2 * M, 3 * M);
+  must_be (3 * M, 0);
+  returned (&range[0]);
+  range[0] = must_be (2 * M, 3 * M);
+  ck_assert (range[0].zero && range[0].again);
+  done (&range[0]);
+  ck_assert_uint_eq (plan.returned.len, 0);
+  extents_free (&list);
+  end ();
+}
+END_TEST
+
+/* A wish that was returned is ahead of the disk's walk, which goes around it
+ * until it has been copied.
+ */
+START_TEST (returned_wish)
+{
+  struct plan_range range;
+
+  begin (2 * M, _i ? BATCH : 4 * K, false);
+  plan_want (&plan, M, M + BATCH);
+  range = must_be (M, M + BATCH);
+  returned (&range);
+  ck_assert (!plan.wish[0].open);
+  range = must_be (M, M + BATCH);
+  ck_assert (range.again);
+  /* Wanted again, while it is under way. */
+  plan_want (&plan, M, M + BATCH);
+  for (unsigned i = 0; i < 8; ++i)
+    if (i != 4)
+      must_be (i * BATCH, (i + 1) * BATCH);
+  must_be_at_end ();
+  returned (&range);
+  range = must_be (M, M + BATCH);
+  done (&range);
+  must_be_at_end ();
+  end ();
+}
+END_TEST
+
+/* Of a region in pieces the whole region comes again, after all of its pieces
+ * have ended, and no more of it is begun before.  It is complete only when all
+ * pieces of a second time are.
+ * _i: of the disk's walk, or of a wish; 2: while the last piece waits, 3: and
+ * after a restart.
+ */
+START_TEST (returned_pieces)
+{
+  struct plan_range piece[4], other;
+  const uint64_t start = _i == 1 ? 4 * M : 0;
+  const unsigned n = _i < 2 ? 3 : 4;
+
+  begin (8 * M, M, false);
+  if (_i == 1)
+    plan_want (&plan, 4 * M, 5 * M);
+  for (unsigned i = 0; i < n; ++i)
+    piece[i] = must_be (start + i * BATCH, start + (i + 1) * BATCH);
+  done (&piece[0]);
+  returned (&piece[1]);
+  if (_i == 3) {
+    plan_restart (&plan);
+    region_map_set (map, 0, 1);
+  }
+  other = must_be (_i == 1 ? 0 : M, 0);
+  if (_i == 3) {
+    done (&piece[2]);
+    done (&piece[3]);
+    ck_assert_uint_eq (plan.open_cuts, 1);
+    end ();
+    return;
+  }
+  for (unsigned i = 2; i < n; ++i)
+    done (&piece[i]);
+  ck_assert (!region_map_is_valid (map, start / M));
+  for (unsigned i = 0; i < 4; ++i) {
+    piece[i] = must_be (start + i * BATCH, start + (i + 1) * BATCH);
+    ck_assert (piece[i].cut->again);
+  }
+  must_be (other.end, 0);
+  done (&piece[1]);
+  done (&piece[0]);
+  done (&piece[3]);
+  ck_assert (!region_map_is_valid (map, start / M));
+  done (&piece[2]);
+  ck_assert (region_map_is_valid (map, start / M));
+  ck_assert_uint_eq (plan.returned.len, 0);
+  end ();
+}
+END_TEST
+
+/* A bad range that is being tried again stays bad, and is tried in the next
+ * round; and what was returned is left out where it is bad by now.
+ */
+START_TEST (returned_and_bad)
+{
+  struct plan_range range;
+
+  begin (M, 4 * K, false);
+  range = must_be (0, BATCH);
+  ck_assert (bad (&range));
+  plan_retry (&plan);
+  range = must_be (0, PLAN_BAD_PIECE);
+  returned (&range);
+  bad_must_be (0, BATCH, 64);
+  copy_all (0, 0);
+  bad_must_be (0, PLAN_BAD_PIECE, 16);
+  plan_retry (&plan);
+  copy_all (0, 0);
+  bad_must_be (0, 0, 0);
+  ck_assert_uint_eq (region_map_count_valid (map), 256);
+  end ();
+
+  begin (M, 4 * K, false);
+  range = must_be (0, BATCH);
+  returned (&range);
+  range = must_be (0, BATCH);
+  ck_assert (bad (&range));
+  ck_assert_uint_eq (plan.returned.len, 0);
+  must_be (BATCH, 2 * BATCH);
+  end ();
+}
+END_TEST
+
+/* Each of very many wishes is returned, all of them apart: they are served
+ * before the list would have to join some of them, and none is lost.
+ */
+START_TEST (many_returned)
+{
+  const unsigned n = 3 * BAD_MAX;
+  struct plan_range range[64];
+  unsigned way = 0, next = 0;
+  uint64_t state = 1;
+
+  begin (n * 8 * K, 4 * K, false);
+  for (unsigned i = 0; i < n; ++i)
+    region_map_set (map, 2 * i, 1);
+  while (next < n || way > 0) {
+    if (next < n) {
+      plan_want (&plan, next * 8 * K + 4 * K, next * 8 * K + 8 * K);
+      next++;
+    }
+    if (way < 64 && next < n) {
+      ck_assert_int_eq (plan_next (&plan, BATCH, &range[way]), PLAN_RANGE);
+      for (unsigned i = 0; i < way; ++i)
+        ck_assert (range[way].end <= range[i].start ||
+                   range[i].end <= range[way].start);
+      way++;
+      continue;
+    }
+    while (way > 0)
+      if (mock_random (&state) % 16 == 0)
+        done (&range[--way]);
+      else
+        returned (&range[--way]);
+    ck_assert_uint_le (plan.returned.len, BAD_MAX / 2 + 64);
+  }
+  ck_assert_uint_ge (plan.returned.len, BAD_MAX / 4);
+  copy_all (0, 0);
+  ck_assert_uint_eq (region_map_count_valid (map), region_map_regions (map));
+  ck_assert_uint_eq (plan.returned.len, 0);
+  end ();
+}
+END_TEST
+
+/* The map is set back: a region in pieces never is complete of which one was
+ * written before, be it under way, all handed out, or reported as complete; what
+ * was handed out comes again, also of a wish, around which the disk's walk goes.
+ */
+START_TEST (setting_back)
+{
+  struct plan_range a[4], b[4], c[2], d[4];
+  struct plan_cut *reported;
+
+  begin (8 * M, M, false);
+  region_map_set (map, 0, 1);
+  commit ();
+  for (unsigned i = 0; i < 4; ++i)
+    a[i] = must_be (M + i * BATCH, M + (i + 1) * BATCH);
+  for (unsigned i = 0; i < 3; ++i)
+    done (&a[i]);
+  ck_assert (plan_piece_done (&plan, a[3].cut, true));
+  reported = a[3].cut;
+  plan_want (&plan, 5 * M, 6 * M);
+  for (unsigned i = 0; i < 4; ++i)
+    b[i] = must_be (5 * M + i * BATCH, 5 * M + (i + 1) * BATCH);
+  for (unsigned i = 0; i < 2; ++i)
+    c[i] = must_be (2 * M + i * BATCH, 2 * M + (i + 1) * BATCH);
+  done (&b[0]);
+  done (&c[0]);
+  ck_assert (!reported->failed);
+
+  region_map_forget (map);
+  plan_set_back (&plan);
+  ck_assert (reported->failed);
+  plan_cut_done (&plan, reported);
+  plan_range_done (&plan, &a[3]);
+  for (unsigned i = 0; i < 4; ++i)
+    d[i] = must_be (M + i * BATCH, M + (i + 1) * BATCH);
+  returned (&c[1]);
+  for (unsigned i = 1; i < 4; ++i)
+    done (&b[i]);
+  ck_assert_uint_eq (region_map_count_valid (map), 1);
+  for (unsigned i = 0; i < 4; ++i)
+    done (&d[i]);
+  ck_assert (region_map_is_valid (map, 1));
+  copy_all (0, 0);
+  ck_assert_uint_eq (region_map_count_valid (map), 8);
+  ck_assert_uint_eq (plan.open_cuts, 0);
+  ck_assert_uint_eq (plan.returned.len, 0);
+  end ();
+
+  /* Whole regions.  A range of the old walk is not handed out twice. */
+  begin (2 * M, 4 * K, false);
+  a[0] = must_be (0, BATCH);
+  a[1] = must_be (BATCH, 2 * BATCH);
+  returned (&a[1]);
+  a[1] = must_be (BATCH, 2 * BATCH);
+  plan_set_back (&plan);
+  b[0] = must_be (0, BATCH);
+  returned (&a[0]);
+  b[1] = must_be (2 * BATCH, 3 * BATCH);
+  returned (&a[1]);
+  a[1] = must_be (BATCH, 2 * BATCH);
+  done (&a[1]);
+  done (&b[0]);
+  done (&b[1]);
+  copy_all (0, 0);
+  ck_assert_uint_eq (region_map_count_valid (map), 512);
+  end ();
+}
+END_TEST
+
+/* The disk's walk begins anew while something is tried again, and goes around it:
+ * that is not forgotten, even if it was copied well, but too early.
+ * _i: a region in pieces, handed out and then set back, or begun and then left by
+ * a restart; whole regions that were returned; or that were bad.
+ */
+START_TEST (set_back_and_around)
+{
+  struct plan_range range[4];
+  const unsigned n = _i == 0 ? 4 : _i == 1 ? 2 : 1;
+
+  begin (4 * M, _i < 2 ? M : 4 * K, false);
+  range[0] = must_be (0, BATCH);
+  if (_i < 3)
+    returned (&range[0]);
+  else {
+    bad (&range[0]);
+    plan_retry (&plan);
+  }
+  for (unsigned i = 0; i < n; ++i)
+    range[i] = must_be (i * BATCH, _i < 3 ? (i + 1) * BATCH : PLAN_BAD_PIECE);
+  if (_i == 1)
+    plan_restart (&plan);
+  else {
+    if (_i > 1)
+      region_map_set (map, 0, 16);
+    region_map_forget (map);
+    plan_set_back (&plan);
+  }
+  copy_all (0, 0);
+  for (unsigned i = 0; i < n; ++i)
+    if (_i < 2)
+      done (&range[i]);
+    else
+      plan_range_done (&plan, &range[i]);
+  ck_assert (!region_map_is_valid (map, 0));
+  plan_retry (&plan);
+  must_be (0, 0);
+  end ();
+}
+END_TEST
+
 /* What is bad is set aside, by walk and wish, and tried again in smaller pieces
  * when it is time, down to the one region that cannot be read; until it can.
  */
@@ -597,7 +941,7 @@ END_TEST
 START_TEST (bad_list)
 {
   static struct bad_ranges list;
-  uint8_t model[600] = { 0 };   /* each block's piece; 0: not bad */
+  uint8_t model[600] = { 0 };   /* each block's note; 0: not bad */
   uint64_t state = _i + 1;
 
   list = (struct bad_ranges){ 0 };
@@ -605,25 +949,25 @@ START_TEST (bad_list)
     const unsigned start = mock_random (&state) % 599;
     const unsigned end = start + 1 + mock_random (&state) %
       MIN (600 - start, 30u);
-    const unsigned piece = mock_random (&state) % 3;
+    const unsigned note = mock_random (&state) % 3;
     uint8_t got[600] = { 0 };
     bool apart = true, found = true;
 
-    if (piece)
-      bad_add (&list, start, end, piece);
+    if (note)
+      bad_add (&list, start, end, note);
     else
       bad_remove (&list, start, end);
-    memset (model + start, piece, end - start);
+    memset (model + start, note, end - start);
 
     for (unsigned i = 0; i < list.len; ++i) {
       const struct bad_range *b = &list.range[i];
 
       apart &= b->start < b->end &&
         (i == 0 || b[-1].end < b->start ||
-         (b[-1].end == b->start && b[-1].piece != b->piece));
+         (b[-1].end == b->start && b[-1].note != b->note));
       found &= bad_find (&list, i ? b[-1].end : 0) == b &&
         bad_find (&list, b->end - 1) == b;
-      memset (got + b->start, b->piece, b->end - b->start);
+      memset (got + b->start, b->note, b->end - b->start);
     }
     ck_assert (apart && found);
     ck_assert_ptr_null (bad_find (&list, 599 + (model[599] != 0)));
@@ -633,16 +977,23 @@ START_TEST (bad_list)
 END_TEST
 
 /* At random: clients want and write, copies end in any order, some of them
- * without success, or because of the source.  Nothing is handed out that is
- * under way, or was copied; and in the end all is valid.
+ * without success, or because of the source, and many because a server was lost;
+ * and the map is set back.  Nothing is handed out that is under way, or was
+ * copied, but for what was under way when the map was set back, and may have
+ * become bad since; and in the end all is valid, without another walk over the
+ * disk where servers were lost and nothing worse happened.
+ * _i: even: nothing worse.
  */
 START_TEST (everything_once)
 {
   const uint64_t size = 16 * M - (_i % 3) * 1536, region_size =
     (4 * K) << _i % 5 * 2;
   struct plan_range way[8], range;
+  const unsigned worse = _i % 2;
   unsigned n = 0, i;
   uint64_t state = _i + 1, pos;
+  unsigned set_backs = 0;
+  struct plan_bad_sum sum;
   bool restart = false;
   enum plan_result r;
 
@@ -656,6 +1007,10 @@ START_TEST (everything_once)
       plan_retry (&plan);
     if (mock_random (&state) % 16 == 0)
       region_map_set (map, mock_random (&state) % region_map_regions (map), 1);
+    if (mock_random (&state) % 32 == 0)
+      commit ();
+    if (mock_random (&state) % 64 == 0 && set_backs < 20)
+      set_back (&set_backs);
 
     r = n < 8 ? plan_next (&plan, BATCH, &range) : PLAN_WANT_EXTENTS;
     if (r == PLAN_RANGE) {
@@ -664,7 +1019,9 @@ START_TEST (everything_once)
       if (!range.cut && !range.probe)
         ck_assert_uint_eq (range.start % region_size, 0);
       for (i = 0; i < n; ++i)
-        ck_assert (range.end <= way[i].start || way[i].end <= range.start);
+        ck_assert (range.end <= way[i].start || way[i].end <= range.start ||
+                   way[i].restarts < range.restarts ||
+                   (set_backs > 0 && (way[i].retry || range.retry)));
       ck_assert (!region_map_is_valid (map, range.start / region_size));
       way[n++] = range;
     }
@@ -672,7 +1029,11 @@ START_TEST (everything_once)
       i = mock_random (&state) % n;
       range = way[i];
       way[i] = way[--n];
-      if (mock_random (&state) % 32 == 0) {
+      if (mock_random (&state) % 8 == 0) {
+        returned (&range);
+        restart |= range.retry;
+      }
+      else if (worse && mock_random (&state) % 32 == 0) {
         bad (&range);
         restart = true;
       }
@@ -680,7 +1041,14 @@ START_TEST (everything_once)
         plan_range_done (&plan, &range);
         restart = true;
       }
-      else if (mock_random (&state) % 64)
+      else if (mock_random (&state) % 64 == 0 && set_backs < 20) {
+        if (!range.cut)
+          region_map_set (map, range.start / region_size,
+                          div_round_up (range.end - range.start, region_size));
+        set_back (&set_backs);
+        failed (&range);
+      }
+      else if (!worse || mock_random (&state) % 64)
         done (&range);
       else {
         failed (&range);
@@ -688,7 +1056,8 @@ START_TEST (everything_once)
       }
     }
     else if (n == 0 && r == PLAN_END) {
-      if (!restart)
+      plan_sum_bad (&plan, &sum);
+      if (!restart && sum.bytes == 0)
         break;
       plan_retry (&plan);
       plan_restart (&plan);
@@ -697,6 +1066,7 @@ START_TEST (everything_once)
   }
   ck_assert_uint_eq (region_map_count_valid (map), region_map_regions (map));
   ck_assert_uint_eq (plan.open_cuts, 0);
+  ck_assert_uint_eq (plan.returned.len, 0);
   bad_must_be (0, 0, 0);
   for (i = 0; i < PLAN_MAX_WISHES; ++i)
     ck_assert (!plan.wish[i].open);
@@ -719,6 +1089,13 @@ main (void)
   tcase_add_loop_test (tc, wishes_that_end_early, 0, 3);
   tcase_add_test (tc, holes);
   tcase_add_loop_test (tc, many_extents, 0, 12);
+  tcase_add_test (tc, returned_ranges);
+  tcase_add_loop_test (tc, returned_wish, 0, 2);
+  tcase_add_loop_test (tc, returned_pieces, 0, 4);
+  tcase_add_test (tc, returned_and_bad);
+  tcase_add_test (tc, many_returned);
+  tcase_add_test (tc, setting_back);
+  tcase_add_loop_test (tc, set_back_and_around, 0, 4);
   tcase_add_test (tc, bad_region);
   tcase_add_test (tc, bad_and_written);
   tcase_add_test (tc, bad_piece);
@@ -726,7 +1103,7 @@ main (void)
   tcase_add_test (tc, bad_disk);
   tcase_add_test (tc, many_bad);
   tcase_add_loop_test (tc, bad_list, 0, 10);
-  tcase_add_loop_test (tc, everything_once, 0, 30);
+  tcase_add_loop_test (tc, everything_once, 0, 60);
   suite_add_tcase (suite, tc);
 
   return run_suite (suite);
