@@ -9,14 +9,14 @@
  * Alignment: a server may want whole blocks.  Blocks that a write covers
  * partly are read, changed and written; all writes of such a backend, also
  * those of whole blocks, own their blocks meanwhile, because a write that came
- * between that reading and writing would be lost.
+ * between that reading and writing would be lost.  (Those of channels need not:
+ * hydration writes whole regions that nobody else writes to.)
  */
 
 #include <config.h>
 
 #include <errno.h>
 #include <inttypes.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,6 +34,8 @@
 
 /* The largest transfer: qemu-nbd drops the connection above this. */
 #define MAX_TRANSFER (UINT64_C (32) << 20)
+/* Larger blocks than hydration's pieces are not served. */
+#define MAX_BLOCK (INT64_C (64) << 10)
 /* Pieces of one call that are in flight together. */
 #define BATCH_MAX 64
 
@@ -48,7 +50,7 @@ nbd_to_errno (int error)
   case ENOSPC:
   case ENOMEM:
   case EPERM:
-  case ESHUTDOWN:
+  case ENOTCONN:
     return error;
   default:
     return EIO;
@@ -70,14 +72,14 @@ nbd_is_refusal (int error)
   return error == ENOTSUP || error == EOPNOTSUPP || error == EINVAL;
 }
 
-/* All of these are in flight together.  See nbd_pool_call. */
+/* All of these are in flight together. */
 static void
-call (struct nbd *n, struct nbd_req *req, size_t count, bool patient)
+call (struct nbd *n, struct nbd_req *req, size_t count)
 {
   if (n->only)
     nbd_conn_call (n->only, req, count);
   else
-    nbd_pool_call (n->pool, req, count, patient);
+    nbd_pool_call (n->pool, req, count);
 }
 
 /* ---- Batches: the pieces of one call ---- */
@@ -102,7 +104,7 @@ batch_run (struct batch *batch)
 {
   if (batch->n == 0)
     return;
-  call (batch->nbd, batch->req, batch->n, true);
+  call (batch->nbd, batch->req, batch->n);
   for (size_t i = 0; i < batch->n && batch->error == 0; i++)
     batch->error = batch->req[i].error;
   batch->n = 0;
@@ -162,7 +164,7 @@ one_request (struct nbd *n, enum nbd_req_type type, uint64_t count,
     .extents = list
   };
 
-  call (n, &req, 1, type != NBD_REQ_EXTENTS);
+  call (n, &req, 1);
   return req.error;
 }
 
@@ -200,13 +202,6 @@ nbd_backend_flush (struct backend *b)
 
 /* ---- Blocks ---- */
 
-/* A range, and the blocks at its edges that it covers partly. */
-struct span {
-  uint64_t start, end;   /* the range */
-  uint64_t first, last;  /* the whole blocks in it; empty if not first < last */
-  struct segment head, tail; /* buffers for the blocks; count 0 if none */
-};
-
 uint64_t
 nbd_block_start (const struct nbd *n, uint64_t offset)
 {
@@ -235,110 +230,27 @@ all_aligned (const struct nbd *n, const struct segment *seg, size_t nseg)
   return nseg == 0;
 }
 
-/* Free span->head.buf when done with it.  0 or ENOMEM. */
-static int
-span_init (struct span *span, const struct nbd *n, uint64_t count,
-           uint64_t offset)
-{
-  uint64_t end = offset + count;
-  char *blocks = malloc (n->b.minimum_block * UINT64_C (2));
-
-  if (blocks == NULL)
-    return ENOMEM;
-  *span = (struct span){
-    .start = offset, .end = end, .first = offset, .last = end,
-    .head = { .buf = blocks },
-    .tail = { .buf = blocks + n->b.minimum_block },
-  };
-  if (nbd_block_start (n, offset) != offset) {
-    span->head.offset = nbd_block_start (n, offset);
-    span->first = nbd_block_end (n, offset);
-    span->head.count = span->first - span->head.offset;
-  }
-  if (nbd_block_end (n, end) != end &&
-      nbd_block_start (n, end) >= span->first) {
-    span->last = span->tail.offset = nbd_block_start (n, end);
-    span->tail.count = nbd_block_end (n, end) - span->last;
-  }
-  return 0;
-}
-
-/* The segment of the span's whole blocks. */
-static struct segment
-span_middle (const struct span *span, void *buf)
-{
-  struct segment middle = { .offset = span->first };
-
-  if (span->first < span->last) {
-    middle.buf = buf ? (char *)buf + (span->first - span->start) : NULL;
-    middle.count = span->last - span->first;
-  }
-  return middle;
-}
-
-/* Where the span and a block at its edge overlap: the bytes' place in the
- * block, and their offset in the span.
- */
-static char *
-overlap (const struct span *span, const struct segment *edge, size_t *count,
-         size_t *at)
-{
-  uint64_t start = MAX (span->start, edge->offset);
-  uint64_t end = MIN (span->end, edge->offset + edge->count);
-
-  *count = edge->count ? end - start : 0;
-  *at = edge->count ? start - span->start : 0;
-  return (char *)edge->buf + (edge->count ? start - edge->offset : 0);
-}
-
-static void
-copy_from_edge (const struct span *span, const struct segment *edge, char *buf)
-{
-  size_t count, at;
-  const char *block = overlap (span, edge, &count, &at);
-
-  memcpy (buf + at, block, count);
-}
-
-/* With a buffer that is NULL the bytes become zero. */
-static void
-copy_to_edge (const struct span *span, const struct segment *edge,
-              const char *buf)
-{
-  size_t count, at;
-  char *block = overlap (span, edge, &count, &at);
-
-  if (buf)
-    memcpy (block, buf + at, count);
-  else
-    memset (block, 0, count);
-}
-
 /* ---- Reading ---- */
 
+/* Read the whole blocks around it. */
 static int
-read_span (struct nbd *n, const struct segment *seg)
+read_part (struct nbd *n, const struct segment *seg)
 {
-  struct span span;
-  struct segment middle;
-  CLEANUP_FREE void *blocks = NULL;
+  const uint64_t start = nbd_block_start (n, seg->offset);
+  const uint64_t end = nbd_block_end (n, seg->offset + seg->count);
+  CLEANUP_FREE char *buf = malloc (end - start);
+  const struct segment whole = { buf, end - start, start };
   struct batch batch;
-  int error = span_init (&span, n, seg->count, seg->offset);
+  int error;
 
-  if (error)
-    return error;
-  blocks = span.head.buf;
-  middle = span_middle (&span, seg->buf);
+  if (buf == NULL)
+    return ENOMEM;
   batch_begin (&batch, n);
-  batch_read (&batch, n, &span.head);
-  batch_read (&batch, n, &middle);
-  batch_read (&batch, n, &span.tail);
+  batch_read (&batch, n, &whole);
   error = batch_end (&batch);
-  if (error)
-    return error;
-  copy_from_edge (&span, &span.head, seg->buf);
-  copy_from_edge (&span, &span.tail, seg->buf);
-  return 0;
+  if (error == 0)
+    memcpy (seg->buf, buf + (seg->offset - start), seg->count);
+  return error;
 }
 
 static int
@@ -350,7 +262,7 @@ nbd_backend_pread (struct backend *b, const struct segment *seg, size_t nseg)
 
   if (!all_aligned (n, seg, nseg)) {
     for (size_t i = 0; i < nseg && error == 0; i++)
-      error = read_span (n, &seg[i]);
+      error = read_part (n, &seg[i]);
     return result (error);
   }
 
@@ -451,61 +363,75 @@ zero_blocks (struct nbd *n, uint64_t count, uint64_t offset, unsigned flags)
   return error;
 }
 
-/* Read, change and write the blocks at the edges, which the caller owns, and
- * write or (buf is NULL) zero those between.
+/* Read the blocks at the edges, change them, and write it all.  The caller owns
+ * the blocks.
  */
 static int
-change_span (struct nbd *n, const struct span *span, char *buf, unsigned flags)
+change_blocks (struct nbd *n, const void *data, uint64_t count,
+               uint64_t offset, unsigned flags)
 {
-  struct segment middle = span_middle (span, buf);
-  uint32_t fua = fua_flag (n, flags);
+  const uint32_t block = n->b.minimum_block;
+  const uint64_t start = nbd_block_start (n, offset);
+  const uint64_t end = nbd_block_end (n, offset + count);
+  const uint64_t last = round_down (end - 1, block);
+  CLEANUP_FREE char *buf = malloc (end - start);
+  const struct segment head = { buf, MIN (end - start, block), start };
+  const struct segment tail = { buf + (last - start), end - last, last };
+  const struct segment whole = { buf, end - start, start };
   struct batch batch;
   int error;
 
+  if (buf == NULL)
+    return ENOMEM;
   batch_begin (&batch, n);
-  batch_read (&batch, n, &span->head);
-  batch_read (&batch, n, &span->tail);
+  batch_read (&batch, n, &head);
+  if (last > start)
+    batch_read (&batch, n, &tail);
   error = batch_end (&batch);
   if (error)
     return error;
-  copy_to_edge (span, &span->head, buf);
-  copy_to_edge (span, &span->tail, buf);
-
+  memcpy (buf + (offset - start), data, count);
   batch_begin (&batch, n);
-  batch_write (&batch, n, &span->head, fua);
-  if (buf)
-    batch_write (&batch, n, &middle, fua);
-  batch_write (&batch, n, &span->tail, fua);
-  error = batch_end (&batch);
-  if (error == 0 && buf == NULL && middle.count > 0)
-    error = zero_blocks (n, middle.count, middle.offset, flags);
-  return error;
-}
-
-int
-nbd_change_span (struct nbd *n, const void *buf, uint64_t count,
-                 uint64_t offset, unsigned flags)
-{
-  CLEANUP_FREE void *blocks = NULL;
-  struct span span;
-  int error = span_init (&span, n, count, offset);
-
-  if (error)
-    return error;
-  blocks = span.head.buf;
-  return change_span (n, &span, (char *)buf, flags);
+  batch_write (&batch, n, &whole, fua_flag (n, flags));
+  return batch_end (&batch);
 }
 
 static int
-write_span (struct nbd *n, const char *buf, uint64_t count, uint64_t offset,
+write_part (struct nbd *n, const void *data, uint64_t count, uint64_t offset,
             unsigned flags)
 {
   struct owner owner;
   int error;
 
+  if (count == 0)
+    return 0;
   own_blocks (n, &owner, offset, offset + count);
-  error = nbd_change_span (n, buf, count, offset, flags);
+  error = change_blocks (n, data, count, offset, flags);
   disown_blocks (n, &owner);
+  return error;
+}
+
+/* The parts of blocks at the edges, and the whole blocks between them. */
+static int
+zero_part (struct nbd *n, uint64_t count, uint64_t offset, unsigned flags)
+{
+  const uint64_t end = offset + count;
+  const uint64_t first = MIN (nbd_block_end (n, offset + 1), end);
+  uint64_t last = nbd_block_end (n, end) == end ? end
+                  : MAX (nbd_block_start (n, end), first);
+  const uint64_t middle = nbd_block_start (n, offset) == offset ? offset
+                          : first;
+  struct owner owner;
+  int error;
+
+  error = write_part (n, nbd_zeroes, middle - offset, offset, flags);
+  if (error == 0 && middle < last) {
+    own_blocks (n, &owner, middle, last);
+    error = zero_blocks (n, last - middle, middle, flags);
+    disown_blocks (n, &owner);
+  }
+  if (error == 0)
+    error = write_part (n, nbd_zeroes, end - last, last, flags);
   return error;
 }
 
@@ -545,7 +471,7 @@ nbd_backend_pwrite (struct backend *b, const struct segment *seg, size_t nseg,
     error = write_segments (n, seg, nseg, flags);
   else {
     for (size_t i = 0; i < nseg && error == 0; i++)
-      error = write_span (n, seg[i].buf, seg[i].count, seg[i].offset, flags);
+      error = write_part (n, seg[i].buf, seg[i].count, seg[i].offset, flags);
   }
   return finish_write (n, error, flags);
 }
@@ -555,19 +481,10 @@ nbd_backend_zero (struct backend *b, uint64_t count, uint64_t offset,
                   unsigned flags)
 {
   struct nbd *n = (struct nbd *)b;
-  struct owner owner;
-  int error;
+  int error = EOPNOTSUPP; /* the edges would have to be written */
 
-  if (nbd_is_aligned (n, count, offset)) {
-    own_blocks (n, &owner, offset, offset + count);
-    error = zero_blocks (n, count, offset, flags);
-    disown_blocks (n, &owner);
-  }
-  else if (flags & BACKEND_FAST) /* the edges would have to be written */
-    error = EOPNOTSUPP;
-  else
-    error = write_span (n, NULL, count, offset, flags);
-
+  if (!(flags & BACKEND_FAST) || nbd_is_aligned (n, count, offset))
+    error = zero_part (n, count, offset, flags);
   if (error == EOPNOTSUPP && flags & BACKEND_FAST) {
     errno = EOPNOTSUPP;
     return -1;
@@ -603,10 +520,12 @@ nbd_backend_trim (struct backend *b, uint64_t count, uint64_t offset,
 /* ---- Extents ---- */
 
 int
-nbd_clip_extents (struct extents *list, const struct extents *reply,
-              uint64_t count, uint64_t offset)
+nbd_clip_extents (struct extents *list, const struct extents *reply, int error,
+                  uint64_t count, uint64_t offset)
 {
-  for (size_t i = 0; i < reply->len; i++) {
+  if (error == ENOTCONN)
+    return error;
+  for (size_t i = 0; i < reply->len && error == 0; i++) {
     const struct extent *e = &reply->extent[i];
     uint64_t start = MAX (e->offset, offset);
     uint64_t end = MIN (e->offset + e->length, offset + count);
@@ -629,16 +548,16 @@ nbd_backend_extents (struct backend *b, uint64_t count, uint64_t offset,
   struct nbd *n = (struct nbd *)b;
   CLEANUP_EXTENTS_FREE struct extents reply = EXTENTS_INIT;
   uint64_t start = nbd_block_start (n, offset), end;
+  int error = 0;
 
   if (n->b.knows_extents) {
     count = MIN (count, NBD_MAX_STATUS - n->b.minimum_block);
     end = nbd_block_end (n, offset + count);
-    if (one_request (n, NBD_REQ_EXTENTS, end - start, start,
-                     flags & BACKEND_REQ_ONE ? LIBNBD_CMD_FLAG_REQ_ONE : 0,
-                     &reply) != 0)
-      extents_clear (&reply);
+    error = one_request (n, NBD_REQ_EXTENTS, end - start, start,
+                         flags & BACKEND_REQ_ONE ? LIBNBD_CMD_FLAG_REQ_ONE : 0,
+                         &reply);
   }
-  return result (nbd_clip_extents (list, &reply, count, offset));
+  return result (nbd_clip_extents (list, &reply, error, count, offset));
 }
 
 /* ---- The peer, and whether it is there ---- */
@@ -670,74 +589,85 @@ nbd_backend_state (struct backend *b)
   return nbd_pool_state (((struct nbd *)b)->pool);
 }
 
-/* The text of a difference, in the caller's memory. */
-static char *difference (const char *fmt, ...)
-  __attribute__ ((format (printf, 1, 2)));
-
-static char *
-difference (const char *fmt, ...)
+static void
+nbd_backend_reason (struct backend *b, char *buf, size_t size)
 {
-  char *text;
-  va_list args;
-
-  va_start (args, fmt);
-  if (vasprintf (&text, fmt, args) == -1)
-    text = NULL;
-  va_end (args);
-  return text;
+  nbd_pool_reason (((struct nbd *)b)->pool, buf, size);
 }
 
-/* Has the export on this connection the content that it should have? */
-static char *
-check_content (struct nbd *n, struct nbd_conn *conn, int *error)
+/* What backend functions do is done on this connection. */
+static struct nbd
+alone (const struct nbd *n, struct nbd_conn *conn)
 {
-  struct nbd alone = {
+  return (struct nbd){
     .b = n->b, .only = conn, .max_transfer = n->max_transfer
   };
-  struct fingerprint fp;
-  uint64_t offset;
-  uint32_t count;
-  int i;
+}
 
-  if (fingerprint_take (&alone.b, &fp) == -1) {
-    *error = errno;
-    return NULL;
-  }
-  i = fingerprint_compare (&fp, n->fingerprint);
-  if (i == -1)
-    return NULL;
-  fingerprint_sample (n->b.size, i, &offset, &count);
-  return difference ("differs from what it was in bytes %" PRIu64 "..%" PRIu64,
-                     offset, offset + count - 1);
+/* Has it answered?  With what does not matter. */
+static bool
+answers (struct nbd *n, struct nbd_conn *witness)
+{
+  struct nbd w = alone (n, witness);
+  char c;
+  const struct segment seg = { &c, 1, 0 };
+
+  return n->b.size == 0 || nbd_backend_pread (&w.b, &seg, 1) == 0 ||
+         errno != ENOTCONN;
+}
+
+/* In what does this server differ from the first one?  NULL, or a text that is
+ * to be freed.
+ */
+static char *
+differs (struct nbd *n, struct nbd_handle *h)
+{
+  const int64_t size = nbd_get_size (h);
+  const int64_t minimum = nbd_get_block_size (h, LIBNBD_SIZE_MINIMUM);
+  const int64_t maximum = nbd_get_block_size (h, LIBNBD_SIZE_MAXIMUM);
+  char *text = NULL;
+  int r = 0;
+
+  if (size != (int64_t)n->b.size)
+    r = asprintf (&text, "has %" PRId64 " bytes instead of %" PRIu64, size,
+                  n->b.size);
+  else if (minimum > (int64_t)n->b.minimum_block)
+    r = asprintf (&text, "wants blocks of %" PRId64 " bytes, %" PRIu32
+                  " before", minimum, n->b.minimum_block);
+  else if (maximum > 0 && maximum < (int64_t)n->max_transfer)
+    r = asprintf (&text, "takes %" PRId64 " bytes at once, %" PRIu64 " before",
+                  maximum, n->max_transfer);
+  else if (!n->b.readonly &&
+           (nbd_is_read_only (h) != 0 || nbd_can_flush (h) != 1 ||
+            nbd_can_fua (h) != n->can_fua || nbd_can_zero (h) != n->can_zero ||
+            nbd_can_trim (h) != n->can_trim))
+    r = asprintf (&text, "does not support the same requests as before");
+  return r == -1 ? NULL : text;
 }
 
 /* Another export than the first connection's, as far as can be seen?  For the
  * pool.
  */
-static char *
-differs (void *opaque, struct nbd_conn *conn, int *error)
+static int
+check_conn (void *opaque, struct nbd_conn *conn, struct nbd_conn *witness,
+            char **why)
 {
   struct nbd *n = opaque;
-  struct nbd_handle *h = nbd_conn_handle (conn);
-  const int64_t size = nbd_get_size (h);
-  const int64_t minimum = nbd_get_block_size (h, LIBNBD_SIZE_MINIMUM);
-  const int64_t maximum = nbd_get_block_size (h, LIBNBD_SIZE_MAXIMUM);
+  struct nbd a = alone (n, conn);
+  int r = 0;
 
-  if (size != (int64_t)n->b.size)
-    return difference ("has %" PRId64 " bytes instead of %" PRIu64, size,
-                       n->b.size);
-  if (minimum > (int64_t)n->b.minimum_block)
-    return difference ("wants blocks of %" PRId64 " bytes, %" PRIu32
-                       " before", minimum, n->b.minimum_block);
-  if (maximum > 0 && maximum < (int64_t)n->max_transfer)
-    return difference ("takes %" PRId64 " bytes at once, %" PRIu64 " before",
-                       maximum, n->max_transfer);
-  if (!n->b.readonly &&
-      (nbd_is_read_only (h) != 0 || nbd_can_flush (h) != 1 ||
-       nbd_can_fua (h) != n->can_fua || nbd_can_zero (h) != n->can_zero ||
-       nbd_can_trim (h) != n->can_trim))
-    return difference ("does not support the same requests as before");
-  return n->fingerprint ? check_content (n, conn, error) : NULL;
+  *why = differs (n, nbd_conn_handle (conn));
+  if (*why)
+    return 1;
+  if (n->fingerprint)
+    r = fingerprint_check (&a.b, n->fingerprint, why);
+  if (r == -1 && *why == NULL)
+    *why = strdup ("its fingerprint cannot be read");
+  if (r == 0 && witness && !answers (n, witness)) {
+    *why = strdup ("another connection was lost");
+    r = -1;
+  }
+  return r;
 }
 
 /* ---- Opening and closing ---- */
@@ -766,6 +696,7 @@ static const struct backend_ops nbd_ops = {
   .start = nbd_backend_start,
   .interrupt = nbd_backend_interrupt,
   .state = nbd_backend_state,
+  .reason = nbd_backend_reason,
 };
 
 /* Can the export serve as what it is opened for? */
@@ -786,6 +717,14 @@ check_export (struct nbd_handle *h, const struct backend_params *params,
   if (nbd_get_size (h) == -1) {
     log_error (log, "%s %s: the server does not tell the size: %s",
                params->role, params->name, nbd_conn_strerror ());
+    errno = EINVAL;
+    return -1;
+  }
+  if (nbd_get_block_size (h, LIBNBD_SIZE_MINIMUM) > MAX_BLOCK) {
+    log_error (log, "%s %s: the server's minimum block size is %" PRId64
+               ", no more than %" PRId64 " is supported", params->role,
+               params->name, nbd_get_block_size (h, LIBNBD_SIZE_MINIMUM),
+               MAX_BLOCK);
     errno = EINVAL;
     return -1;
   }
@@ -834,7 +773,8 @@ connect_all (struct nbd *n, const struct backend_params *params)
   const struct nbd_pool_params pp = {
     .role = params->role, .uri = params->name, .log = n->b.log,
     .connections = params->connections, .together = !params->readonly,
-    .differs = differs, .opaque = n,
+    .timeout = params->timeout, .deadline = params->deadline,
+    .check = check_conn, .opaque = n,
   };
 
   n->pool = nbd_pool_open (&pp);

@@ -4,6 +4,8 @@
 
 #include <config.h>
 
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "cleanup.h"
@@ -83,4 +85,25 @@ fingerprint_compare (const struct fingerprint *a, const struct fingerprint *b)
     if (a->crc[i] != b->crc[i])
       return i;
   return -1;
+}
+
+int
+fingerprint_check (struct backend *source, const struct fingerprint *stored,
+                   char **why)
+{
+  struct fingerprint fp;
+  uint64_t offset;
+  uint32_t count;
+  int i;
+
+  if (fingerprint_take (source, &fp) == -1)
+    return -1;
+  i = fingerprint_compare (&fp, stored);
+  if (i == -1)
+    return 0;
+  fingerprint_sample (source->size, i, &offset, &count);
+  if (asprintf (why, "differs from what it was in bytes %" PRIu64 "..%" PRIu64,
+                offset, offset + count - 1) == -1)
+    return -1;
+  return 1;
 }

@@ -43,4 +43,10 @@ extern int fingerprint_take (struct backend *source, struct fingerprint *fp);
 extern int fingerprint_compare (const struct fingerprint *a,
                                 const struct fingerprint *b);
 
+/* Has the source this fingerprint?  0 yes; 1 no, and *why is a text, to be
+ * freed, that says what differs; -1 with errno set: not known now.
+ */
+extern int fingerprint_check (struct backend *source,
+                              const struct fingerprint *stored, char **why);
+
 #endif /* CLONE_FINGERPRINT_H */

@@ -7,9 +7,8 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <netinet/in.h>
-#include <netinet/tcp.h>
+#include <linux/tcp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <semaphore.h>
@@ -19,15 +18,16 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <ev.h>
 #include <libnbd.h>
 
 #include "cleanup.h"
-#include "clock.h"
 #include "nbd-conn.h"
 #include "rounding.h"
+#include "thread.h"
 
 /* A peer that does not answer the kernel for so long is gone: the time from
  * the last sign of life, in milliseconds, and what makes keepalive end with it.
@@ -37,8 +37,16 @@
 #define KEEPALIVE_INTERVAL 5
 #define KEEPALIVE_PROBES 4
 
-/* Milliseconds between two calls of go_on. */
-#define GO_ON_TICK 100
+/* How often the kernel repeats the first packet to an address, so that each
+ * address of a name gets its turn: it gives up after 7 seconds, or 3.
+ */
+#define SYN_RETRIES 2
+#define SYN_RETRIES_AGAIN 1
+
+/* Milliseconds until a loss of the connection is seen at the latest, where
+ * libnbd has gone to another socket at this moment.
+ */
+#define CONNECT_TICK 100
 
 /* A thread in nbd_conn_call, on its stack.  Protected by the connection's
  * lock.
@@ -75,16 +83,20 @@ struct nbd_attachment {
 
 struct nbd_conn {
   struct nbd_handle *nbd;
+  char *role, *uri;
+  int syn_retries;
   int fd;            /* the handle's, closed by libnbd when it dies */
-  int own_fd;        /* the same socket: another descriptor, which stays open */
+  int own_fd;        /* the same socket: another descriptor, which stays open;
+                      * the lock protects it until it is connected */
+  ino_t socket;      /* which one that is */
   int wakeup;        /* eventfd, polled by the worker that drives */
   atomic_uint load;  /* requests in flight */
-  atomic_ullong replies; /* as many requests as have got theirs */
+  atomic_uint slow;  /* of these, such as nbd_conn_slow counts */
+  atomic_ullong progress;
+  atomic_ullong turns; /* counts calls of notify */
   atomic_bool alive;
-  void (*on_death) (void *opaque); /* may be NULL */
+  void (*on_death) (void *opaque);
   void *opaque;
-  bool (*go_on) (void *opaque);    /* may be NULL */
-  int64_t give_up;   /* when, by monotonic_ms; -1: never */
 
   pthread_mutex_t lock;
   /* The driver: at most one of these is not NULL. */
@@ -99,8 +111,6 @@ struct nbd_conn {
   pthread_t died_on; /* but to this thread */
   char *why;         /* NULL: nobody said why */
 };
-
-static const char no_answer[] = "the server does not answer";
 
 /* ---- Connecting ---- */
 
@@ -121,109 +131,159 @@ nbd_conn_strerror (void)
  * whose size is no multiple of the block size could not be reached otherwise.
  */
 static int
-set_up (struct nbd_handle *nbd, const struct nbd_conn_params *params)
+set_up (struct nbd_conn *conn)
 {
-  uint32_t strict = nbd_get_strict_mode (nbd) & ~LIBNBD_STRICT_ALIGN;
+  struct nbd_handle *nbd = conn->nbd = nbd_create ();
 
-  if (nbd_set_handle_name (nbd, params->role) == -1 ||
+  if (nbd == NULL ||
+      nbd_set_handle_name (nbd, conn->role) == -1 ||
       nbd_set_uri_allow_local_file (nbd, true) == -1 ||
+      nbd_set_opt_mode (nbd, true) == -1 ||
       nbd_set_pread_initialize (nbd, false) == -1 ||
-      nbd_set_strict_mode (nbd, strict) == -1 ||
+      nbd_set_strict_mode (nbd, nbd_get_strict_mode (nbd) &
+                           ~LIBNBD_STRICT_ALIGN) == -1 ||
       nbd_add_meta_context (nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == -1)
     return -1;
   return 0;
 }
 
-/* NULL, or why it failed. */
-static const char *
-handshake (struct nbd_handle *nbd, const struct nbd_conn_params *params)
+static void
+make_progress (struct nbd_conn *conn)
 {
-  int64_t deadline = monotonic_ms () + params->timeout;
-
-  if (nbd_aio_connect_uri (nbd, params->uri) == -1)
-    return nbd_conn_strerror ();
-  while (nbd_aio_is_connecting (nbd)) {
-    int64_t left = deadline - monotonic_ms ();
-
-    if (left <= 0)
-      return no_answer;
-    if (params->go_on && !params->go_on (params->opaque))
-      return strerror (ECANCELED);
-    if (nbd_poll (nbd, params->go_on ? MIN (left, GO_ON_TICK) : left) == -1)
-      return nbd_conn_strerror ();
-  }
-  if (nbd_aio_is_closed (nbd))
-    return "the server closed the connection";
-  return nbd_aio_is_ready (nbd) ? NULL : nbd_conn_strerror ();
+  atomic_fetch_add_explicit (&conn->progress, 1, memory_order_relaxed);
 }
 
 /* Notice a peer that has gone without a word.  Where this is no TCP the kernel
  * knows at once.
  */
 static void
-set_timeouts (int fd)
+set_timeouts (const struct nbd_conn *conn)
 {
-  static const struct { int level, name, value; } options[] = {
+  const struct { int level, name, value; } options[] = {
     { SOL_SOCKET, SO_KEEPALIVE, 1 },
     { IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE_IDLE },
     { IPPROTO_TCP, TCP_KEEPINTVL, KEEPALIVE_INTERVAL },
     { IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_PROBES },
     { IPPROTO_TCP, TCP_USER_TIMEOUT, PEER_TIMEOUT },
+    { IPPROTO_TCP, TCP_SYNCNT, conn->syn_retries },
   };
 
   for (size_t i = 0; i < sizeof options / sizeof options[0]; i++)
-    setsockopt (fd, options[i].level, options[i].name, &options[i].value,
-                sizeof options[i].value);
+    setsockopt (conn->own_fd, options[i].level, options[i].name,
+                &options[i].value, sizeof options[i].value);
 }
 
-/* NULL, or why it failed. */
+/* Learn which socket libnbd uses: with each address of a name it is another.
+ * NULL, or why that failed.
+ */
 static const char *
-conn_connect (struct nbd_conn *conn, const struct nbd_conn_params *params)
+adopt_socket (struct nbd_conn *conn)
 {
-  const char *why;
+  const int fd = nbd_aio_get_fd (conn->nbd);
+  struct stat st;
+  LOCK_FOR_SCOPE (&conn->lock);
 
-  conn->wakeup = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
-  if (conn->wakeup == -1)
-    return strerror (errno);
-  conn->nbd = nbd_create ();
-  if (conn->nbd == NULL || set_up (conn->nbd, params) == -1)
+  if (fd == -1 || fstat (fd, &st) == -1)
     return nbd_conn_strerror ();
-  why = handshake (conn->nbd, params);
-  if (why)
-    return why;
-  conn->fd = nbd_aio_get_fd (conn->nbd);
-  conn->own_fd = fcntl (conn->fd, F_DUPFD_CLOEXEC, 0);
+  if (conn->own_fd >= 0) {
+    if (st.st_ino == conn->socket)
+      return NULL;
+    close (conn->own_fd);
+  }
+  conn->own_fd = fcntl (fd, F_DUPFD_CLOEXEC, 0);
   if (conn->own_fd == -1)
     return strerror (errno);
-  set_timeouts (conn->fd);
-  conn->alive = true;
+  conn->fd = fd;
+  conn->socket = st.st_ino;
+  set_timeouts (conn);
+  make_progress (conn);
   return NULL;
 }
 
-struct nbd_conn *
-nbd_conn_open (const struct nbd_conn_params *params)
+/* Let libnbd go on as far as it goes.  NULL, or why it failed. */
+static const char *
+negotiate (struct nbd_conn *conn)
 {
-  struct nbd_conn *conn = calloc (1, sizeof *conn);
+  const char *why = NULL;
+
+  while (why == NULL && nbd_conn_is_alive (conn) &&
+         nbd_aio_is_connecting (conn->nbd)) {
+    why = adopt_socket (conn);
+    if (why == NULL && nbd_poll (conn->nbd, CONNECT_TICK) == -1)
+      why = nbd_conn_strerror ();
+  }
+  make_progress (conn);
+  return why;
+}
+
+/* The server's reply to the name of the export.  Only this thread knows what
+ * libnbd says of it.
+ */
+static int
+on_opt_go (void *opaque, int *error)
+{
+  if (*error)
+    nbd_conn_kill (opaque, nbd_conn_strerror ());
+  return 1;
+}
+
+/* libnbd is stopped before it asks for the export: until then a server can
+ * send only so much, and we have not learned the socket.
+ */
+static const char *
+handshake (struct nbd_conn *conn)
+{
+  const nbd_completion_callback completion = {
+    .callback = on_opt_go, .user_data = conn
+  };
   const char *why;
 
-  if (conn) {
-    conn->on_death = params->on_death;
-    conn->opaque = params->opaque;
-    conn->go_on = params->go_on;
-    conn->give_up = -1;
-    conn->fd = conn->own_fd = conn->wakeup = -1;
-    pthread_mutex_init (&conn->lock, NULL);
+  if (set_up (conn) == -1 ||
+      nbd_aio_connect_uri (conn->nbd, conn->uri) == -1)
+    return nbd_conn_strerror ();
+  why = negotiate (conn);
+  if (why == NULL && nbd_aio_is_negotiating (conn->nbd)) {
+    why = adopt_socket (conn);
+    if (why == NULL && nbd_aio_opt_go (conn->nbd, completion) == -1)
+      why = nbd_conn_strerror ();
+    if (why == NULL)
+      why = negotiate (conn);
   }
-  why = conn ? conn_connect (conn, params) : strerror (errno);
   if (why == NULL)
-    return conn;
+    why = adopt_socket (conn);
+  if (why == NULL && !nbd_aio_is_ready (conn->nbd))
+    why = "the server closed the connection";
+  return why;
+}
 
-  if (params->required)
-    log_error (params->log, "cannot connect to %s %s: %s", params->role,
-               params->uri, why);
-  else
-    log_debug (params->log, LOG_HYDRATE, "no connection to %s %s: %s",
-               params->role, params->uri, why);
+bool
+nbd_conn_connect (struct nbd_conn *conn)
+{
+  const char *why = handshake (conn);
+
+  if (why)
+    nbd_conn_kill (conn, why);
+  return nbd_conn_is_alive (conn);
+}
+
+struct nbd_conn *
+nbd_conn_new (const struct nbd_conn_params *params)
+{
+  struct nbd_conn *conn = calloc (1, sizeof *conn);
+
+  if (conn == NULL)
+    return NULL;
+  pthread_mutex_init (&conn->lock, NULL);
+  conn->on_death = params->on_death;
+  conn->opaque = params->opaque;
+  conn->syn_retries = params->again ? SYN_RETRIES_AGAIN : SYN_RETRIES;
+  conn->alive = true;
+  conn->fd = conn->own_fd = -1;
+  conn->wakeup = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
+  conn->role = strdup (params->role);
+  conn->uri = strdup (params->uri);
+  if (conn->wakeup >= 0 && conn->role && conn->uri)
+    return conn;
   nbd_conn_close (conn);
   return NULL;
 }
@@ -236,7 +296,7 @@ nbd_conn_close (struct nbd_conn *conn)
   assert (conn->attachments == NULL && conn->first == NULL);
 
   /* Say goodbye where that takes no waiting. */
-  if (conn->alive)
+  if (conn->nbd && conn->alive)
     nbd_aio_disconnect (conn->nbd, 0);
   nbd_close (conn->nbd);
   if (conn->own_fd >= 0)
@@ -244,6 +304,8 @@ nbd_conn_close (struct nbd_conn *conn)
   if (conn->wakeup >= 0)
     close (conn->wakeup);
   pthread_mutex_destroy (&conn->lock);
+  free (conn->role);
+  free (conn->uri);
   free (conn->why);
   free (conn);
 }
@@ -276,29 +338,29 @@ nbd_conn_probe (struct nbd_conn *conn)
   return nbd_conn_load (conn) > 0 || poll (&pfd, 1, 0) == 0;
 }
 
-void
-nbd_conn_kill (struct nbd_conn *conn, const char *why)
+/* The lock is held. */
+static void
+set_why (struct nbd_conn *conn, const char *why)
 {
-  {
-    LOCK_FOR_SCOPE (&conn->lock);
-
-    if (!conn->alive)
-      return;
-    conn->alive = false;
-    conn->why = strdup (why);
-  }
-  /* Whoever drives it finds its end.  Not libnbd's descriptor, which may be
-   * another's by now.
-   */
-  shutdown (conn->own_fd, SHUT_RDWR);
-  if (conn->on_death)
-    conn->on_death (conn->opaque);
+  conn->died = false;
+  conn->why = strdup (why);
+  conn->on_death (conn->opaque);
 }
 
 void
-nbd_conn_limit (struct nbd_conn *conn, int milliseconds)
+nbd_conn_kill (struct nbd_conn *conn, const char *why)
 {
-  conn->give_up = milliseconds == -1 ? -1 : monotonic_ms () + milliseconds;
+  LOCK_FOR_SCOPE (&conn->lock);
+
+  if (!conn->alive)
+    return;
+  conn->alive = false;
+  /* Whoever drives it finds its end.  Not libnbd's descriptor, which may be
+   * another's by now.
+   */
+  if (conn->own_fd >= 0)
+    shutdown (conn->own_fd, SHUT_RDWR);
+  set_why (conn, why);
 }
 
 const char *
@@ -306,24 +368,45 @@ nbd_conn_why_lost (struct nbd_conn *conn)
 {
   LOCK_FOR_SCOPE (&conn->lock);
 
-  return conn->why ? conn->why : "the server closed it";
+  if (conn->alive || conn->died)
+    return NULL;
+  return conn->why ? conn->why : "out of memory";
 }
 
 uint64_t
-nbd_conn_replies (struct nbd_conn *conn)
+nbd_conn_progress (struct nbd_conn *conn)
 {
-  return atomic_load_explicit (&conn->replies, memory_order_relaxed);
+  return atomic_load_explicit (&conn->progress, memory_order_relaxed);
+}
+
+uint64_t
+nbd_conn_received (struct nbd_conn *conn)
+{
+  struct tcp_info info = { 0 };
+  socklen_t len = sizeof info;
+
+  getsockopt (conn->own_fd, IPPROTO_TCP, TCP_INFO, &info, &len);
+  return info.tcpi_bytes_received;
 }
 
 unsigned
-nbd_conn_silence (struct nbd_conn *conn)
+nbd_conn_slow (struct nbd_conn *conn)
 {
-  struct tcp_info info;
-  socklen_t len = sizeof info;
+  return atomic_load_explicit (&conn->slow, memory_order_relaxed);
+}
 
-  if (getsockopt (conn->own_fd, IPPROTO_TCP, TCP_INFO, &info, &len) == -1)
-    return UINT_MAX;
-  return info.tcpi_last_data_recv;
+bool
+nbd_conn_is_neglected (struct nbd_conn *conn, uint64_t *turns)
+{
+  const uint64_t now = atomic_load_explicit (&conn->turns,
+                                             memory_order_relaxed);
+  const bool same = *turns == now;
+  struct pollfd pfd = { .fd = conn->own_fd, .events = POLLIN };
+
+  *turns = now;
+  if (nbd_aio_get_direction (conn->nbd) & LIBNBD_AIO_DIRECTION_WRITE)
+    pfd.events |= POLLOUT;
+  return same && poll (&pfd, 1, 0) > 0;
 }
 
 /* ---- Waking workers ---- */
@@ -433,18 +516,18 @@ learn_why (struct nbd_conn *conn)
 
   if (nbd_conn_is_alive (conn))
     return;
-  why = nbd_aio_is_closed (conn->nbd) ? NULL : nbd_conn_strerror ();
+  why = nbd_aio_is_closed (conn->nbd) ? "the server closed it"
+        : nbd_conn_strerror ();
 
   LOCK_FOR_SCOPE (&conn->lock);
-  if (!conn->died || !pthread_equal (conn->died_on, pthread_self ()))
-    return;
-  conn->died = false;
-  conn->why = why ? strdup (why) : NULL;
+  if (conn->died && pthread_equal (conn->died_on, pthread_self ()))
+    set_why (conn, why);
 }
 
 static void
 notify (struct nbd_conn *conn, bool readable)
 {
+  atomic_fetch_add_explicit (&conn->turns, 1, memory_order_relaxed);
   /* Errors reach the requests' completions. */
   if (readable)
     nbd_aio_notify_read (conn->nbd);
@@ -501,6 +584,14 @@ loop_completion (struct nbd_attachment *a, struct nbd_req *req)
     ev_async_send (a->loop, &a->wakeup);
 }
 
+/* May the server take as long as it likes for this? */
+static bool
+is_slow (const struct nbd_req *req)
+{
+  return req->type == NBD_REQ_FLUSH || req->type == NBD_REQ_ZERO ||
+         req->type == NBD_REQ_TRIM || req->flags & LIBNBD_CMD_FLAG_FUA;
+}
+
 /* After this the request belongs to its caller again. */
 static void
 complete (struct nbd_req *req, int error)
@@ -513,13 +604,13 @@ complete (struct nbd_req *req, int error)
     conn->alive = false;
     conn->died = true;
     conn->died_on = pthread_self ();
-    if (conn->on_death)
-      conn->on_death (conn->opaque);
   }
   req->error = error;
   if (error != ENOTCONN)
-    atomic_fetch_add_explicit (&conn->replies, 1, memory_order_relaxed);
+    make_progress (conn);
   atomic_fetch_sub_explicit (&conn->load, 1, memory_order_relaxed);
+  if (is_slow (req))
+    atomic_fetch_sub_explicit (&conn->slow, 1, memory_order_relaxed);
   if (req->worker)
     worker_completion (conn, req->worker);
   else
@@ -538,6 +629,10 @@ on_completion (void *opaque, int *error)
       (req->received != req->count ||
        req->mark != req->offset + req->count))
     *error = EPROTO;
+  if (*error == ESHUTDOWN) {
+    nbd_conn_kill (req->conn, "the server is shutting down");
+    *error = ENOTCONN;
+  }
   complete (req, *error);
   return 1;
 }
@@ -573,7 +668,8 @@ on_extents (void *opaque, const char *context, uint64_t offset,
   if (strcmp (context, LIBNBD_CONTEXT_BASE_ALLOCATION) != 0 ||
       req->extents->len > 0)
     return 0;
-  for (size_t i = 0; i + 1 < nr_entries; i += 2) {
+  for (size_t i = 0; i + 1 < nr_entries &&
+                     req->extents->len < EXTENTS_MAX_REPLY; i += 2) {
     unsigned flags = entries[i + 1] & (EXTENT_HOLE | EXTENT_ZERO);
 
     if (extents_add (req->extents, offset, entries[i], flags) == -1) {
@@ -631,6 +727,8 @@ submit (struct nbd_conn *conn, struct nbd_req *req)
 {
   req->conn = conn;
   atomic_fetch_add_explicit (&conn->load, 1, memory_order_relaxed);
+  if (is_slow (req))
+    atomic_fetch_add_explicit (&conn->slow, 1, memory_order_relaxed);
   if (issue (conn->nbd, req) == -1) {
     int error = nbd_get_errno ();
     bool dead = nbd_aio_is_dead (conn->nbd) || nbd_aio_is_closed (conn->nbd);
@@ -660,13 +758,8 @@ drive_once (struct nbd_conn *conn)
   /* A handle that died has completed all requests, ours included. */
   if (direction == 0)
     return;
-  if (poll (fds, 2, conn->give_up == -1 ? -1 : GO_ON_TICK) <= 0) {
-    if (conn->give_up != -1 &&
-        (monotonic_ms () >= conn->give_up ||
-         (conn->go_on && !conn->go_on (conn->opaque))))
-      nbd_conn_kill (conn, no_answer);
+  if (poll (fds, 2, -1) == -1)
     return;
-  }
   if (fds[1].revents)
     (void)!eventfd_read (conn->wakeup, &ignored);
   /* Reading may change what there is to write, so one at a time; and the
@@ -731,6 +824,7 @@ nbd_conn_call (struct nbd_conn *conn, struct nbd_req *req, size_t n)
     .thread = pthread_self (),
   };
 
+  assert_may_wait ();
   sem_init (&me.wakeup, 0, 0);
   for (size_t i = 0; i < n; i++) {
     req[i].worker = &me;

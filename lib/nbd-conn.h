@@ -36,11 +36,17 @@
  *     completions with its lock held, so nothing here calls libnbd with
  *     nbd_conn's lock held, but for nbd_aio_get_direction, which takes none.
  *
- * Connecting makes no thread and no loop: a process may fork afterwards, and
- * one of the two may go on with the connection.
+ * Nothing here has an end of its own: a server that is silent, or that sends for
+ * ever, keeps whoever connects or calls.  (libnbd does not return as long as
+ * there is something to receive.)  So another thread watches the connection's
+ * progress, and kills it: nbd-pool.h says when.  A killed connection ends
+ * everything on it at once, but for the resolution of a host's name.
  *
  * A connection that was lost does not come back: nbd-pool.h makes another.
  * Requests in flight, and all that follow, fail with ENOTCONN.
+ *
+ * Connecting makes no thread and no loop: a process may fork afterwards, and
+ * one of the two may go on with the connection.
  */
 
 #ifndef CLONE_NBD_CONN_H
@@ -51,7 +57,6 @@
 #include <stdint.h>
 
 #include "extents.h"
-#include "log.h"
 
 struct ev_loop;
 struct nbd_attachment;
@@ -64,6 +69,9 @@ enum nbd_req_type {
   NBD_REQ_EXTENTS
 };
 
+/* What a server says beyond so many extents is asked for again. */
+#define EXTENTS_MAX_REPLY 65536
+
 /* One request on the wire.  The caller sees to the server's limits: alignment,
  * maximum size, and what it supports.  Memory is the caller's until the
  * request is done.
@@ -73,12 +81,15 @@ struct nbd_req {
   uint32_t flags;          /* LIBNBD_CMD_FLAG_* */
   void *buf;               /* read; write, which does not change it */
   uint64_t count, offset;  /* bytes */
-  struct extents *extents; /* NBD_REQ_EXTENTS: filled in; empty before.  May
-                            * stay empty, may cover more than was asked */
+  struct extents *extents; /* NBD_REQ_EXTENTS: filled in, at most
+                            * EXTENTS_MAX_REPLY; empty before.  May stay empty,
+                            * may cover more than was asked */
   /* On a loop: called on its thread, when error is set. */
   void (*done) (struct nbd_req *req);
 
-  /* When done: 0, an errno that the server sent, or ENOTCONN. */
+  /* When done: 0, an errno that the server sent, or ENOTCONN: the connection is
+   * lost.  (A server that says ESHUTDOWN is taken at its word.)
+   */
   int error;
 
   /* Below: nbd-conn.c's. */
@@ -93,23 +104,22 @@ struct nbd_req {
 struct nbd_conn_params {
   const char *role;  /* "source", ...: for messages */
   const char *uri;
-  unsigned timeout;  /* milliseconds, from connect to the end of handshake */
-  bool required;     /* a failure is an error; else it is logged as debug */
-  const struct log *log;
-
-  /* Called ten times a second by whoever waits in nbd_conn_open, or under
-   * nbd_conn_limit: false to give up.  May be NULL.
-   */
-  bool (*go_on) (void *opaque);
-  /* Called when the connection is lost, on any thread.  It must neither wait
-   * nor call anything here.  May be NULL.
+  bool again;        /* connected to before: a host that does not answer the
+                      * kernel is given less time */
+  /* Called when the connection is lost and nbd_conn_why_lost knows why, on any
+   * thread.  It must neither wait nor call anything here.
    */
   void (*on_death) (void *opaque);
   void *opaque;
 };
 
-/* NULL on failure, which has been logged. */
-extern struct nbd_conn *nbd_conn_open (const struct nbd_conn_params *params);
+/* A connection that is not connected yet, so that another thread can watch how
+ * it gets on.  Both are copied.  NULL with errno set on failure.
+ */
+extern struct nbd_conn *nbd_conn_new (const struct nbd_conn_params *params);
+
+/* Connect, once.  False: it is dead, nbd_conn_why_lost says why. */
+extern bool nbd_conn_connect (struct nbd_conn *conn);
 
 /* Nothing may be in flight or attached.  NULL is allowed. */
 extern void nbd_conn_close (struct nbd_conn *conn);
@@ -120,7 +130,9 @@ extern struct nbd_handle *nbd_conn_handle (struct nbd_conn *conn);
 /* What libnbd said last on this thread, without the name of its function. */
 extern const char *nbd_conn_strerror (void);
 
-/* Do these requests, all in flight together, and return when all are done. */
+/* Do these requests, all in flight together, and return when all are done.  Not
+ * on a loop's thread.
+ */
 extern void nbd_conn_call (struct nbd_conn *conn, struct nbd_req *req,
                            size_t n);
 
@@ -134,26 +146,33 @@ extern bool nbd_conn_is_alive (struct nbd_conn *conn);
 extern bool nbd_conn_probe (struct nbd_conn *conn);
 
 /* Make it a lost one, for this reason.  What is in flight fails soon, on the
- * threads that drive the connection.  Nothing happens to one that was lost.
+ * threads that drive the connection, and connecting ends.  Nothing happens to
+ * one that was lost.
  */
 extern void nbd_conn_kill (struct nbd_conn *conn, const char *why);
 
-/* From now on a worker's requests must end within so many milliseconds, or the
- * connection is killed; also when params.go_on says so.  -1 ends that.
- * For when nobody else uses the connection.
- */
-extern void nbd_conn_limit (struct nbd_conn *conn, int milliseconds);
-
-/* Why it was lost: "the server closed it", for example.  To be used before
- * the connection is closed.
+/* Why it was lost: "the server closed it", for example.  NULL: on_death is
+ * still to be called.  The text lives as long as the connection.
  */
 extern const char *nbd_conn_why_lost (struct nbd_conn *conn);
 
-/* How many requests the server has replied to; and for how many milliseconds
- * nothing has come from the peer, UINT_MAX where the kernel does not count that.
+/* ---- for whoever watches it ---- */
+
+/* Counts replies to requests and, before that, the steps of connecting. */
+extern uint64_t nbd_conn_progress (struct nbd_conn *conn);
+
+/* Bytes that came from the peer, 0 where the kernel does not count them. */
+extern uint64_t nbd_conn_received (struct nbd_conn *conn);
+
+/* Requests in flight that may take a server very long: flush, zero, trim, and
+ * whatever has FUA.
  */
-extern uint64_t nbd_conn_replies (struct nbd_conn *conn);
-extern unsigned nbd_conn_silence (struct nbd_conn *conn);
+extern unsigned nbd_conn_slow (struct nbd_conn *conn);
+
+/* Does it wait for us: could something be received or sent, and nobody did that
+ * since turns was last set?  Sets turns, which the caller keeps.
+ */
+extern bool nbd_conn_is_neglected (struct nbd_conn *conn, uint64_t *turns);
 
 /* Let a loop send requests on this connection.  Any number of loops may, at
  * the same time as workers.  NULL with errno set on failure.

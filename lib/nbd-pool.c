@@ -6,7 +6,6 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <inttypes.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -24,81 +23,122 @@
 #include "rounding.h"
 #include "thread.h"
 
-/* All times are milliseconds. */
+/* All times are milliseconds, and all deadlines those without progress. */
 
 /* For the first connection, and at most for each further one: some servers
  * accept so many clients and leave the others waiting.
  */
-#define FIRST_TIMEOUT 30000
-#define FURTHER_TIMEOUT 5000
+#define FIRST_DEADLINE INT64_C (30000)
+#define FURTHER_DEADLINE INT64_C (5000)
+
+/* For a call before nbd_pool_start. */
+#define CALL_DEADLINE INT64_C (60000)
 
 /* To connect again, and then to show that it is the same export. */
-#define AGAIN_TIMEOUT 10000
+#define AGAIN_DEADLINE INT64_C (10000)
 
-/* The pauses between tries to make one connection again: each is twice as long
- * as the one before, of which a random part of up to a half is left out, so
- * that many clients do not come all at once to a server that has just started.
- * They begin anew after a connection on which something was done.  A connection
- * that is made ends the others' pauses, since the server is there; the next
- * ones are no shorter for that.
+/* For replies. */
+#define REPLY_DEADLINE INT64_C (30000)
+
+/* What doubling ends with. */
+#define DEADLINE_MAX INT64_C (600000)
+
+/* So many bytes in a millisecond are progress. */
+#define RATE_MIN 1
+
+/* Processor time that an attempt to connect may use: only a server that sends
+ * without end makes it use more.
  */
-#define PAUSE_MIN 100u
-#define PAUSE_MAX 10000u
+#define CONNECT_CPU INT64_C (1000)
 
-/* The deadline for replies: with requests in flight nothing came for so long.
- * It doubles where a connection had to be killed before the first reply came,
- * since perhaps the server is only slow; but it is never longer than requests
- * may wait (backend_service.timeout).
+/* Of a pause, a random part of up to a half is left out, so that many clients do
+ * not come all at once to a server that has just started.
  */
-#define REPLY_MIN 30000
-#define REPLY_MAX 600000
+#define PAUSE_MIN INT64_C (100)
+#define PAUSE_MAX INT64_C (10000)
 
-/* Between two looks at the connections. */
-#define TICK 1000
+/* At most, between two looks at the connections, and at an attempt. */
+#define TICK INT64_C (1000)
+#define ATTEMPT_TICK INT64_C (100)
 
 struct nbd_slot {
-  struct nbd_conn *conn; /* NULL: there is none now */
-  unsigned users;        /* who hold it: calls and channels */
+  struct nbd_conn *conn;
+  bool for_clients;
+  unsigned users;        /* who hold it: the pool, calls and channels */
   unsigned channels;
 
   /* The healer's. */
-  unsigned pause;
-  int64_t next_try;
-  uint64_t replies;      /* when it was last looked at */
-  uint64_t first_replies; /* and when the connection came into use */
-  int64_t since;         /* when that changed, or nothing was in flight */
+  int64_t born, pause;   /* when it was made, and the pause before that */
+  int64_t since;         /* the last progress, or nothing was in flight, */
+  uint64_t progress, received; /* and what had come until then */
+  uint64_t turns;        /* see nbd_conn_is_neglected */
+  int64_t replied;       /* the last reply, or nothing was in flight */
+};
+
+/* A thread that does what can take for ever, and what is known about it. */
+struct attempt {
+  struct nbd_pool *pool;
+  void (*run) (struct attempt *a);
+  struct nbd_conn *conn; /* is killed when there is no progress */
+  int64_t deadline;
+  bool limit_cpu;
+  pthread_t thread;
+  int done;              /* eventfd */
+  int64_t since;         /* the last progress, */
+  uint64_t progress;     /* and what it was */
+  bool missed;           /* the deadline */
+
+  /* run_call */
+  struct nbd_req *req;
+  size_t n;
+
+  /* run_connect */
+  bool check;
+  struct nbd_slot *witness; /* held */
+  uint64_t losses;          /* pool->losses at the beginning */
+  int differs;              /* as check returns it */
+  char *why;                /* it failed, to be freed */
 };
 
 struct nbd_pool {
   struct nbd_pool_params params;
   struct backend_service service;
-  struct nbd_slot *slots;
-  unsigned connections;  /* slots in use, at least 1 */
-  unsigned clients;      /* of which the first so many are for clients */
-  int wakeup;            /* eventfd: the healer should look */
+  struct nbd_slot **slots; /* NULL: there is none now */
+  unsigned connections;    /* places in use, at least 1 */
+  unsigned clients;        /* of which the first so many are for clients */
+  int wakeup;              /* eventfd: the healer should look */
   pthread_t healer;
-  atomic_bool running;   /* it does */
-  atomic_bool stopping;  /* nbd_pool_interrupt */
+  atomic_bool running;     /* it does */
+  atomic_bool stopping;    /* nbd_pool_interrupt, */
+  atomic_int grace;        /* with this; -1: no limit */
+  atomic_uint generation;
 
-  pthread_mutex_t lock;  /* protects what follows, and the slots */
-  pthread_cond_t changed; /* a connection came, or none will */
-  struct nbd_listener *listeners;
+  pthread_mutex_t lock;  /* protects what follows, and slots and users */
   bool ending;           /* nbd_pool_close */
-  int64_t kill_at;       /* when to end what is in flight, -1 for never */
-  bool refused;
-  bool broken;           /* together: a connection was lost, all must go */
-  int64_t reply_deadline;
+  int64_t interrupted;   /* when nbd_pool_interrupt was called */
+  bool refused;          /* what came back is another disk */
+  char reason[256];
 
   /* The healer's. */
-  enum backend_state told;
-  char *why;             /* the first connection of this outage was lost */
+  int64_t reply_normal, reply_deadline;
+  int64_t connect_normal, connect_deadline;
+  int64_t pause, next_try;
+  int64_t backed_off;    /* when a death last changed the pause */
+  bool flapping;         /* connections live shorter than the pause */
+  bool lost;             /* together: lost is to be called */
+  uint64_t losses;       /* how often it was */
+  bool told_up;          /* in the log */
+  unsigned told;         /* generation when changed was last called */
+  char failure[256];     /* of the last attempt, as it was logged */
+  struct attempt attempt;
+  bool attempting;
   unsigned short seed[3];
 };
 
 static bool
 is_alive (const struct nbd_slot *slot)
 {
-  return slot->conn && nbd_conn_is_alive (slot->conn);
+  return slot && nbd_conn_is_alive (slot->conn);
 }
 
 /* Any thread, with whatever locks. */
@@ -111,26 +151,217 @@ wake_healer (void *opaque)
   (void)!eventfd_write (pool->wakeup, 1);
 }
 
-/* The lock is held. */
 static void
-wake_listeners (struct nbd_pool *pool)
+set_reason (struct nbd_pool *pool, const char *why)
 {
-  for (struct nbd_listener *l = pool->listeners; l; l = l->next)
-    l->wake (l);
+  LOCK_FOR_SCOPE (&pool->lock);
+
+  snprintf (pool->reason, sizeof pool->reason, "%s", why);
+}
+
+/* The deadline, unless a test has another. */
+static int64_t
+deadline (const struct nbd_pool *pool, int64_t normal)
+{
+  return pool->params.deadline ? pool->params.deadline : normal;
+}
+
+static int64_t
+opening_deadline (const struct nbd_pool *pool, int64_t normal)
+{
+  return deadline (pool, pool->params.timeout
+                         ? pool->params.timeout * INT64_C (1000) : normal);
+}
+
+static void
+kill_silent (struct nbd_conn *conn, const char *what, int64_t ms)
+{
+  char why[64];
+
+  snprintf (why, sizeof why, "no %s for %g seconds", what, ms / 1000.0);
+  nbd_conn_kill (conn, why);
+}
+
+/* ---- slots ---- */
+
+static struct nbd_slot *
+new_slot (struct nbd_pool *pool, struct nbd_conn *conn)
+{
+  struct nbd_slot *slot = calloc (1, sizeof *slot);
+
+  if (slot) {
+    slot->conn = conn;
+    slot->users = 1;
+    slot->born = slot->since = slot->replied = monotonic_ms ();
+    slot->pause = pool->pause;
+  }
+  return slot;
+}
+
+/* The lock is held, and the slot is not in the pool any more, or it is still
+ * held by it.  Returns what is to be closed without the lock, or NULL.
+ */
+static struct nbd_conn *
+put_slot (struct nbd_slot *slot)
+{
+  struct nbd_conn *conn = slot->conn;
+
+  if (--slot->users > 0)
+    return NULL;
+  free (slot);
+  return conn;
+}
+
+static void
+give_back (struct nbd_pool *pool, struct nbd_slot *slot, unsigned channels)
+{
+  struct nbd_conn *last;
+
+  {
+    LOCK_FOR_SCOPE (&pool->lock);
+    slot->channels -= channels;
+    last = put_slot (slot);
+  }
+  nbd_conn_close (last);
+}
+
+/* ---- attempts ---- */
+
+static void *
+attempt_thread (void *arg)
+{
+  struct attempt *a = arg;
+
+  a->run (a);
+  (void)!eventfd_write (a->done, 1);
+  return NULL;
+}
+
+/* -1, logged, with nothing to be ended. */
+static int
+attempt_begin (struct attempt *a)
+{
+  a->since = monotonic_ms ();
+  a->progress = nbd_conn_progress (a->conn);
+  a->done = eventfd (0, EFD_CLOEXEC);
+  if (a->done == -1)
+    return -1;
+  if (thread_start (&a->thread, "connect", attempt_thread, a,
+                    a->pool->params.log) == 0)
+    return 0;
+  close (a->done);
+  return -1;
+}
+
+static int64_t
+cpu_used (const struct attempt *a)
+{
+  struct timespec ts;
+  clockid_t clock;
+
+  if (pthread_getcpuclockid (a->thread, &clock) != 0 ||
+      clock_gettime (clock, &ts) == -1)
+    return 0;
+  return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+static void
+attempt_watch (struct attempt *a)
+{
+  const int64_t now = monotonic_ms ();
+  const uint64_t progress = nbd_conn_progress (a->conn);
+
+  if (progress != a->progress) {
+    a->since = now;
+    a->progress = progress;
+  }
+  if (a->pool->stopping)
+    nbd_conn_kill (a->conn, "the end");
+  else if (a->limit_cpu && cpu_used (a) >= CONNECT_CPU)
+    nbd_conn_kill (a->conn, "the server sends too much");
+  else if (now - a->since >= a->deadline && !a->missed) {
+    a->missed = true;
+    kill_silent (a->conn, "answer", a->deadline);
+  }
+}
+
+static void
+attempt_end (struct attempt *a)
+{
+  pthread_join (a->thread, NULL);
+  close (a->done);
+}
+
+/* Without a healer: the caller watches.  -1, logged. */
+static int
+attempt_now (struct attempt *a)
+{
+  struct pollfd pfd;
+
+  if (attempt_begin (a) == -1)
+    return -1;
+  pfd = (struct pollfd){ .fd = a->done, .events = POLLIN };
+  while (poll (&pfd, 1, MIN (a->deadline / 4 + 1, ATTEMPT_TICK)) <= 0)
+    attempt_watch (a);
+  attempt_end (a);
+  return 0;
+}
+
+static void
+run_call (struct attempt *a)
+{
+  nbd_conn_call (a->conn, a->req, a->n);
+}
+
+static void
+run_connect (struct attempt *a)
+{
+  const struct nbd_pool_params *params = &a->pool->params;
+
+  if (nbd_conn_connect (a->conn) && a->check)
+    a->differs = params->check (params->opaque, a->conn,
+                                a->witness ? a->witness->conn : NULL, &a->why);
+}
+
+/* To connect, for the first time or again.  -1 with errno set. */
+static int
+new_attempt (struct nbd_pool *pool, struct attempt *a, bool again,
+             int64_t limit)
+{
+  const struct nbd_conn_params cp = {
+    .role = pool->params.role, .uri = pool->params.uri, .again = again,
+    .on_death = wake_healer, .opaque = pool,
+  };
+
+  *a = (struct attempt){
+    .pool = pool, .run = run_connect, .deadline = limit, .limit_cpu = true,
+    .check = again, .conn = nbd_conn_new (&cp),
+  };
+  return a->conn ? 0 : -1;
+}
+
+/* Why it failed, or NULL. */
+static const char *
+attempt_failure (const struct attempt *a)
+{
+  const char *lost = nbd_conn_why_lost (a->conn);
+
+  return lost ? lost : a->why ? a->why : a->differs ? "out of memory" : NULL;
 }
 
 /* ---- use ---- */
 
-/* The client connection that has the least to do.  One of the channels' where
- * all of those were lost.  NULL if there is none.
+/* Hold the client connection that has the least to do.  One of the channels'
+ * where all of those were lost.  NULL if there is none.
  */
 static struct nbd_slot *
-pick_for_call (struct nbd_pool *pool)
+get_for_call (struct nbd_pool *pool)
 {
   struct nbd_slot *best = NULL;
+  LOCK_FOR_SCOPE (&pool->lock);
 
   for (unsigned i = 0; i < pool->connections; i++) {
-    struct nbd_slot *slot = &pool->slots[i];
+    struct nbd_slot *slot = pool->slots[i];
 
     if (is_alive (slot) &&
         (best == NULL || (i < pool->clients &&
@@ -138,146 +369,62 @@ pick_for_call (struct nbd_pool *pool)
                           nbd_conn_load (best->conn))))
       best = slot;
   }
+  if (best)
+    best->users++;
   return best;
 }
 
-int
-nbd_pool_wait_error (struct nbd_pool *pool)
-{
-  if (pool->stopping)
-    return ESHUTDOWN;
-  return pool->running ? 0 : ENOTCONN;
-}
-
-/* Wait for a change, or until this moment, -1 for ever.  0 or EIO. */
-static int
-wait_for_change (struct nbd_pool *pool, int64_t until)
-{
-  const struct timespec ts = {
-    .tv_sec = until / 1000, .tv_nsec = until % 1000 * 1000000
-  };
-
-  if (until == -1)
-    return pthread_cond_wait (&pool->changed, &pool->lock);
-  return pthread_cond_timedwait (&pool->changed, &pool->lock, &ts) ? EIO : 0;
-}
-
-/* Hold a connection for a call.  NULL with *error set. */
-static struct nbd_slot *
-get_for_call (struct nbd_pool *pool, bool patient, int64_t until, int *error)
-{
-  LOCK_FOR_SCOPE (&pool->lock);
-  struct nbd_slot *slot;
-
-  /* Those that were lost may have waited long enough for a reply. */
-  if (until != -1 && monotonic_ms () >= until) {
-    *error = EIO;
-    return NULL;
-  }
-  while ((slot = pick_for_call (pool)) == NULL) {
-    *error = nbd_pool_wait_error (pool);
-    if (*error == 0 && !patient)
-      *error = ENOTCONN;
-    if (*error == 0)
-      *error = pool->refused ? EIO : wait_for_change (pool, until);
-    if (*error)
-      return NULL;
-  }
-  slot->users++;
-  return slot;
-}
-
+/* Before nbd_pool_start. */
 static void
-give_back (struct nbd_pool *pool, struct nbd_slot *slot)
-{
-  slot->users--;
-  if (slot->users == 0 && !is_alive (slot))
-    wake_healer (pool);
-}
-
-bool
-nbd_pool_is_loss (struct nbd_pool *pool, struct nbd_slot *slot, int error)
-{
-  if (error == ESHUTDOWN && pool->running)
-    nbd_conn_kill (slot->conn, "the server is shutting down");
-  else if (error != ENOTCONN)
-    return false;
-  return pool->running;
-}
-
-/* Put those that were lost first.  Returns how many that are. */
-static size_t
-collect_lost (struct nbd_pool *pool, struct nbd_slot *slot,
+call_watched (struct nbd_pool *pool, struct nbd_slot *slot,
               struct nbd_req *req, size_t n)
 {
-  size_t lost = 0;
+  struct attempt a = {
+    .pool = pool, .run = run_call, .conn = slot->conn, .req = req, .n = n,
+    .deadline = opening_deadline (pool, CALL_DEADLINE),
+  };
+  const char *why;
 
-  for (size_t i = 0; i < n; i++) {
-    struct nbd_req r = req[i];
-
-    if (!nbd_pool_is_loss (pool, slot, r.error))
-      continue;
-    if (r.extents)
-      extents_clear (r.extents);
-    req[i] = req[lost];
-    req[lost++] = r;
-  }
-  return lost;
+  if (attempt_now (&a) == -1)
+    for (size_t i = 0; i < n; i++)
+      req[i].error = ENOMEM;
+  why = nbd_conn_why_lost (slot->conn);
+  if (why)
+    set_reason (pool, why);
+  if (a.missed)
+    log_error (pool->params.log, "%s %s: the server did not answer for %g "
+               "seconds; see whether it is well, and start again",
+               pool->params.role, pool->params.uri, a.deadline / 1000.0);
 }
 
 void
-nbd_pool_call (struct nbd_pool *pool, struct nbd_req *req, size_t n,
-               bool patient)
+nbd_pool_call (struct nbd_pool *pool, struct nbd_req *req, size_t n)
 {
-  const unsigned timeout = pool->service.timeout;
-  const int64_t until = timeout ? monotonic_ms () + timeout * 1000LL : -1;
   struct nbd_slot *slot;
-  int error;
 
-  while (n > 0) {
-    slot = get_for_call (pool, patient, until, &error);
-    if (slot == NULL) {
-      for (size_t i = 0; i < n; i++)
-        req[i].error = error;
-      return;
-    }
-    nbd_conn_call (slot->conn, req, n);
-    n = patient ? collect_lost (pool, slot, req, n) : 0;
-
-    LOCK_FOR_SCOPE (&pool->lock);
-    give_back (pool, slot);
+  assert_may_wait ();
+  slot = get_for_call (pool);
+  if (slot == NULL) {
+    for (size_t i = 0; i < n; i++)
+      req[i].error = ENOTCONN;
+    return;
   }
+  if (pool->running)
+    nbd_conn_call (slot->conn, req, n);
+  else
+    call_watched (pool, slot, req, n);
+  give_back (pool, slot, 0);
 }
 
 /* ---- channels ---- */
-
-void
-nbd_pool_listen (struct nbd_pool *pool, struct nbd_listener *listener)
-{
-  LOCK_FOR_SCOPE (&pool->lock);
-
-  listener->next = pool->listeners;
-  pool->listeners = listener;
-}
-
-void
-nbd_pool_unlisten (struct nbd_pool *pool, struct nbd_listener *listener)
-{
-  struct nbd_listener **p = &pool->listeners;
-  LOCK_FOR_SCOPE (&pool->lock);
-
-  while (*p != listener)
-    p = &(*p)->next;
-  *p = listener->next;
-}
 
 /* The less the better: sharing with a channel is worse than sharing with
  * clients.
  */
 static unsigned
-cost (const struct nbd_pool *pool, const struct nbd_slot *slot)
+cost (const struct nbd_slot *slot)
 {
-  return slot->channels * 2 + (slot < pool->slots + pool->clients);
+  return slot->channels * 2 + slot->for_clients;
 }
 
 /* The lock is held. */
@@ -287,10 +434,9 @@ pick_for_channel (struct nbd_pool *pool)
   struct nbd_slot *best = NULL;
 
   for (unsigned i = 0; i < pool->connections; i++) {
-    struct nbd_slot *slot = &pool->slots[i];
+    struct nbd_slot *slot = pool->slots[i];
 
-    if (is_alive (slot) &&
-        (best == NULL || cost (pool, slot) < cost (pool, best)))
+    if (is_alive (slot) && (best == NULL || cost (slot) < cost (best)))
       best = slot;
   }
   return best;
@@ -312,10 +458,7 @@ nbd_pool_take (struct nbd_pool *pool)
 void
 nbd_pool_give_back (struct nbd_pool *pool, struct nbd_slot *slot)
 {
-  LOCK_FOR_SCOPE (&pool->lock);
-
-  slot->channels--;
-  give_back (pool, slot);
+  give_back (pool, slot, 1);
 }
 
 struct nbd_conn *
@@ -324,13 +467,19 @@ nbd_slot_conn (struct nbd_slot *slot)
   return slot->conn;
 }
 
+unsigned
+nbd_pool_generation (struct nbd_pool *pool)
+{
+  return atomic_load_explicit (&pool->generation, memory_order_relaxed);
+}
+
 bool
 nbd_pool_has_better (struct nbd_pool *pool, const struct nbd_slot *slot)
 {
   LOCK_FOR_SCOPE (&pool->lock);
   const struct nbd_slot *best = pick_for_channel (pool);
 
-  return best && cost (pool, best) + 2 < cost (pool, slot);
+  return best && cost (best) + 2 < cost (slot);
 }
 
 /* ---- state ---- */
@@ -342,18 +491,8 @@ nbd_pool_alive (struct nbd_pool *pool)
   unsigned alive = 0;
 
   for (unsigned i = 0; i < pool->connections; i++)
-    alive += pool->slots[i].conn && nbd_conn_probe (pool->slots[i].conn);
+    alive += pool->slots[i] && nbd_conn_probe (pool->slots[i]->conn);
   return alive;
-}
-
-/* The lock is held. */
-static enum backend_state
-get_state (struct nbd_pool *pool)
-{
-  for (unsigned i = 0; i < pool->connections; i++)
-    if (is_alive (&pool->slots[i]))
-      return BACKEND_UP;
-  return pool->refused ? BACKEND_REFUSED : BACKEND_LOST;
 }
 
 enum backend_state
@@ -361,331 +500,417 @@ nbd_pool_state (struct nbd_pool *pool)
 {
   LOCK_FOR_SCOPE (&pool->lock);
 
-  return get_state (pool);
+  for (unsigned i = 0; i < pool->connections; i++)
+    if (is_alive (pool->slots[i]))
+      return BACKEND_UP;
+  return pool->refused ? BACKEND_REFUSED : BACKEND_LOST;
 }
 
-/* ---- the healer ---- */
-
-/* Its own loop, with the lock held but where said otherwise. */
-
-/* Forget what was known about the connection before this moment. */
-static void
-start_watching (struct nbd_slot *slot, int64_t now)
+void
+nbd_pool_reason (struct nbd_pool *pool, char *buf, size_t size)
 {
+  LOCK_FOR_SCOPE (&pool->lock);
+
+  snprintf (buf, size, "%s", pool->reason);
+}
+
+/* ---- the healer: it watches ---- */
+
+static void
+miss_deadline (int64_t *limit, int64_t normal, unsigned timeout)
+{
+  *limit = MIN (*limit * 2, MAX (normal, DEADLINE_MAX));
+  if (timeout)
+    *limit = MIN (*limit, MAX (normal, timeout * INT64_C (1000)));
+}
+
+/* Has the connection made progress since it was last looked at?  slow: some
+ * request in flight on the export may take very long.
+ */
+static void
+note_progress (struct nbd_pool *pool, struct nbd_slot *slot, bool slow,
+               int64_t now)
+{
+  struct nbd_conn *conn = slot->conn;
+  const uint64_t progress = nbd_conn_progress (conn);
+  const uint64_t received = nbd_conn_received (conn);
+  const bool neglected = nbd_conn_is_neglected (conn, &slot->turns);
+  const bool replied = progress != slot->progress;
+
+  if (replied && now - slot->since < pool->reply_normal)
+    pool->reply_deadline = pool->reply_normal;
+  if (replied || nbd_conn_load (conn) == 0)
+    slot->replied = now;
+  else if (!slow && !neglected &&
+           received - slot->received <
+           (uint64_t)pool->reply_deadline * RATE_MIN)
+    return;
   slot->since = now;
-  slot->replies = slot->first_replies = nbd_conn_replies (slot->conn);
-}
-
-/* No reply came for too long. */
-static void
-kill_silent (struct nbd_pool *pool, struct nbd_slot *slot)
-{
-  const bool useless = slot->replies == slot->first_replies;
-  char why[64];
-
-  snprintf (why, sizeof why, "no reply for %" PRId64 " seconds",
-            pool->reply_deadline / 1000);
-  nbd_conn_kill (slot->conn, why);
-  pool->reply_deadline =
-    useless ? MIN (pool->reply_deadline * 2, REPLY_MAX) : REPLY_MIN;
-  if (pool->service.timeout)
-    pool->reply_deadline = MIN (pool->reply_deadline,
-                                pool->service.timeout * INT64_C (1000));
+  slot->progress = progress;
+  slot->received = received;
 }
 
 static void
-watch (struct nbd_pool *pool, struct nbd_slot *slot, int64_t now)
+watch (struct nbd_pool *pool, struct nbd_slot *slot, bool slow, int64_t now)
 {
-  const uint64_t replies = nbd_conn_replies (slot->conn);
-
-  if (!nbd_conn_probe (slot->conn))
+  if (!nbd_conn_probe (slot->conn)) {
     nbd_conn_kill (slot->conn, "the server closed it");
-  else if (pool->kill_at != -1 && now >= pool->kill_at)
-    nbd_conn_kill (slot->conn, "the end");
-  else if (replies != slot->replies || nbd_conn_load (slot->conn) == 0) {
-    slot->since = now;
-    slot->replies = replies;
+    return;
   }
-  else if (now - slot->since >= pool->reply_deadline &&
-           (int64_t)nbd_conn_silence (slot->conn) >= pool->reply_deadline)
-    kill_silent (pool, slot);
+  note_progress (pool, slot, slow, now);
+  if (pool->stopping && pool->grace >= 0 &&
+      now - MAX (slot->replied, pool->interrupted) >= pool->grace &&
+      nbd_conn_load (slot->conn) > 0)
+    nbd_conn_kill (slot->conn, "the end");
+  else if (now - slot->since >= pool->reply_deadline) {
+    kill_silent (slot->conn, "reply", pool->reply_deadline);
+    miss_deadline (&pool->reply_deadline, pool->reply_normal,
+                   pool->service.timeout);
+  }
 }
 
-/* See who lives, and kill whom it is time for. */
+static void
+set_next_try (struct nbd_pool *pool, int64_t pause, int64_t now)
+{
+  pool->pause = MIN (pause, PAUSE_MAX);
+  pool->next_try = now +
+    (int64_t)(pool->pause * (1 - erand48 (pool->seed) / 2));
+}
+
+/* A connection has died.  Those that were made before another death was noticed
+ * have had their say.
+ */
+static void
+back_off (struct nbd_pool *pool, const struct nbd_slot *slot, int64_t now)
+{
+  if (slot->born < pool->backed_off)
+    return;
+  pool->flapping = now - slot->born < slot->pause;
+  pool->backed_off = now;
+  set_next_try (pool, pool->flapping ? pool->pause * 2 : PAUSE_MIN, now);
+}
+
+/* The lock is held.  See who lives, and kill whom it is time for. */
 static void
 watch_all (struct nbd_pool *pool, int64_t now)
 {
-  bool dead = false;
+  unsigned slow = 0;
+  const char *why = NULL;
 
+  for (unsigned i = 0; i < pool->connections; i++)
+    if (is_alive (pool->slots[i]))
+      slow += nbd_conn_slow (pool->slots[i]->conn);
   for (unsigned i = 0; i < pool->connections; i++) {
-    struct nbd_slot *slot = &pool->slots[i];
+    struct nbd_slot *slot = pool->slots[i];
 
     if (is_alive (slot))
-      watch (pool, slot, now);
-    if (slot->conn == NULL || is_alive (slot))
-      continue;
-    dead = true;
-    /* Who held it has learned why. */
-    if (slot->users == 0 && pool->why == NULL)
-      pool->why = strdup (nbd_conn_why_lost (slot->conn));
+      watch (pool, slot, slow > 0, now);
+    if (slot && why == NULL)
+      why = nbd_conn_why_lost (slot->conn);
   }
-  if (!dead)
+  if (why == NULL)
     return;
-
-  pool->broken = pool->params.together;
-  for (unsigned i = 0; i < pool->connections && pool->broken; i++)
-    if (is_alive (&pool->slots[i]))
-      nbd_conn_kill (pool->slots[i].conn, "another connection was lost");
-  wake_listeners (pool);
+  snprintf (pool->reason, sizeof pool->reason, "%s", why);
+  pool->lost |= pool->params.together;
+  for (unsigned i = 0; i < pool->connections && pool->lost; i++)
+    if (pool->slots[i])
+      nbd_conn_kill (pool->slots[i]->conn, pool->reason);
 }
 
-/* The pause before the next try. */
-static void
-set_pause (struct nbd_pool *pool, struct nbd_slot *slot, unsigned pause)
-{
-  slot->pause = MIN (pause, PAUSE_MAX);
-  slot->next_try = monotonic_ms () +
-    (int64_t)(slot->pause * (1 - erand48 (pool->seed) / 2));
-}
-
-/* Take a dead connection that nobody holds out of its slot.  NULL if there is
- * none.
+/* The lock is held.  Take a dead connection, of which is known why, out of its
+ * place.  NULL if there is none.
  */
-static struct nbd_conn *
-bury (struct nbd_pool *pool)
+static struct nbd_slot *
+bury (struct nbd_pool *pool, int64_t now)
 {
   for (unsigned i = 0; i < pool->connections; i++) {
-    struct nbd_slot *slot = &pool->slots[i];
-    struct nbd_conn *conn = slot->conn;
-    bool useful;
+    struct nbd_slot *slot = pool->slots[i];
 
-    if (conn == NULL || is_alive (slot) || slot->users > 0)
-      continue;
-    useful = nbd_conn_replies (conn) != slot->first_replies;
-    set_pause (pool, slot, useful || slot->pause == 0 ? PAUSE_MIN
-                           : slot->pause * 2);
-    slot->conn = NULL;
-    return conn;
+    if (slot && nbd_conn_why_lost (slot->conn)) {
+      back_off (pool, slot, now);
+      pool->slots[i] = NULL;
+      pool->generation++;
+      return slot;
+    }
   }
   return NULL;
 }
 
-/* Has all gone that was lost together? */
+/* The lock is held. */
 static bool
-is_over (const struct nbd_pool *pool)
+is_empty (const struct nbd_pool *pool)
 {
-  if (!pool->broken)
-    return false;
   for (unsigned i = 0; i < pool->connections; i++)
-    if (pool->slots[i].conn)
+    if (pool->slots[i])
       return false;
   return true;
 }
 
-/* Before anything is connected again.  Without the lock. */
+/* ---- the healer: it connects ---- */
+
+/* The first place that is to be filled; connections if there is none. */
+static unsigned
+next_place (const struct nbd_pool *pool)
+{
+  unsigned i = 0;
+
+  while (i < pool->connections && pool->slots[i])
+    i++;
+  return i;
+}
+
+static void
+attempt_failed (struct nbd_pool *pool, const char *why, bool differs)
+{
+  const struct nbd_pool_params *params = &pool->params;
+
+  set_next_try (pool, pool->pause * 2, monotonic_ms ());
+  set_reason (pool, why);
+  {
+    LOCK_FOR_SCOPE (&pool->lock);
+    if (differs && !pool->refused && is_empty (pool)) {
+      pool->refused = true;
+      pool->generation++;
+    }
+  }
+  if (strncmp (pool->failure, why, sizeof pool->failure - 1) == 0)
+    return;
+  snprintf (pool->failure, sizeof pool->failure, "%s", why);
+  if (differs)
+    log_error (params->log, "%s %s came back and %s; it is not used: bring the "
+               "right one back, or start again", params->role, params->uri,
+               why);
+  else
+    log_info (params->log, "%s %s cannot be reached again: %s", params->role,
+              params->uri, why);
+}
+
+/* The new connection comes into use. */
+static void
+use_slot (struct nbd_pool *pool, struct nbd_slot *slot)
+{
+  LOCK_FOR_SCOPE (&pool->lock);
+  const unsigned i = next_place (pool);
+
+  slot->for_clients = i < pool->clients;
+  slot->progress = nbd_conn_progress (slot->conn);
+  slot->received = nbd_conn_received (slot->conn);
+  pool->slots[i] = slot;
+  pool->refused = false;
+  pool->reason[0] = '\0';
+  pool->generation++;
+}
+
+static void
+finish_attempt (struct nbd_pool *pool)
+{
+  struct attempt *a = &pool->attempt;
+  CLEANUP_FREE char *text = NULL;
+  struct nbd_slot *slot = NULL;
+  const char *why;
+
+  attempt_end (a);
+  pool->attempting = false;
+  text = a->why;
+  why = attempt_failure (a);
+  if (a->witness)
+    give_back (pool, a->witness, 0);
+  if (a->missed)
+    miss_deadline (&pool->connect_deadline, pool->connect_normal, 0);
+
+  /* Is it of any use still? */
+  if (!pool->stopping && !pool->lost && a->losses == pool->losses) {
+    if (why == NULL && (slot = new_slot (pool, a->conn)) == NULL)
+      why = strerror (errno);
+    if (why)
+      attempt_failed (pool, why, a->differs == 1);
+  }
+  if (slot == NULL) {
+    nbd_conn_close (a->conn);
+    return;
+  }
+  pool->connect_deadline = pool->connect_normal;
+  pool->failure[0] = '\0';
+  use_slot (pool, slot);
+}
+
+/* Fill a place, if it is time. */
+static void
+start_attempt (struct nbd_pool *pool, int64_t now)
+{
+  struct attempt *a = &pool->attempt;
+
+  if (pool->stopping || pool->lost || now < pool->next_try ||
+      next_place (pool) == pool->connections ||
+      (pool->params.together && !is_empty (pool) &&
+       nbd_pool_state (pool) != BACKEND_UP))
+    return;
+  if (new_attempt (pool, a, true, pool->connect_deadline) == -1) {
+    attempt_failed (pool, strerror (errno), false);
+    return;
+  }
+  a->losses = pool->losses;
+  a->witness = pool->params.together ? get_for_call (pool) : NULL;
+  pool->attempting = attempt_begin (a) == 0;
+  if (pool->attempting)
+    return;
+  attempt_failed (pool, strerror (errno), false);
+  if (a->witness)
+    give_back (pool, a->witness, 0);
+  nbd_conn_close (a->conn);
+}
+
+/* All connections of an export that is written to are gone. */
 static void
 begin_anew (struct nbd_pool *pool)
 {
+  if (pool->attempting)
+    nbd_conn_kill (pool->attempt.conn, "another connection was lost");
   if (pool->service.lost)
     pool->service.lost (pool->service.opaque);
 
   LOCK_FOR_SCOPE (&pool->lock);
-  pool->broken = false;
+  pool->lost = false;
+  pool->losses++;
+  pool->generation++;
 }
 
-/* The slot to be filled next, if it is time.  *pause is reduced to how long
- * that may be slept on.
- */
-static struct nbd_slot *
-next_to_make (struct nbd_pool *pool, int64_t now, int *pause)
+/* ---- the healer: it tells ---- */
+
+/* Does a connection last? */
+static bool
+is_steady (struct nbd_pool *pool, int64_t now)
 {
-  struct nbd_slot *next = NULL;
+  LOCK_FOR_SCOPE (&pool->lock);
 
-  if (pool->stopping || pool->broken)
-    return NULL;
-  if (pool->params.together)
-    next = pool->slots[0].conn ? NULL : &pool->slots[0];
-  for (unsigned i = 0; i < pool->connections && !pool->params.together; i++) {
-    struct nbd_slot *slot = &pool->slots[i];
+  for (unsigned i = 0; i < pool->connections; i++) {
+    const struct nbd_slot *slot = pool->slots[i];
 
-    if (slot->conn == NULL && (next == NULL || slot->next_try < next->next_try))
-      next = slot;
+    if (is_alive (slot) &&
+        (!pool->flapping || now - slot->born >= slot->pause))
+      return true;
   }
-  if (next && next->next_try > now) {
-    *pause = MIN (*pause, (int)(next->next_try - now));
-    next = NULL;
-  }
-  return next;
+  return false;
 }
 
-/* Say what has changed, once.  Without the lock. */
+/* Say what has changed, once; that it is back only when that lasts, if it did
+ * not the last time.
+ */
 static void
-tell (struct nbd_pool *pool)
+tell (struct nbd_pool *pool, int64_t now)
 {
   const struct nbd_pool_params *params = &pool->params;
-  const enum backend_state state = nbd_pool_state (pool);
+  const bool up = nbd_pool_state (pool) == BACKEND_UP;
 
-  if (state == pool->told || (state == BACKEND_LOST && pool->why == NULL))
-    return;
-  if (state == BACKEND_UP)
+  if (pool->told_up && !up && is_empty (pool)) {
+    pool->told_up = false;
+    if (!pool->stopping)
+      log_error (params->log, "%s %s is lost: %s; what needs it waits until it "
+                 "is back", params->role, params->uri, pool->reason);
+  }
+  else if (!pool->told_up && is_steady (pool, now)) {
+    pool->told_up = true;
+    pool->flapping = false;
     log_info (params->log, "%s %s is back", params->role, params->uri);
-  else if (pool->told == BACKEND_UP && !pool->stopping)
-    log_error (params->log, "%s %s is lost: %s; what needs it waits until it "
-               "is back%s", params->role, params->uri,
-               pool->why ? pool->why : "out of memory",
-               pool->service.timeout ? ", or for source-timeout" : "");
-  if (state == BACKEND_UP) {
-    free (pool->why);
-    pool->why = NULL;
   }
-  pool->told = state;
-  if (pool->service.changed)
-    pool->service.changed (pool->service.opaque);
+  if (pool->told != pool->generation) {
+    pool->told = pool->generation;
+    if (pool->service.changed)
+      pool->service.changed (pool->service.opaque);
+  }
 }
 
-/* While a connection is being made, the others are watched. */
-static bool
-go_on (void *opaque)
+static void
+sleep_on (struct nbd_pool *pool, int64_t now)
 {
-  struct nbd_pool *pool = opaque;
-
-  {
-    LOCK_FOR_SCOPE (&pool->lock);
-    watch_all (pool, monotonic_ms ());
-  }
-  tell (pool);
-  return !pool->stopping;
-}
-
-/* Without the lock. */
-static struct nbd_conn *
-connect_again (struct nbd_pool *pool, char **differs)
-{
-  const struct nbd_conn_params cp = {
-    .role = pool->params.role, .uri = pool->params.uri,
-    .log = pool->params.log, .timeout = AGAIN_TIMEOUT,
-    .go_on = go_on, .on_death = wake_healer, .opaque = pool,
+  struct pollfd pfd[2] = {
+    { .fd = pool->wakeup, .events = POLLIN },
+    { .fd = pool->attempting ? pool->attempt.done : -1, .events = POLLIN },
   };
-  struct nbd_conn *conn = nbd_conn_open (&cp);
-  int error = 0;
-
-  if (conn == NULL)
-    return NULL;
-  nbd_conn_limit (conn, AGAIN_TIMEOUT);
-  *differs = pool->params.differs (pool->params.opaque, conn, &error);
-  nbd_conn_limit (conn, -1);
-  if (*differs || error) {
-    nbd_conn_close (conn);
-    return NULL;
-  }
-  return conn;
-}
-
-/* Make n connections, or as many of them as can be had.  Without the lock. */
-static unsigned
-connect_some (struct nbd_pool *pool, struct nbd_conn **conn, unsigned n,
-              char **differs)
-{
-  unsigned made = 0;
-
-  while (made < n && *differs == NULL &&
-         (conn[made] = connect_again (pool, differs)) != NULL)
-    made++;
-  while (*differs && made > 0)
-    nbd_conn_close (conn[--made]);
-  return made;
-}
-
-/* Fill this slot, or, where connections live together, all from it on: if they
- * came one after the other into use, the server could have crashed between them,
- * and the latest be used before anybody knows of that.  Without the lock.
- */
-static void
-make (struct nbd_pool *pool, struct nbd_slot *slot)
-{
-  const unsigned n = pool->params.together ? pool->connections : 1;
-  CLEANUP_FREE struct nbd_conn **conn = calloc (n, sizeof *conn);
-  CLEANUP_FREE char *differs = NULL;
-  const unsigned made = conn ? connect_some (pool, conn, n, &differs) : 0;
-  const int64_t now = monotonic_ms ();
-
-  if (differs && pool->told != BACKEND_REFUSED)
-    log_error (pool->params.log, "%s %s came back and %s; it is not used: "
-               "bring the right one back, or start again", pool->params.role,
-               pool->params.uri, differs);
-
-  LOCK_FOR_SCOPE (&pool->lock);
-  pool->refused = differs != NULL || (pool->refused && made == 0);
-  if (made == 0)
-    set_pause (pool, slot, differs ? PAUSE_MAX : slot->pause * 2);
-  for (unsigned i = 0; i < made; i++) {
-    slot[i].conn = conn[i];
-    start_watching (&slot[i], now);
-  }
-  for (unsigned i = 0; i < pool->connections && made > 0; i++)
-    pool->slots[i].next_try = MIN (pool->slots[i].next_try, now);
-  pthread_cond_broadcast (&pool->changed);
-  wake_listeners (pool);
-}
-
-static void
-sleep_on (struct nbd_pool *pool, int pause)
-{
-  struct pollfd pfd = { .fd = pool->wakeup, .events = POLLIN };
+  int64_t pause = MIN (TICK, pool->reply_normal / 4 + 1);
   eventfd_t ignored;
 
-  if (poll (&pfd, 1, pause) > 0)
+  if (pool->attempting)
+    pause = MIN (ATTEMPT_TICK, pool->reply_normal / 4 + 1);
+  else if (pool->next_try > now)
+    pause = MIN (pause, pool->next_try - now);
+  if (pool->stopping && pool->grace >= 0)
+    pause = MIN (pause, INT64_C (1) + pool->grace / 4);
+  poll (pfd, 2, pause);
+  if (pfd[0].revents)
     (void)!eventfd_read (pool->wakeup, &ignored);
+  if (pfd[1].revents)
+    finish_attempt (pool);
 }
 
 static void *
 healer_thread (void *arg)
 {
   struct nbd_pool *pool = arg;
-  struct nbd_conn *dead;
-  struct nbd_slot *slot;
-  bool over;
-  int pause;
+  struct nbd_slot *dead;
+  int64_t now;
+  bool anew;
 
-  for (;;) {
+  do {
+    now = monotonic_ms ();
     {
       LOCK_FOR_SCOPE (&pool->lock);
-      const int64_t now = monotonic_ms ();
-
       if (pool->ending)
-        return NULL;
-      pause = TICK;
-      if (pool->kill_at > now)
-        pause = MIN (pause, (int)(pool->kill_at - now));
+        break;
       watch_all (pool, now);
-      dead = bury (pool);
-      over = is_over (pool);
-      slot = dead ? NULL : next_to_make (pool, now, &pause);
     }
-    tell (pool);
-    if (dead)
-      nbd_conn_close (dead);
-    else if (over)
+    do {
+      {
+        LOCK_FOR_SCOPE (&pool->lock);
+        dead = bury (pool, now);
+        anew = pool->lost && is_empty (pool);
+      }
+      if (dead)
+        give_back (pool, dead, 0);
+    } while (dead);
+
+    tell (pool, now);
+    if (anew)
       begin_anew (pool);
-    else if (slot)
-      make (pool, slot);
+    if (pool->attempting)
+      attempt_watch (&pool->attempt);
     else
-      sleep_on (pool, pause);
+      start_attempt (pool, now);
+    tell (pool, now);
+    sleep_on (pool, now);
+  } while (true);
+
+  if (pool->attempting) {
+    nbd_conn_kill (pool->attempt.conn, "the end");
+    if (pool->attempt.witness)
+      nbd_conn_kill (pool->attempt.witness->conn, "the end");
+    finish_attempt (pool);
   }
+  return NULL;
 }
 
 int
 nbd_pool_start (struct nbd_pool *pool, const struct backend_service *service)
 {
   const uint64_t seed = monotonic_seconds () * 1e9 + (uintptr_t)pool;
+  const int64_t timeout = service->timeout * INT64_C (1000);
 
   memcpy (pool->seed, &seed, sizeof pool->seed);
   pool->service = *service;
-  pool->reply_deadline = REPLY_MIN;
-  if (service->timeout)
-    pool->reply_deadline = MIN (REPLY_MIN, service->timeout * INT64_C (1000));
-  for (unsigned i = 0; i < pool->connections; i++)
-    start_watching (&pool->slots[i], monotonic_ms ());
+  pool->reply_normal = pool->reply_deadline =
+    deadline (pool, timeout ? MIN (timeout, REPLY_DEADLINE)
+              : REPLY_DEADLINE);
+  pool->connect_normal = pool->connect_deadline =
+    deadline (pool, AGAIN_DEADLINE);
+  pool->told = pool->generation;
+  for (unsigned i = 0; i < pool->connections; i++) {
+    struct nbd_slot *slot = pool->slots[i];
+
+    slot->for_clients = i < pool->clients;
+    slot->since = slot->replied = monotonic_ms ();
+    slot->progress = nbd_conn_progress (slot->conn);
+    slot->received = nbd_conn_received (slot->conn);
+  }
   if (thread_start (&pool->healer, "heal", healer_thread, pool,
                     pool->params.log) == -1)
     return -1;
@@ -698,11 +923,9 @@ nbd_pool_interrupt (struct nbd_pool *pool, int grace)
 {
   LOCK_FOR_SCOPE (&pool->lock);
 
+  pool->interrupted = monotonic_ms ();
+  pool->grace = grace;
   pool->stopping = true;
-  if (grace >= 0)
-    pool->kill_at = monotonic_ms () + grace;
-  pthread_cond_broadcast (&pool->changed);
-  wake_listeners (pool);
   wake_healer (pool);
 }
 
@@ -711,7 +934,40 @@ nbd_pool_interrupt (struct nbd_pool *pool, int grace)
 struct nbd_handle *
 nbd_pool_handle (struct nbd_pool *pool)
 {
-  return nbd_conn_handle (pool->slots[0].conn);
+  return nbd_conn_handle (pool->slots[0]->conn);
+}
+
+/* Connect, as long as there is no healer.  -1, logged, as an error if required.
+ */
+static int
+connect_now (struct nbd_pool *pool, bool required, int64_t limit)
+{
+  const struct nbd_pool_params *params = &pool->params;
+  struct nbd_slot *slot = NULL;
+  const char *why = NULL;
+  struct attempt a;
+
+  if (new_attempt (pool, &a, !required, limit) == 0 && attempt_now (&a) == 0)
+    why = attempt_failure (&a);
+  else
+    why = strerror (errno);
+  if (why == NULL && (slot = new_slot (pool, a.conn)) == NULL)
+    why = strerror (errno);
+  if (slot) {
+    pool->slots[pool->connections++] = slot;
+    return 0;
+  }
+
+  if (required)
+    log_error (params->log, "cannot connect to %s %s: %s%s", params->role,
+               params->uri, why, a.missed ?
+               "; see whether its server is well and can be reached" : "");
+  else
+    log_debug (params->log, LOG_HYDRATE, "no further connection to %s %s: %s",
+               params->role, params->uri, why);
+  nbd_conn_close (a.conn);
+  free (a.why);
+  return -1;
 }
 
 /* A server that is not going to answer should not delay the start for long:
@@ -721,60 +977,26 @@ nbd_pool_handle (struct nbd_pool *pool)
 void
 nbd_pool_connect_further (struct nbd_pool *pool)
 {
-  struct nbd_pool_params *params = &pool->params;
-  const struct nbd_conn_params cp = {
-    .role = params->role, .uri = params->uri, .log = params->log,
-    .timeout = MIN (FURTHER_TIMEOUT, 1000 + 10 * pool->slots[0].since),
-    .on_death = wake_healer, .opaque = pool,
-  };
+  const struct nbd_pool_params *params = &pool->params;
+  const int64_t limit = deadline (pool, MIN (FURTHER_DEADLINE,
+                                             1000 + 10 * pool->pause));
 
+  pool->pause = PAUSE_MIN;
   while (pool->connections < params->connections &&
-         nbd_can_multi_conn (nbd_pool_handle (pool)) == 1) {
-    struct nbd_conn *conn = nbd_conn_open (&cp);
-    CLEANUP_FREE char *differs = NULL;
-    int error = 0;
-
-    if (conn == NULL)
-      break;
-    differs = params->differs (params->opaque, conn, &error);
-    if (differs || error) {
-      log_debug (params->log, LOG_HYDRATE, "no further connection to %s %s: "
-                 "it %s", params->role, params->uri,
-                 differs ? differs : "fails");
-      nbd_conn_close (conn);
-      break;
-    }
-    pool->slots[pool->connections++].conn = conn;
-  }
+         nbd_can_multi_conn (nbd_pool_handle (pool)) == 1 &&
+         connect_now (pool, false, limit) == 0)
+    ;
   pool->clients = MAX (pool->connections / 2, 1u);
   log_debug (params->log, LOG_HYDRATE, "%s %s: %u connections, of which %u are "
              "for clients", params->role, params->uri, pool->connections,
              pool->clients);
 }
 
-static int
-connect_first (struct nbd_pool *pool)
-{
-  const struct nbd_conn_params cp = {
-    .role = pool->params.role, .uri = pool->params.uri,
-    .log = pool->params.log, .timeout = FIRST_TIMEOUT, .required = true,
-    .on_death = wake_healer, .opaque = pool,
-  };
-  const int64_t begin = monotonic_ms ();
-
-  pool->slots[0].conn = nbd_conn_open (&cp);
-  if (pool->slots[0].conn == NULL)
-    return -1;
-  pool->slots[0].since = monotonic_ms () - begin; /* until it is watched */
-  pool->connections = pool->clients = 1;
-  return 0;
-}
-
 struct nbd_pool *
 nbd_pool_open (const struct nbd_pool_params *params)
 {
   struct nbd_pool *pool = calloc (1, sizeof *pool);
-  pthread_condattr_t attr;
+  const int64_t begin = monotonic_ms ();
 
   if (pool == NULL)
     goto no_memory;
@@ -784,18 +1006,17 @@ nbd_pool_open (const struct nbd_pool_params *params)
   pool->params.connections = MAX (params->connections, 1u);
   pool->slots = calloc (pool->params.connections, sizeof *pool->slots);
   pool->wakeup = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
-  pool->kill_at = -1;
+  pool->told_up = true;
+  pool->clients = 1;
   pthread_mutex_init (&pool->lock, NULL);
-  pthread_condattr_init (&attr);
-  pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
-  pthread_cond_init (&pool->changed, &attr);
-  pthread_condattr_destroy (&attr);
 
   if (pool->params.role == NULL || pool->params.uri == NULL ||
       pool->slots == NULL || pool->wakeup == -1)
     goto no_memory;
-  if (connect_first (pool) == 0)
+  if (connect_now (pool, true, opening_deadline (pool, FIRST_DEADLINE)) == 0) {
+    pool->pause = monotonic_ms () - begin; /* until the others are made */
     return pool;
+  }
   nbd_pool_close (pool);
   return NULL;
 
@@ -817,16 +1038,15 @@ nbd_pool_close (struct nbd_pool *pool)
     wake_healer (pool);
     pthread_join (pool->healer, NULL);
   }
-  for (unsigned i = 0; i < pool->connections; i++) {
-    assert (pool->slots[i].users == 0);
-    nbd_conn_close (pool->slots[i].conn);
-  }
+  for (unsigned i = 0; i < pool->connections; i++)
+    if (pool->slots[i]) {
+      assert (pool->slots[i]->users == 1);
+      nbd_conn_close (put_slot (pool->slots[i]));
+    }
   if (pool->wakeup >= 0)
     close (pool->wakeup);
-  pthread_cond_destroy (&pool->changed);
   pthread_mutex_destroy (&pool->lock);
   free (pool->slots);
-  free (pool->why);
   free ((char *)pool->params.role);
   free ((char *)pool->params.uri);
   free (pool);

@@ -10,29 +10,47 @@
  * Without multi-conn a flush covers one connection only, so there is only one,
  * which everybody shares (nbd-conn.h says how).
  *
- * HEALING.  From nbd_pool_start on a thread of the pool's own, the healer, sees
- * to it that there are as many connections as there were.
+ * A LOSS IS AN ERROR.  Requests in flight on a connection that dies, and
+ * requests for which there is no connection, fail with ENOTCONN at once.
+ * Nothing here waits for the server or sends a request again.
+ *
+ * HEALING.  From nbd_pool_start on a thread of the pool's own, the healer,
+ * watches the connections and sees to it that there are as many as there were.
  *
  *   alive --> dead       the socket was closed, the kernel or libnbd found it
  *                        broken, the server said that it shuts down
- *                        (ESHUTDOWN), or requests were in flight and nothing
- *                        came for the deadline for replies
- *   dead  --> none       nobody holds it any more: all of its requests failed
- *                        with ENOTCONN, channels have let it go
- *   none  --> alive      after a pause, see nbd-pool.c, a new one was made and
- *                        it shows the same export
- *
- * A request whose connection dies is sent again, on another connection or when
- * there is one again; its caller only waits (struct backend_service: how long).
+ *                        (ESHUTDOWN), or it made no progress, see below
+ *   dead  --> none       at once; whoever still has requests on it keeps it
+ *   none  --> alive      after a pause a new one was made, and it shows the
+ *                        same export
  *
  * A server that is reached again may have crashed, and have lost what it had
- * not flushed.  So where the export is written to, the connections live and die
- * together: when one is lost, all others are killed, then lost is called (struct
- * backend_service), and then all are made again, as many as can be had, and come
- * into use at once.
+ * not flushed.  So where the export is written to, the connections die together:
+ * when one is lost, all others are killed; then lost is called (struct
+ * backend_service); and only then is one made again, which is in use at once.
+ * Each further one comes into use after an older one has answered a request that
+ * was sent when the new one was connected: both lead to the same incarnation of
+ * the server.
+ *
+ * PROGRESS.  A connection with requests in flight is killed when there was no
+ * progress for the deadline for replies.  Progress is a reply, or as many bytes
+ * as a slow line would bring.  The time during which the server waits for us
+ * does not count, nor that during which a flush, zero or trim is in flight on
+ * any connection: these may take a server very long.  The deadline is doubled
+ * when it was missed, since perhaps the server is only slow.
+ *
+ * Whatever else can take for ever (connecting, and before nbd_pool_start each
+ * call) is an attempt: it runs on a thread of its own while the caller, or the
+ * healer, watches it and kills its connection.  Before nbd_pool_start that thread
+ * has ended when the function returns, so that the process may fork.
+ *
+ * PAUSES.  There is one pause for the pool, not one for each connection.  It is
+ * doubled when an attempt fails, and when a connection dies that lived shorter
+ * than the pause before it; else it begins anew.  After a pause as many
+ * connections are made as are missing, one after the other, until one fails.
  *
  * Locks: the pool's lock may be held when a connection's is taken, and not the
- * other way round.  It is never held across I/O.
+ * other way round.  It is never held across I/O or a call of the user's.
  */
 
 #ifndef CLONE_NBD_POOL_H
@@ -40,26 +58,30 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "backend.h"
 #include "log.h"
 #include "nbd-conn.h"
 
 struct nbd_pool;
-struct nbd_slot; /* the place of one connection */
+struct nbd_slot; /* one connection, and its place */
 
 struct nbd_pool_params {
   const char *role, *uri; /* copied */
   unsigned connections;   /* in all, 1 where the server lacks multi-conn */
   bool together;          /* the export is written to, see above */
+  unsigned timeout, deadline; /* see struct backend_params */
   const struct log *log;
 
-  /* Does this new connection show another export than the first one did?  Then
-   * say why, a string that is to be freed.  May do requests.  *error is set
-   * where that is not known, because of this errno: the connection is of no
-   * use, either.
+  /* Does this new connection show the same export as the first one did?  0 yes;
+   * 1 no; -1 that is not known, and the connection is of no use, either.  *why
+   * is then set to a text that is to be freed.  If there is a witness, 0 also
+   * says that this connection has answered a request since the call.  Waits for
+   * both.
    */
-  char *(*differs) (void *opaque, struct nbd_conn *conn, int *error);
+  int (*check) (void *opaque, struct nbd_conn *conn, struct nbd_conn *witness,
+                char **why);
   void *opaque;
 };
 
@@ -69,74 +91,50 @@ extern struct nbd_pool *nbd_pool_open (const struct nbd_pool_params *params);
 /* Make the others, as far as the server plays along. */
 extern void nbd_pool_connect_further (struct nbd_pool *pool);
 
-/* Nobody uses it any more.  NULL is allowed. */
+/* Nobody uses it any more.  Waits for an attempt that is under way: no longer
+ * than for the resolution of a host's name.  NULL is allowed.
+ */
 extern void nbd_pool_close (struct nbd_pool *pool);
 
 /* For questions about the server, before nbd_pool_start. */
 extern struct nbd_handle *nbd_pool_handle (struct nbd_pool *pool);
 
 /* Start the healer, after the process has forked for the last time.  Before,
- * lost connections are not made again, and requests fail.  -1, logged.
+ * lost connections are not made again.  -1, logged.
  */
 extern int nbd_pool_start (struct nbd_pool *pool,
                            const struct backend_service *service);
 
-/* The process is about to end: make no connections any more, so that whatever
- * waits, or will, for a lost server fails with ESHUTDOWN.  grace is how many
- * milliseconds are left for what is in flight, -1 for no limit.  Waits for
- * nothing.
- */
+/* See interrupt in struct backend_ops. */
 extern void nbd_pool_interrupt (struct nbd_pool *pool, int grace);
 
 /* They wait for nothing. */
 extern enum backend_state nbd_pool_state (struct nbd_pool *pool);
 extern unsigned nbd_pool_alive (struct nbd_pool *pool);
+extern void nbd_pool_reason (struct nbd_pool *pool, char *buf, size_t size);
 
 /* Do these requests, all in flight together, on a connection for clients, and
- * return when all are done; the array's order may be another then.  Each one's
- * error is 0, what the server sent, EIO where it has waited long enough, or
- * ESHUTDOWN.  With patient false requests do not wait for a lost server, nor
- * are they sent again, but fail with ENOTCONN.
+ * return when all are done.  Each one's error is 0, what the server sent, or
+ * ENOTCONN.
  */
 extern void nbd_pool_call (struct nbd_pool *pool, struct nbd_req *req,
-                           size_t n, bool patient);
+                           size_t n);
 
 /* ---- for channels ---- */
 
-/* Who wants to hear when it should look again at its slot, or for one: wake is
- * called on any thread, with the pool's lock held.
- */
-struct nbd_listener {
-  void (*wake) (struct nbd_listener *listener);
-  struct nbd_listener *next;
-};
-
-extern void nbd_pool_listen (struct nbd_pool *pool,
-                             struct nbd_listener *listener);
-extern void nbd_pool_unlisten (struct nbd_pool *pool,
-                               struct nbd_listener *listener);
-
 /* Get a slot whose connection is alive, that with the fewest channels, rather
  * one that clients do not use; NULL if there is none.  The connection stays
- * until it is given back, be it dead.  A channel gives back a dead one soon.
+ * until it is given back, be it dead.
  */
 extern struct nbd_slot *nbd_pool_take (struct nbd_pool *pool);
 extern void nbd_pool_give_back (struct nbd_pool *pool, struct nbd_slot *slot);
 extern struct nbd_conn *nbd_slot_conn (struct nbd_slot *slot);
 
-/* Would nbd_pool_take find a better one, now? */
+/* Changes when a connection was lost or made: a reason to ask the next. */
+extern unsigned nbd_pool_generation (struct nbd_pool *pool);
+
+/* Would nbd_pool_take find a clearly better one, now? */
 extern bool nbd_pool_has_better (struct nbd_pool *pool,
                                  const struct nbd_slot *slot);
-
-/* Does a request that failed with this error want to be sent again?  The
- * connection it was sent on is then a dead one.
- */
-extern bool nbd_pool_is_loss (struct nbd_pool *pool, struct nbd_slot *slot,
-                              int error);
-
-/* What a request fails with that would have to wait: 0 where it waits,
- * ESHUTDOWN after nbd_pool_interrupt, ENOTCONN before nbd_pool_start.
- */
-extern int nbd_pool_wait_error (struct nbd_pool *pool);
 
 #endif /* CLONE_NBD_POOL_H */

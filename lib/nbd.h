@@ -55,20 +55,13 @@ extern uint64_t nbd_block_end (const struct nbd *n, uint64_t offset);
 extern bool nbd_is_aligned (const struct nbd *n, uint64_t count,
                             uint64_t offset);
 
-/* Write a range that does not consist of whole blocks, or, where buf is NULL,
- * zero it.  Waits for the server.  The caller owns the blocks.  0 or an error
- * as the server sent it.
- */
-extern int nbd_change_span (struct nbd *n, const void *buf, uint64_t count,
-                            uint64_t offset, unsigned flags);
-
 /* Give the caller what lies in its range of extents that a server sent for
  * that range rounded to blocks.  Where the server failed, sent nothing, or
  * nothing for the beginning, the range is data: reading it tells the truth, or
- * fails.  0 or ENOMEM.
+ * fails.  0, ENOMEM, or ENOTCONN where that is the error.
  */
 extern int nbd_clip_extents (struct extents *list, const struct extents *reply,
-                             uint64_t count, uint64_t offset);
+                             int error, uint64_t count, uint64_t offset);
 
 /* nbd-channel.c */
 extern struct channel *nbd_channel_new (struct backend *b,

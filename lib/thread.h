@@ -2,14 +2,20 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Threads of our own in somebody else's process. */
+/* Threads of our own in somebody else's process.
+ *
+ * A thread that runs an event loop never waits for a peer.  Builds with
+ * CLONE_CHECKS, those with a sanitizer or test points, assert that.
+ */
 
 #ifndef CLONE_THREAD_H
 #define CLONE_THREAD_H
 
+#include <assert.h>
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdbool.h>
 
 #include "log.h"
 
@@ -34,6 +40,28 @@ thread_start (pthread_t *thread, const char *name, void *(*func) (void *),
   }
   pthread_setname_np (*thread, name);
   return 0;
+}
+
+#ifdef CLONE_CHECKS
+extern _Thread_local bool thread_is_loop; /* thread.c */
+#endif
+
+/* From now on this thread runs a loop. */
+static inline void
+loop_thread_begin (void)
+{
+#ifdef CLONE_CHECKS
+  thread_is_loop = true;
+#endif
+}
+
+/* What follows may wait for a peer. */
+static inline void
+assert_may_wait (void)
+{
+#ifdef CLONE_CHECKS
+  assert (!thread_is_loop);
+#endif
 }
 
 #endif /* CLONE_THREAD_H */
