@@ -416,11 +416,9 @@ static int
 zero_part (struct nbd *n, uint64_t count, uint64_t offset, unsigned flags)
 {
   const uint64_t end = offset + count;
-  const uint64_t first = MIN (nbd_block_end (n, offset + 1), end);
-  uint64_t last = nbd_block_end (n, end) == end ? end
-                  : MAX (nbd_block_start (n, end), first);
-  const uint64_t middle = nbd_block_start (n, offset) == offset ? offset
-                          : first;
+  const uint64_t middle = MIN (nbd_block_end (n, offset), end);
+  const uint64_t last = nbd_block_end (n, end) == end ? end
+                        : MAX (nbd_block_start (n, end), middle);
   struct owner owner;
   int error;
 
