@@ -373,6 +373,12 @@ nbd_conn_why_lost (struct nbd_conn *conn)
   return conn->why ? conn->why : "out of memory";
 }
 
+int
+nbd_conn_fd (struct nbd_conn *conn)
+{
+  return conn->own_fd;
+}
+
 uint64_t
 nbd_conn_progress (struct nbd_conn *conn)
 {

@@ -158,6 +158,9 @@ extern const char *nbd_conn_why_lost (struct nbd_conn *conn);
 
 /* ---- for whoever watches it ---- */
 
+/* To poll for the peer's end. */
+extern int nbd_conn_fd (struct nbd_conn *conn);
+
 /* Counts replies to requests and, before that, the steps of connecting. */
 extern uint64_t nbd_conn_progress (struct nbd_conn *conn);
 

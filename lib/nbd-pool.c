@@ -25,11 +25,11 @@
 
 /* All times are milliseconds, and all deadlines those without progress. */
 
-/* For the first connection, and at most for each further one: some servers
- * accept so many clients and leave the others waiting.
+/* For the first connection, and for each further one: some servers accept so
+ * many clients and leave the others waiting, which should not delay the start.
  */
 #define FIRST_DEADLINE INT64_C (30000)
-#define FURTHER_DEADLINE INT64_C (5000)
+#define FURTHER_DEADLINE INT64_C (2000)
 
 /* For a call before nbd_pool_start. */
 #define CALL_DEADLINE INT64_C (60000)
@@ -72,7 +72,6 @@ struct nbd_slot {
   int64_t since;         /* the last progress, or nothing was in flight, */
   uint64_t progress, received; /* and what had come until then */
   uint64_t turns;        /* see nbd_conn_is_neglected */
-  int64_t replied;       /* the last reply, or nothing was in flight */
 };
 
 /* A thread that does what can take for ever, and what is known about it. */
@@ -104,6 +103,7 @@ struct nbd_pool {
   struct nbd_pool_params params;
   struct backend_service service;
   struct nbd_slot **slots; /* NULL: there is none now */
+  struct pollfd *poll;     /* the healer's: what it waits for */
   unsigned connections;    /* places in use, at least 1 */
   unsigned clients;        /* of which the first so many are for clients */
   int wakeup;              /* eventfd: the healer should look */
@@ -129,7 +129,6 @@ struct nbd_pool {
   uint64_t losses;       /* how often it was */
   bool told_up;          /* in the log */
   unsigned told;         /* generation when changed was last called */
-  char failure[256];     /* of the last attempt, as it was logged */
   struct attempt attempt;
   bool attempting;
   unsigned short seed[3];
@@ -149,14 +148,6 @@ wake_healer (void *opaque)
 
   /* A counter that is full wakes as well as one that was written to. */
   (void)!eventfd_write (pool->wakeup, 1);
-}
-
-static void
-set_reason (struct nbd_pool *pool, const char *why)
-{
-  LOCK_FOR_SCOPE (&pool->lock);
-
-  snprintf (pool->reason, sizeof pool->reason, "%s", why);
 }
 
 /* The deadline, unless a test has another. */
@@ -184,45 +175,38 @@ kill_silent (struct nbd_conn *conn, const char *what, int64_t ms)
 
 /* ---- slots ---- */
 
+/* The lock is held, if there is a healer. */
 static struct nbd_slot *
-new_slot (struct nbd_pool *pool, struct nbd_conn *conn)
+new_slot (struct nbd_pool *pool, unsigned place, struct nbd_conn *conn)
 {
-  struct nbd_slot *slot = calloc (1, sizeof *slot);
+  struct nbd_slot *slot = pool->slots[place] = calloc (1, sizeof *slot);
 
-  if (slot) {
-    slot->conn = conn;
-    slot->users = 1;
-    slot->born = slot->since = slot->replied = monotonic_ms ();
-    slot->pause = pool->pause;
-  }
+  if (slot)
+    *slot = (struct nbd_slot){
+      .conn = conn, .for_clients = place < pool->clients, .users = 1,
+      .born = monotonic_ms (), .pause = pool->pause, .since = monotonic_ms (),
+      .progress = nbd_conn_progress (conn),
+      .received = nbd_conn_received (conn),
+    };
   return slot;
 }
 
-/* The lock is held, and the slot is not in the pool any more, or it is still
- * held by it.  Returns what is to be closed without the lock, or NULL.
- */
-static struct nbd_conn *
+/* The lock is held.  The last one closes it. */
+static void
 put_slot (struct nbd_slot *slot)
 {
-  struct nbd_conn *conn = slot->conn;
-
   if (--slot->users > 0)
-    return NULL;
+    return;
+  nbd_conn_close (slot->conn);
   free (slot);
-  return conn;
 }
 
 static void
-give_back (struct nbd_pool *pool, struct nbd_slot *slot, unsigned channels)
+give_back (struct nbd_pool *pool, struct nbd_slot *slot)
 {
-  struct nbd_conn *last;
+  LOCK_FOR_SCOPE (&pool->lock);
 
-  {
-    LOCK_FOR_SCOPE (&pool->lock);
-    slot->channels -= channels;
-    last = put_slot (slot);
-  }
-  nbd_conn_close (last);
+  put_slot (slot);
 }
 
 /* ---- attempts ---- */
@@ -290,6 +274,15 @@ attempt_end (struct attempt *a)
 {
   pthread_join (a->thread, NULL);
   close (a->done);
+}
+
+static void
+attempt_clear (struct attempt *a)
+{
+  if (a->witness)
+    give_back (a->pool, a->witness);
+  nbd_conn_close (a->conn);
+  free (a->why);
 }
 
 /* Without a healer: the caller watches.  -1, logged. */
@@ -383,14 +376,10 @@ call_watched (struct nbd_pool *pool, struct nbd_slot *slot,
     .pool = pool, .run = run_call, .conn = slot->conn, .req = req, .n = n,
     .deadline = opening_deadline (pool, CALL_DEADLINE),
   };
-  const char *why;
 
   if (attempt_now (&a) == -1)
     for (size_t i = 0; i < n; i++)
       req[i].error = ENOMEM;
-  why = nbd_conn_why_lost (slot->conn);
-  if (why)
-    set_reason (pool, why);
   if (a.missed)
     log_error (pool->params.log, "%s %s: the server did not answer for %g "
                "seconds; see whether it is well, and start again",
@@ -413,7 +402,7 @@ nbd_pool_call (struct nbd_pool *pool, struct nbd_req *req, size_t n)
     nbd_conn_call (slot->conn, req, n);
   else
     call_watched (pool, slot, req, n);
-  give_back (pool, slot, 0);
+  give_back (pool, slot);
 }
 
 /* ---- channels ---- */
@@ -458,7 +447,10 @@ nbd_pool_take (struct nbd_pool *pool)
 void
 nbd_pool_give_back (struct nbd_pool *pool, struct nbd_slot *slot)
 {
-  give_back (pool, slot, 1);
+  LOCK_FOR_SCOPE (&pool->lock);
+
+  slot->channels--;
+  put_slot (slot);
 }
 
 struct nbd_conn *
@@ -524,46 +516,35 @@ miss_deadline (int64_t *limit, int64_t normal, unsigned timeout)
     *limit = MIN (*limit, MAX (normal, timeout * INT64_C (1000)));
 }
 
-/* Has the connection made progress since it was last looked at?  slow: some
- * request in flight on the export may take very long.
+/* Has the connection made progress since it was last looked at?  If not, is it
+ * time to give it up?  slow: some request in flight on the export may take very
+ * long.  (Before the end only replies count, since there is no time left.)
  */
-static void
-note_progress (struct nbd_pool *pool, struct nbd_slot *slot, bool slow,
-               int64_t now)
-{
-  struct nbd_conn *conn = slot->conn;
-  const uint64_t progress = nbd_conn_progress (conn);
-  const uint64_t received = nbd_conn_received (conn);
-  const bool neglected = nbd_conn_is_neglected (conn, &slot->turns);
-  const bool replied = progress != slot->progress;
-
-  if (replied && now - slot->since < pool->reply_normal)
-    pool->reply_deadline = pool->reply_normal;
-  if (replied || nbd_conn_load (conn) == 0)
-    slot->replied = now;
-  else if (!slow && !neglected &&
-           received - slot->received <
-           (uint64_t)pool->reply_deadline * RATE_MIN)
-    return;
-  slot->since = now;
-  slot->progress = progress;
-  slot->received = received;
-}
-
 static void
 watch (struct nbd_pool *pool, struct nbd_slot *slot, bool slow, int64_t now)
 {
-  if (!nbd_conn_probe (slot->conn)) {
-    nbd_conn_kill (slot->conn, "the server closed it");
-    return;
+  struct nbd_conn *conn = slot->conn;
+  const bool hurry = pool->stopping && pool->grace >= 0;
+  const uint64_t progress = nbd_conn_progress (conn);
+  const uint64_t received = nbd_conn_received (conn);
+  const uint64_t enough = pool->reply_deadline * RATE_MIN;
+  const bool neglected = nbd_conn_is_neglected (conn, &slot->turns);
+
+  if (!nbd_conn_probe (conn))
+    nbd_conn_kill (conn, "the server closed it");
+  else if (progress != slot->progress || nbd_conn_load (conn) == 0 ||
+           (!hurry && (slow || neglected ||
+                       received - slot->received >= enough))) {
+    if (progress != slot->progress && now - slot->since < pool->reply_normal)
+      pool->reply_deadline = pool->reply_normal;
+    slot->since = now;
+    slot->progress = progress;
+    slot->received = received;
   }
-  note_progress (pool, slot, slow, now);
-  if (pool->stopping && pool->grace >= 0 &&
-      now - MAX (slot->replied, pool->interrupted) >= pool->grace &&
-      nbd_conn_load (slot->conn) > 0)
-    nbd_conn_kill (slot->conn, "the end");
+  else if (hurry && now - MAX (slot->since, pool->interrupted) >= pool->grace)
+    nbd_conn_kill (conn, "the end");
   else if (now - slot->since >= pool->reply_deadline) {
-    kill_silent (slot->conn, "reply", pool->reply_deadline);
+    kill_silent (conn, "reply", pool->reply_deadline);
     miss_deadline (&pool->reply_deadline, pool->reply_normal,
                    pool->service.timeout);
   }
@@ -617,65 +598,61 @@ watch_all (struct nbd_pool *pool, int64_t now)
       nbd_conn_kill (pool->slots[i]->conn, pool->reason);
 }
 
-/* The lock is held.  Take a dead connection, of which is known why, out of its
- * place.  NULL if there is none.
+/* The lock is held.  Take dead connections, of which is known why, out of their
+ * places.
  */
-static struct nbd_slot *
-bury (struct nbd_pool *pool, int64_t now)
+static void
+bury_all (struct nbd_pool *pool, int64_t now)
 {
   for (unsigned i = 0; i < pool->connections; i++) {
     struct nbd_slot *slot = pool->slots[i];
 
-    if (slot && nbd_conn_why_lost (slot->conn)) {
-      back_off (pool, slot, now);
-      pool->slots[i] = NULL;
-      pool->generation++;
-      return slot;
-    }
+    if (slot == NULL || nbd_conn_why_lost (slot->conn) == NULL)
+      continue;
+    back_off (pool, slot, now);
+    pool->slots[i] = NULL;
+    pool->generation++;
+    put_slot (slot);
   }
-  return NULL;
 }
 
-/* The lock is held. */
-static bool
-is_empty (const struct nbd_pool *pool)
-{
-  for (unsigned i = 0; i < pool->connections; i++)
-    if (pool->slots[i])
-      return false;
-  return true;
-}
-
-/* ---- the healer: it connects ---- */
-
-/* The first place that is to be filled; connections if there is none. */
+/* The first place in which there is a connection, or none; connections
+ * if there is no such place.  Only the healer changes that.
+ */
 static unsigned
-next_place (const struct nbd_pool *pool)
+find_place (const struct nbd_pool *pool, bool taken)
 {
   unsigned i = 0;
 
-  while (i < pool->connections && pool->slots[i])
+  while (i < pool->connections && (pool->slots[i] != NULL) != taken)
     i++;
   return i;
 }
 
+static bool
+is_empty (const struct nbd_pool *pool)
+{
+  return find_place (pool, true) == pool->connections;
+}
+
+/* ---- the healer: it connects ---- */
+
 static void
-attempt_failed (struct nbd_pool *pool, const char *why, bool differs)
+attempt_failed (struct nbd_pool *pool, const char *failure, bool differs)
 {
   const struct nbd_pool_params *params = &pool->params;
+  char why[sizeof pool->reason];
 
   set_next_try (pool, pool->pause * 2, monotonic_ms ());
-  set_reason (pool, why);
+  snprintf (why, sizeof why, "%s", failure);
+  if (strcmp (pool->reason, why) == 0)
+    return;
   {
     LOCK_FOR_SCOPE (&pool->lock);
-    if (differs && !pool->refused && is_empty (pool)) {
-      pool->refused = true;
-      pool->generation++;
-    }
+    memcpy (pool->reason, why, sizeof why);
+    pool->refused |= differs && is_empty (pool);
+    pool->generation++;
   }
-  if (strncmp (pool->failure, why, sizeof pool->failure - 1) == 0)
-    return;
-  snprintf (pool->failure, sizeof pool->failure, "%s", why);
   if (differs)
     log_error (params->log, "%s %s came back and %s; it is not used: bring the "
                "right one back, or start again", params->role, params->uri,
@@ -686,78 +663,66 @@ attempt_failed (struct nbd_pool *pool, const char *why, bool differs)
 }
 
 /* The new connection comes into use. */
-static void
-use_slot (struct nbd_pool *pool, struct nbd_slot *slot)
+static int
+use_conn (struct nbd_pool *pool, struct nbd_conn *conn)
 {
   LOCK_FOR_SCOPE (&pool->lock);
-  const unsigned i = next_place (pool);
 
-  slot->for_clients = i < pool->clients;
-  slot->progress = nbd_conn_progress (slot->conn);
-  slot->received = nbd_conn_received (slot->conn);
-  pool->slots[i] = slot;
+  if (new_slot (pool, find_place (pool, false), conn) == NULL)
+    return -1;
+  pool->connect_deadline = pool->connect_normal;
   pool->refused = false;
   pool->reason[0] = '\0';
   pool->generation++;
+  return 0;
 }
 
 static void
 finish_attempt (struct nbd_pool *pool)
 {
   struct attempt *a = &pool->attempt;
-  CLEANUP_FREE char *text = NULL;
-  struct nbd_slot *slot = NULL;
   const char *why;
 
   attempt_end (a);
   pool->attempting = false;
-  text = a->why;
   why = attempt_failure (a);
-  if (a->witness)
-    give_back (pool, a->witness, 0);
   if (a->missed)
     miss_deadline (&pool->connect_deadline, pool->connect_normal, 0);
 
   /* Is it of any use still? */
-  if (!pool->stopping && !pool->lost && a->losses == pool->losses) {
-    if (why == NULL && (slot = new_slot (pool, a->conn)) == NULL)
-      why = strerror (errno);
-    if (why)
-      attempt_failed (pool, why, a->differs == 1);
-  }
-  if (slot == NULL) {
-    nbd_conn_close (a->conn);
-    return;
-  }
-  pool->connect_deadline = pool->connect_normal;
-  pool->failure[0] = '\0';
-  use_slot (pool, slot);
+  if (pool->stopping || pool->lost || a->losses != pool->losses)
+    ;
+  else if (why)
+    attempt_failed (pool, why, a->differs == 1);
+  else if (use_conn (pool, a->conn) == 0)
+    a->conn = NULL;
+  else
+    attempt_failed (pool, strerror (errno), false);
+  attempt_clear (a);
 }
 
-/* Fill a place, if it is time. */
+/* Fill a place, if it is time.  The witness is one that lives; there is none
+ * only where all have gone.
+ */
 static void
 start_attempt (struct nbd_pool *pool, int64_t now)
 {
+  const bool together = pool->params.together;
   struct attempt *a = &pool->attempt;
 
   if (pool->stopping || pool->lost || now < pool->next_try ||
-      next_place (pool) == pool->connections ||
-      (pool->params.together && !is_empty (pool) &&
-       nbd_pool_state (pool) != BACKEND_UP))
+      find_place (pool, false) == pool->connections ||
+      (together && !is_empty (pool) && nbd_pool_state (pool) != BACKEND_UP))
     return;
-  if (new_attempt (pool, a, true, pool->connect_deadline) == -1) {
-    attempt_failed (pool, strerror (errno), false);
-    return;
+  if (new_attempt (pool, a, true, pool->connect_deadline) == 0) {
+    a->losses = pool->losses;
+    a->witness = together ? get_for_call (pool) : NULL;
+    pool->attempting = attempt_begin (a) == 0;
   }
-  a->losses = pool->losses;
-  a->witness = pool->params.together ? get_for_call (pool) : NULL;
-  pool->attempting = attempt_begin (a) == 0;
-  if (pool->attempting)
-    return;
-  attempt_failed (pool, strerror (errno), false);
-  if (a->witness)
-    give_back (pool, a->witness, 0);
-  nbd_conn_close (a->conn);
+  if (!pool->attempting) {
+    attempt_failed (pool, strerror (errno), false);
+    attempt_clear (a);
+  }
 }
 
 /* All connections of an export that is written to are gone. */
@@ -820,26 +785,34 @@ tell (struct nbd_pool *pool, int64_t now)
   }
 }
 
+/* Until something happens, an idle connection's end included: what is in flight
+ * would tell of that.
+ */
 static void
 sleep_on (struct nbd_pool *pool, int64_t now)
 {
-  struct pollfd pfd[2] = {
-    { .fd = pool->wakeup, .events = POLLIN },
-    { .fd = pool->attempting ? pool->attempt.done : -1, .events = POLLIN },
-  };
-  int64_t pause = MIN (TICK, pool->reply_normal / 4 + 1);
+  const bool hurry = pool->stopping && pool->grace >= 0;
+  struct pollfd *fds = pool->poll;
+  int64_t pause = pool->attempting ? ATTEMPT_TICK : TICK;
+  nfds_t n = 2;
   eventfd_t ignored;
 
-  if (pool->attempting)
-    pause = MIN (ATTEMPT_TICK, pool->reply_normal / 4 + 1);
-  else if (pool->next_try > now)
+  fds[0] = (struct pollfd){ .fd = pool->wakeup, .events = POLLIN };
+  fds[1] = (struct pollfd){
+    .fd = pool->attempting ? pool->attempt.done : -1, .events = POLLIN
+  };
+  for (unsigned i = 0; i < pool->connections; i++)
+    if (is_alive (pool->slots[i]) && nbd_conn_load (pool->slots[i]->conn) == 0)
+      fds[n++] = (struct pollfd){
+        .fd = nbd_conn_fd (pool->slots[i]->conn), .events = POLLRDHUP
+      };
+  if (!pool->attempting && pool->next_try > now)
     pause = MIN (pause, pool->next_try - now);
-  if (pool->stopping && pool->grace >= 0)
-    pause = MIN (pause, INT64_C (1) + pool->grace / 4);
-  poll (pfd, 2, pause);
-  if (pfd[0].revents)
+  pause = MIN (pause, (hurry ? pool->grace : pool->reply_normal) / 4 + 1);
+  poll (fds, n, pause);
+  if (fds[0].revents)
     (void)!eventfd_read (pool->wakeup, &ignored);
-  if (pfd[1].revents)
+  if (fds[1].revents)
     finish_attempt (pool);
 }
 
@@ -847,30 +820,19 @@ static void *
 healer_thread (void *arg)
 {
   struct nbd_pool *pool = arg;
-  struct nbd_slot *dead;
   int64_t now;
-  bool anew;
 
-  do {
+  for (;;) {
     now = monotonic_ms ();
     {
       LOCK_FOR_SCOPE (&pool->lock);
       if (pool->ending)
         break;
       watch_all (pool, now);
+      bury_all (pool, now);
     }
-    do {
-      {
-        LOCK_FOR_SCOPE (&pool->lock);
-        dead = bury (pool, now);
-        anew = pool->lost && is_empty (pool);
-      }
-      if (dead)
-        give_back (pool, dead, 0);
-    } while (dead);
-
     tell (pool, now);
-    if (anew)
+    if (pool->lost && is_empty (pool))
       begin_anew (pool);
     if (pool->attempting)
       attempt_watch (&pool->attempt);
@@ -878,7 +840,7 @@ healer_thread (void *arg)
       start_attempt (pool, now);
     tell (pool, now);
     sleep_on (pool, now);
-  } while (true);
+  }
 
   if (pool->attempting) {
     nbd_conn_kill (pool->attempt.conn, "the end");
@@ -903,14 +865,6 @@ nbd_pool_start (struct nbd_pool *pool, const struct backend_service *service)
   pool->connect_normal = pool->connect_deadline =
     deadline (pool, AGAIN_DEADLINE);
   pool->told = pool->generation;
-  for (unsigned i = 0; i < pool->connections; i++) {
-    struct nbd_slot *slot = pool->slots[i];
-
-    slot->for_clients = i < pool->clients;
-    slot->since = slot->replied = monotonic_ms ();
-    slot->progress = nbd_conn_progress (slot->conn);
-    slot->received = nbd_conn_received (slot->conn);
-  }
   if (thread_start (&pool->healer, "heal", healer_thread, pool,
                     pool->params.log) == -1)
     return -1;
@@ -937,56 +891,47 @@ nbd_pool_handle (struct nbd_pool *pool)
   return nbd_conn_handle (pool->slots[0]->conn);
 }
 
-/* Connect, as long as there is no healer.  -1, logged, as an error if required.
+/* Connect, as long as there is no healer.  -1, logged, as an error if it is the
+ * first.
  */
 static int
-connect_now (struct nbd_pool *pool, bool required, int64_t limit)
+connect_now (struct nbd_pool *pool, bool first, int64_t limit)
 {
   const struct nbd_pool_params *params = &pool->params;
-  struct nbd_slot *slot = NULL;
-  const char *why = NULL;
   struct attempt a;
+  const char *why = NULL;
 
-  if (new_attempt (pool, &a, !required, limit) == 0 && attempt_now (&a) == 0)
-    why = attempt_failure (&a);
-  else
+  if (new_attempt (pool, &a, !first, limit) == -1 || attempt_now (&a) == -1 ||
+      ((why = attempt_failure (&a)) == NULL &&
+       new_slot (pool, pool->connections, a.conn) == NULL))
     why = strerror (errno);
-  if (why == NULL && (slot = new_slot (pool, a.conn)) == NULL)
-    why = strerror (errno);
-  if (slot) {
-    pool->slots[pool->connections++] = slot;
+  if (why == NULL) {
+    pool->connections++;
     return 0;
   }
-
-  if (required)
+  if (first)
     log_error (params->log, "cannot connect to %s %s: %s%s", params->role,
                params->uri, why, a.missed ?
                "; see whether its server is well and can be reached" : "");
   else
     log_debug (params->log, LOG_HYDRATE, "no further connection to %s %s: %s",
                params->role, params->uri, why);
-  nbd_conn_close (a.conn);
-  free (a.why);
+  attempt_clear (&a);
   return -1;
 }
 
-/* A server that is not going to answer should not delay the start for long:
- * one that took T for the first handshake does not need more than a multiple of
- * T.
- */
 void
 nbd_pool_connect_further (struct nbd_pool *pool)
 {
   const struct nbd_pool_params *params = &pool->params;
-  const int64_t limit = deadline (pool, MIN (FURTHER_DEADLINE,
-                                             1000 + 10 * pool->pause));
 
-  pool->pause = PAUSE_MIN;
   while (pool->connections < params->connections &&
          nbd_can_multi_conn (nbd_pool_handle (pool)) == 1 &&
-         connect_now (pool, false, limit) == 0)
+         connect_now (pool, false, deadline (pool, FURTHER_DEADLINE)) == 0)
     ;
   pool->clients = MAX (pool->connections / 2, 1u);
+  for (unsigned i = 0; i < pool->connections; i++)
+    pool->slots[i]->for_clients = i < pool->clients;
   log_debug (params->log, LOG_HYDRATE, "%s %s: %u connections, of which %u are "
              "for clients", params->role, params->uri, pool->connections,
              pool->clients);
@@ -996,7 +941,6 @@ struct nbd_pool *
 nbd_pool_open (const struct nbd_pool_params *params)
 {
   struct nbd_pool *pool = calloc (1, sizeof *pool);
-  const int64_t begin = monotonic_ms ();
 
   if (pool == NULL)
     goto no_memory;
@@ -1005,18 +949,17 @@ nbd_pool_open (const struct nbd_pool_params *params)
   pool->params.uri = strdup (params->uri);
   pool->params.connections = MAX (params->connections, 1u);
   pool->slots = calloc (pool->params.connections, sizeof *pool->slots);
+  pool->poll = calloc (pool->params.connections + 2, sizeof *pool->poll);
   pool->wakeup = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
   pool->told_up = true;
   pool->clients = 1;
   pthread_mutex_init (&pool->lock, NULL);
 
   if (pool->params.role == NULL || pool->params.uri == NULL ||
-      pool->slots == NULL || pool->wakeup == -1)
+      pool->slots == NULL || pool->poll == NULL || pool->wakeup == -1)
     goto no_memory;
-  if (connect_now (pool, true, opening_deadline (pool, FIRST_DEADLINE)) == 0) {
-    pool->pause = monotonic_ms () - begin; /* until the others are made */
+  if (connect_now (pool, true, opening_deadline (pool, FIRST_DEADLINE)) == 0)
     return pool;
-  }
   nbd_pool_close (pool);
   return NULL;
 
@@ -1041,12 +984,13 @@ nbd_pool_close (struct nbd_pool *pool)
   for (unsigned i = 0; i < pool->connections; i++)
     if (pool->slots[i]) {
       assert (pool->slots[i]->users == 1);
-      nbd_conn_close (put_slot (pool->slots[i]));
+      put_slot (pool->slots[i]);
     }
   if (pool->wakeup >= 0)
     close (pool->wakeup);
   pthread_mutex_destroy (&pool->lock);
   free (pool->slots);
+  free (pool->poll);
   free ((char *)pool->params.role);
   free ((char *)pool->params.uri);
   free (pool);

@@ -678,7 +678,7 @@ START_TEST (lost_is_error)
   ck_assert_int_eq (read_some (), 0);
   backend_reason (b, why, sizeof why);
   ck_assert_str_eq (why, "");
-  ck_assert_uint_eq (said (" is back\n"), 1);
+  ck_assert_uint_eq (said ("/s is back\n"), 1);
   ck_assert_uint_eq (get_losses (), 0);
   end ();
 }
@@ -846,7 +846,7 @@ START_TEST (no_storm)
   ck_assert_uint_gt (came (AT_ACCEPT) - before, 1);
   ck_assert_uint_le (came (AT_ACCEPT) - before, 10);
   ck_assert_uint_le (said (" is lost: "), 2);
-  ck_assert_uint_le (said (" is back\n"), 1);
+  ck_assert_uint_le (said ("/s is back\n"), 1);
   set (AT_READY, GOOD);
   wait_connections (16);
   ck_assert_int_eq (read_some (), 0);
@@ -863,10 +863,10 @@ START_TEST (reason_once)
   start_server (false, true);
   open_backend (1, 0);
   start_backend (NULL);
-  set (AT_ACCEPT, CLOSE);
-  before = came (AT_ACCEPT);
+  set (AT_META, CLOSE);
+  before = came (AT_META);
   cut (1, CLIENTS_MAX);
-  wait_came (AT_ACCEPT, before + 2);
+  wait_came (AT_META, before + 2);
   ck_assert_uint_eq (said ("cannot be reached again: "), 1);
   backend_reason (b, why, sizeof why);
   ck_assert_str_ne (why, "");
