@@ -72,14 +72,10 @@ nbd_is_refusal (int error)
   return error == ENOTSUP || error == EOPNOTSUPP || error == EINVAL;
 }
 
-/* All of these are in flight together. */
-static void
-call (struct nbd *n, struct nbd_req *req, size_t count)
+uint64_t
+nbd_zeroes_limit (const struct nbd *n)
 {
-  if (n->only)
-    nbd_conn_call (n->only, req, count);
-  else
-    nbd_pool_call (n->pool, req, count);
+  return MIN (sizeof nbd_zeroes, n->max_transfer);
 }
 
 /* ---- Batches: the pieces of one call ---- */
@@ -92,26 +88,23 @@ struct batch {
 };
 
 static void
-batch_begin (struct batch *batch, struct nbd *n)
-{
-  batch->nbd = n;
-  batch->error = 0;
-  batch->n = 0;
-}
-
-static void
 batch_run (struct batch *batch)
 {
+  struct nbd *n = batch->nbd;
+
   if (batch->n == 0)
     return;
-  call (batch->nbd, batch->req, batch->n);
+  if (n->only)
+    nbd_conn_call (n->only, batch->req, batch->n);
+  else
+    nbd_pool_call (n->pool, batch->req, batch->n);
   for (size_t i = 0; i < batch->n && batch->error == 0; i++)
     batch->error = batch->req[i].error;
   batch->n = 0;
 }
 
 /* Split a range at limit.  Of the buffer, which may be NULL, the same pieces
- * are taken.
+ * are taken; nbd_zeroes serves again and again.
  */
 static void
 batch_add (struct batch *batch, enum nbd_req_type type, void *buf,
@@ -126,46 +119,40 @@ batch_add (struct batch *batch, enum nbd_req_type type, void *buf,
     };
     if (batch->n == BATCH_MAX)
       batch_run (batch);
-    buf = buf ? (char *)buf + piece : NULL;
+    if (buf && buf != nbd_zeroes)
+      buf = (char *)buf + piece;
     count -= piece;
     offset += piece;
   }
 }
 
-static void
-batch_read (struct batch *batch, struct nbd *n, const struct segment *seg)
-{
-  batch_add (batch, NBD_REQ_READ, seg->buf, seg->count, seg->offset, 0,
-             n->max_transfer);
-}
-
-static void
-batch_write (struct batch *batch, struct nbd *n, const struct segment *seg,
-             uint32_t flags)
-{
-  batch_add (batch, NBD_REQ_WRITE, seg->buf, seg->count, seg->offset, flags,
-             n->max_transfer);
-}
-
-/* 0 or the error, as the server sent it. */
+/* All segments, in flight together.  0 or the error, as the server sent it. */
 static int
-batch_end (struct batch *batch)
+transfer (struct nbd *n, enum nbd_req_type type, const struct segment *seg,
+          size_t nseg, uint32_t flags, uint64_t limit)
 {
-  batch_run (batch);
-  return batch->error;
+  struct batch batch;
+
+  batch.nbd = n;
+  batch.error = 0;
+  batch.n = 0;
+  for (size_t i = 0; i < nseg; i++)
+    batch_add (&batch, type, seg[i].buf, seg[i].count, seg[i].offset, flags,
+               limit);
+  batch_run (&batch);
+  return batch.error;
 }
 
+/* The same, of one range. */
 static int
-one_request (struct nbd *n, enum nbd_req_type type, uint64_t count,
-             uint64_t offset, uint32_t flags, struct extents *list)
+transfer_range (struct nbd *n, enum nbd_req_type type, void *buf,
+                uint64_t count, uint64_t offset, uint32_t flags)
 {
-  struct nbd_req req = {
-    .type = type, .flags = flags, .count = count, .offset = offset,
-    .extents = list
-  };
+  const struct segment seg = { buf, count, offset };
 
-  call (n, &req, 1);
-  return req.error;
+  return transfer (n, type, &seg, 1, flags,
+                   buf == nbd_zeroes ? nbd_zeroes_limit (n)
+                   : buf ? n->max_transfer : NBD_MAX_RANGE);
 }
 
 /* ---- Durability ---- */
@@ -182,7 +169,10 @@ fua_flag (const struct nbd *n, unsigned flags)
 static int
 flush (struct nbd *n)
 {
-  return one_request (n, NBD_REQ_FLUSH, 0, 0, 0, NULL);
+  struct nbd_req req = { .type = NBD_REQ_FLUSH };
+
+  nbd_pool_call (n->pool, &req, 1);
+  return req.error;
 }
 
 /* The end of each operation that may have BACKEND_FUA. */
@@ -239,15 +229,10 @@ read_part (struct nbd *n, const struct segment *seg)
   const uint64_t start = nbd_block_start (n, seg->offset);
   const uint64_t end = nbd_block_end (n, seg->offset + seg->count);
   CLEANUP_FREE char *buf = malloc (end - start);
-  const struct segment whole = { buf, end - start, start };
-  struct batch batch;
-  int error;
+  int error = buf ? 0 : ENOMEM;
 
-  if (buf == NULL)
-    return ENOMEM;
-  batch_begin (&batch, n);
-  batch_read (&batch, n, &whole);
-  error = batch_end (&batch);
+  if (buf)
+    error = transfer_range (n, NBD_REQ_READ, buf, end - start, start, 0);
   if (error == 0)
     memcpy (seg->buf, buf + (seg->offset - start), seg->count);
   return error;
@@ -257,19 +242,15 @@ static int
 nbd_backend_pread (struct backend *b, const struct segment *seg, size_t nseg)
 {
   struct nbd *n = (struct nbd *)b;
-  struct batch batch;
   int error = 0;
 
-  if (!all_aligned (n, seg, nseg)) {
+  if (all_aligned (n, seg, nseg))
+    error = transfer (n, NBD_REQ_READ, seg, nseg, 0, n->max_transfer);
+  else {
     for (size_t i = 0; i < nseg && error == 0; i++)
       error = read_part (n, &seg[i]);
-    return result (error);
   }
-
-  batch_begin (&batch, n);
-  for (size_t i = 0; i < nseg; i++)
-    batch_read (&batch, n, &seg[i]);
-  return result (batch_end (&batch));
+  return result (error);
 }
 
 /* ---- Writing and zeroing ---- */
@@ -289,30 +270,6 @@ disown_blocks (struct nbd *n, struct owner *owner)
     ownership_release (&n->blocks, owner);
 }
 
-uint64_t
-nbd_zeroes_limit (const struct nbd *n)
-{
-  return MIN (sizeof nbd_zeroes, n->max_transfer);
-}
-
-static int
-write_zeroes (struct nbd *n, uint64_t count, uint64_t offset, unsigned flags)
-{
-  struct batch batch;
-
-  batch_begin (&batch, n);
-  while (count > 0 && batch.error == 0) {
-    struct segment seg = {
-      nbd_zeroes, MIN (count, nbd_zeroes_limit (n)), offset
-    };
-
-    batch_write (&batch, n, &seg, fua_flag (n, flags));
-    count -= seg.count;
-    offset += seg.count;
-  }
-  return batch_end (&batch);
-}
-
 uint32_t
 nbd_zero_flags (const struct nbd *n, unsigned flags)
 {
@@ -324,14 +281,8 @@ nbd_zero_flags (const struct nbd *n, unsigned flags)
 static int
 request_zero (struct nbd *n, uint64_t count, uint64_t offset, unsigned flags)
 {
-  struct batch batch;
-
-  if (!n->can_zero)
-    return ENOTSUP;
-  batch_begin (&batch, n);
-  batch_add (&batch, NBD_REQ_ZERO, NULL, count, offset,
-             nbd_zero_flags (n, flags), NBD_MAX_RANGE);
-  return batch_end (&batch);
+  return n->can_zero ? transfer_range (n, NBD_REQ_ZERO, NULL, count, offset,
+                                       nbd_zero_flags (n, flags)) : ENOTSUP;
 }
 
 /* Zero whole blocks.  Where the server zeroes the first piece fast, it gets the
@@ -359,54 +310,37 @@ zero_blocks (struct nbd *n, uint64_t count, uint64_t offset, unsigned flags)
     return 0;
   error = request_zero (n, count, offset, flags);
   if (nbd_is_refusal (error))
-    error = write_zeroes (n, count, offset, flags);
+    error = transfer_range (n, NBD_REQ_WRITE, nbd_zeroes, count, offset,
+                            fua_flag (n, flags));
   return error;
 }
 
-/* Read the blocks at the edges, change them, and write it all.  The caller owns
- * the blocks.
- */
-static int
-change_blocks (struct nbd *n, const void *data, uint64_t count,
-               uint64_t offset, unsigned flags)
-{
-  const uint32_t block = n->b.minimum_block;
-  const uint64_t start = nbd_block_start (n, offset);
-  const uint64_t end = nbd_block_end (n, offset + count);
-  const uint64_t last = round_down (end - 1, block);
-  CLEANUP_FREE char *buf = malloc (end - start);
-  const struct segment head = { buf, MIN (end - start, block), start };
-  const struct segment tail = { buf + (last - start), end - last, last };
-  const struct segment whole = { buf, end - start, start };
-  struct batch batch;
-  int error;
-
-  if (buf == NULL)
-    return ENOMEM;
-  batch_begin (&batch, n);
-  batch_read (&batch, n, &head);
-  if (last > start)
-    batch_read (&batch, n, &tail);
-  error = batch_end (&batch);
-  if (error)
-    return error;
-  memcpy (buf + (offset - start), data, count);
-  batch_begin (&batch, n);
-  batch_write (&batch, n, &whole, fua_flag (n, flags));
-  return batch_end (&batch);
-}
-
+/* Read the blocks at the edges, change them, and write it all. */
 static int
 write_part (struct nbd *n, const void *data, uint64_t count, uint64_t offset,
             unsigned flags)
 {
+  const uint64_t start = nbd_block_start (n, offset);
+  const uint64_t end = nbd_block_end (n, offset + count);
+  const uint64_t last = nbd_block_start (n, end - 1);
+  CLEANUP_FREE char *buf = malloc (end - start);
+  const struct segment edge[] = {
+    { buf, MIN (end - start, (uint64_t)n->b.minimum_block), start },
+    { buf + (last - start), end - last, last },
+  };
   struct owner owner;
   int error;
 
-  if (count == 0)
-    return 0;
+  if (buf == NULL)
+    return ENOMEM;
   own_blocks (n, &owner, offset, offset + count);
-  error = change_blocks (n, data, count, offset, flags);
+  error = transfer (n, NBD_REQ_READ, edge, last > start ? 2 : 1, 0,
+                    n->max_transfer);
+  if (error == 0) {
+    memcpy (buf + (offset - start), data, count);
+    error = transfer_range (n, NBD_REQ_WRITE, buf, end - start, start,
+                            fua_flag (n, flags));
+  }
   disown_blocks (n, &owner);
   return error;
 }
@@ -420,15 +354,16 @@ zero_part (struct nbd *n, uint64_t count, uint64_t offset, unsigned flags)
   const uint64_t last = nbd_block_end (n, end) == end ? end
                         : MAX (nbd_block_start (n, end), middle);
   struct owner owner;
-  int error;
+  int error = 0;
 
-  error = write_part (n, nbd_zeroes, middle - offset, offset, flags);
+  if (offset < middle)
+    error = write_part (n, nbd_zeroes, middle - offset, offset, flags);
   if (error == 0 && middle < last) {
     own_blocks (n, &owner, middle, last);
     error = zero_blocks (n, last - middle, middle, flags);
     disown_blocks (n, &owner);
   }
-  if (error == 0)
+  if (error == 0 && last < end)
     error = write_part (n, nbd_zeroes, end - last, last, flags);
   return error;
 }
@@ -442,7 +377,6 @@ write_segments (struct nbd *n, const struct segment *seg, size_t nseg,
 {
   uint64_t start = seg[0].offset, end = seg[0].offset + seg[0].count;
   struct owner owner;
-  struct batch batch;
   int error;
 
   for (size_t i = 1; i < nseg; i++) {
@@ -450,10 +384,8 @@ write_segments (struct nbd *n, const struct segment *seg, size_t nseg,
     end = MAX (end, seg[i].offset + seg[i].count);
   }
   own_blocks (n, &owner, start, end);
-  batch_begin (&batch, n);
-  for (size_t i = 0; i < nseg; i++)
-    batch_write (&batch, n, &seg[i], fua_flag (n, flags));
-  error = batch_end (&batch);
+  error = transfer (n, NBD_REQ_WRITE, seg, nseg, fua_flag (n, flags),
+                    n->max_transfer);
   disown_blocks (n, &owner);
   return error;
 }
@@ -499,7 +431,6 @@ nbd_backend_trim (struct backend *b, uint64_t count, uint64_t offset,
   uint64_t start = nbd_block_end (n, offset);
   uint64_t end = offset + count;
   struct owner owner;
-  struct batch batch;
   int error;
 
   if (end != n->b.size)
@@ -507,10 +438,8 @@ nbd_backend_trim (struct backend *b, uint64_t count, uint64_t offset,
   if (!n->can_trim || start >= end)
     return 0;
   own_blocks (n, &owner, start, end);
-  batch_begin (&batch, n);
-  batch_add (&batch, NBD_REQ_TRIM, NULL, end - start, start,
-             fua_flag (n, flags), NBD_MAX_RANGE);
-  error = batch_end (&batch);
+  error = transfer_range (n, NBD_REQ_TRIM, NULL, end - start, start,
+                          fua_flag (n, flags));
   disown_blocks (n, &owner);
   return nbd_is_refusal (error) ? 0 : finish_write (n, error, flags);
 }
@@ -545,17 +474,18 @@ nbd_backend_extents (struct backend *b, uint64_t count, uint64_t offset,
 {
   struct nbd *n = (struct nbd *)b;
   CLEANUP_EXTENTS_FREE struct extents reply = EXTENTS_INIT;
-  uint64_t start = nbd_block_start (n, offset), end;
-  int error = 0;
+  struct nbd_req req = {
+    .type = NBD_REQ_EXTENTS, .offset = nbd_block_start (n, offset),
+    .flags = flags & BACKEND_REQ_ONE ? LIBNBD_CMD_FLAG_REQ_ONE : 0,
+    .extents = &reply,
+  };
 
   if (n->b.knows_extents) {
     count = MIN (count, NBD_MAX_STATUS - n->b.minimum_block);
-    end = nbd_block_end (n, offset + count);
-    error = one_request (n, NBD_REQ_EXTENTS, end - start, start,
-                         flags & BACKEND_REQ_ONE ? LIBNBD_CMD_FLAG_REQ_ONE : 0,
-                         &reply);
+    req.count = nbd_block_end (n, offset + count) - req.offset;
+    nbd_pool_call (n->pool, &req, 1);
   }
-  return result (nbd_clip_extents (list, &reply, error, count, offset));
+  return result (nbd_clip_extents (list, &reply, req.error, count, offset));
 }
 
 /* ---- The peer, and whether it is there ---- */

@@ -864,6 +864,7 @@ nbd_pool_start (struct nbd_pool *pool, const struct backend_service *service)
               : REPLY_DEADLINE);
   pool->connect_normal = pool->connect_deadline =
     deadline (pool, AGAIN_DEADLINE);
+  pool->pause = PAUSE_MIN;
   pool->told = pool->generation;
   if (thread_start (&pool->healer, "heal", healer_thread, pool,
                     pool->params.log) == -1)
