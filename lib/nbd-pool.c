@@ -80,7 +80,7 @@ struct attempt {
   void (*run) (struct attempt *a);
   struct nbd_conn *conn; /* is killed when there is no progress */
   int64_t deadline;
-  bool limit_cpu;
+  bool connecting;       /* not a call */
   pthread_t thread;
   int done;              /* eventfd */
   int64_t since;         /* the last progress, */
@@ -162,6 +162,14 @@ opening_deadline (const struct nbd_pool *pool, int64_t normal)
 {
   return deadline (pool, pool->params.timeout
                          ? pool->params.timeout * INT64_C (1000) : normal);
+}
+
+/* The lock is held, if there is a healer.  NULL is allowed. */
+static void
+set_reason (struct nbd_pool *pool, const char *why)
+{
+  if (why)
+    snprintf (pool->reason, sizeof pool->reason, "%s", why);
 }
 
 static void
@@ -259,9 +267,9 @@ attempt_watch (struct attempt *a)
     a->since = now;
     a->progress = progress;
   }
-  if (a->pool->stopping)
+  if (a->connecting && a->pool->stopping)
     nbd_conn_kill (a->conn, "the end");
-  else if (a->limit_cpu && cpu_used (a) >= CONNECT_CPU)
+  else if (a->connecting && cpu_used (a) >= CONNECT_CPU)
     nbd_conn_kill (a->conn, "the server sends too much");
   else if (now - a->since >= a->deadline && !a->missed) {
     a->missed = true;
@@ -316,8 +324,8 @@ run_connect (struct attempt *a)
                                 a->witness ? a->witness->conn : NULL, &a->why);
 }
 
-/* To connect, for the first time or again.  -1 with errno set. */
-static int
+/* To connect, for the first time or again.  On failure conn is NULL. */
+static void
 new_attempt (struct nbd_pool *pool, struct attempt *a, bool again,
              int64_t limit)
 {
@@ -327,10 +335,9 @@ new_attempt (struct nbd_pool *pool, struct attempt *a, bool again,
   };
 
   *a = (struct attempt){
-    .pool = pool, .run = run_connect, .deadline = limit, .limit_cpu = true,
+    .pool = pool, .run = run_connect, .deadline = limit, .connecting = true,
     .check = again, .conn = nbd_conn_new (&cp),
   };
-  return a->conn ? 0 : -1;
 }
 
 /* Why it failed, or NULL. */
@@ -380,6 +387,7 @@ call_watched (struct nbd_pool *pool, struct nbd_slot *slot,
   if (attempt_now (&a) == -1)
     for (size_t i = 0; i < n; i++)
       req[i].error = ENOMEM;
+  set_reason (pool, nbd_conn_why_lost (slot->conn));
   if (a.missed)
     log_error (pool->params.log, "%s %s: the server did not answer for %g "
                "seconds; see whether it is well, and start again",
@@ -558,19 +566,6 @@ set_next_try (struct nbd_pool *pool, int64_t pause, int64_t now)
     (int64_t)(pool->pause * (1 - erand48 (pool->seed) / 2));
 }
 
-/* A connection has died.  Those that were made before another death was noticed
- * have had their say.
- */
-static void
-back_off (struct nbd_pool *pool, const struct nbd_slot *slot, int64_t now)
-{
-  if (slot->born < pool->backed_off)
-    return;
-  pool->flapping = now - slot->born < slot->pause;
-  pool->backed_off = now;
-  set_next_try (pool, pool->flapping ? pool->pause * 2 : PAUSE_MIN, now);
-}
-
 /* The lock is held.  See who lives, and kill whom it is time for. */
 static void
 watch_all (struct nbd_pool *pool, int64_t now)
@@ -591,7 +586,7 @@ watch_all (struct nbd_pool *pool, int64_t now)
   }
   if (why == NULL)
     return;
-  snprintf (pool->reason, sizeof pool->reason, "%s", why);
+  set_reason (pool, why);
   pool->lost |= pool->params.together;
   for (unsigned i = 0; i < pool->connections && pool->lost; i++)
     if (pool->slots[i])
@@ -599,21 +594,30 @@ watch_all (struct nbd_pool *pool, int64_t now)
 }
 
 /* The lock is held.  Take dead connections, of which is known why, out of their
- * places.
+ * places.  Those that were made before the last time have had their say in the
+ * pause.
  */
 static void
 bury_all (struct nbd_pool *pool, int64_t now)
 {
+  bool died = false, young = false;
+
   for (unsigned i = 0; i < pool->connections; i++) {
     struct nbd_slot *slot = pool->slots[i];
 
     if (slot == NULL || nbd_conn_why_lost (slot->conn) == NULL)
       continue;
-    back_off (pool, slot, now);
+    died |= slot->born >= pool->backed_off;
+    young |= slot->born >= pool->backed_off && now - slot->born < slot->pause;
     pool->slots[i] = NULL;
     pool->generation++;
     put_slot (slot);
   }
+  if (!died)
+    return;
+  pool->flapping = young;
+  pool->backed_off = now;
+  set_next_try (pool, young ? pool->pause * 2 : PAUSE_MIN, now);
 }
 
 /* The first place in which there is a connection, or none; connections
@@ -701,24 +705,26 @@ finish_attempt (struct nbd_pool *pool)
   attempt_clear (a);
 }
 
-/* Fill a place, if it is time.  The witness is one that lives; there is none
- * only where all have gone.
+/* Fill a place, if it is time.  Where there is no witness, nothing must have been
+ * made since all were lost.
  */
 static void
 start_attempt (struct nbd_pool *pool, int64_t now)
 {
-  const bool together = pool->params.together;
+  const bool needs_witness = pool->params.together && !is_empty (pool);
   struct attempt *a = &pool->attempt;
+  struct nbd_slot *witness;
 
   if (pool->stopping || pool->lost || now < pool->next_try ||
-      find_place (pool, false) == pool->connections ||
-      (together && !is_empty (pool) && nbd_pool_state (pool) != BACKEND_UP))
+      find_place (pool, false) == pool->connections)
     return;
-  if (new_attempt (pool, a, true, pool->connect_deadline) == 0) {
-    a->losses = pool->losses;
-    a->witness = together ? get_for_call (pool) : NULL;
-    pool->attempting = attempt_begin (a) == 0;
-  }
+  witness = needs_witness ? get_for_call (pool) : NULL;
+  if (needs_witness && witness == NULL)
+    return;
+  new_attempt (pool, a, true, pool->connect_deadline);
+  a->losses = pool->losses;
+  a->witness = witness;
+  pool->attempting = a->conn && attempt_begin (a) == 0;
   if (!pool->attempting) {
     attempt_failed (pool, strerror (errno), false);
     attempt_clear (a);
@@ -866,6 +872,8 @@ nbd_pool_start (struct nbd_pool *pool, const struct backend_service *service)
     deadline (pool, AGAIN_DEADLINE);
   pool->pause = PAUSE_MIN;
   pool->told = pool->generation;
+  for (unsigned i = 0; i < pool->connections; i++)
+    pool->slots[i]->since = monotonic_ms ();
   if (thread_start (&pool->healer, "heal", healer_thread, pool,
                     pool->params.log) == -1)
     return -1;
@@ -902,7 +910,8 @@ connect_now (struct nbd_pool *pool, bool first, int64_t limit)
   struct attempt a;
   const char *why = NULL;
 
-  if (new_attempt (pool, &a, !first, limit) == -1 || attempt_now (&a) == -1 ||
+  new_attempt (pool, &a, !first, limit);
+  if (a.conn == NULL || attempt_now (&a) == -1 ||
       ((why = attempt_failure (&a)) == NULL &&
        new_slot (pool, pool->connections, a.conn) == NULL))
     why = strerror (errno);
