@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/queue.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -55,7 +56,7 @@ struct nbd_worker {
   size_t pending; /* requests not done yet */
   pthread_t thread;
   bool waiting; /* on the connection's list */
-  struct nbd_worker *prev, *next;
+  TAILQ_ENTRY (nbd_worker) link;
 
   /* A condition variable would make it wake up only to wait for the lock, and
    * each unlock after that a system call.
@@ -83,15 +84,13 @@ struct nbd_attachment {
 
 struct nbd_conn {
   struct nbd_handle *nbd;
-  char *role, *uri;
-  int syn_retries;
-  int fd;            /* the handle's, closed by libnbd when it dies */
-  int own_fd;        /* the same socket: another descriptor, which stays open;
-                      * the lock protects it until it is connected */
+  int fd;            /* the socket: not libnbd's descriptor, which is closed when
+                      * the handle dies, but another; the lock protects it until
+                      * it is connected */
   ino_t socket;      /* which one that is */
   int wakeup;        /* eventfd, polled by the worker that drives */
   atomic_uint load;  /* requests in flight */
-  atomic_uint slow;  /* of these, such as nbd_conn_slow counts */
+  atomic_uint slow;  /* of these, as in struct nbd_view */
   atomic_ullong progress;
   atomic_ullong turns; /* counts calls of notify */
   atomic_bool alive;
@@ -104,7 +103,7 @@ struct nbd_conn {
   struct nbd_attachment *loop;
   uint64_t turn;     /* counts the changes of the driver */
   /* Workers that wait for another driver, in order of arrival. */
-  struct nbd_worker *first, *last;
+  TAILQ_HEAD (, nbd_worker) workers;
   struct nbd_worker *called; /* to be woken when the lock is free */
   struct nbd_attachment *attachments;
   bool died;         /* why is not known yet, */
@@ -131,12 +130,12 @@ nbd_conn_strerror (void)
  * whose size is no multiple of the block size could not be reached otherwise.
  */
 static int
-set_up (struct nbd_conn *conn)
+set_up (struct nbd_conn *conn, const char *role)
 {
   struct nbd_handle *nbd = conn->nbd = nbd_create ();
 
   if (nbd == NULL ||
-      nbd_set_handle_name (nbd, conn->role) == -1 ||
+      nbd_set_handle_name (nbd, role) == -1 ||
       nbd_set_uri_allow_local_file (nbd, true) == -1 ||
       nbd_set_opt_mode (nbd, true) == -1 ||
       nbd_set_pread_initialize (nbd, false) == -1 ||
@@ -157,7 +156,7 @@ make_progress (struct nbd_conn *conn)
  * knows at once.
  */
 static void
-set_timeouts (const struct nbd_conn *conn)
+set_timeouts (int fd, int syn_retries)
 {
   const struct { int level, name, value; } options[] = {
     { SOL_SOCKET, SO_KEEPALIVE, 1 },
@@ -165,19 +164,19 @@ set_timeouts (const struct nbd_conn *conn)
     { IPPROTO_TCP, TCP_KEEPINTVL, KEEPALIVE_INTERVAL },
     { IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_PROBES },
     { IPPROTO_TCP, TCP_USER_TIMEOUT, PEER_TIMEOUT },
-    { IPPROTO_TCP, TCP_SYNCNT, conn->syn_retries },
+    { IPPROTO_TCP, TCP_SYNCNT, syn_retries },
   };
 
   for (size_t i = 0; i < sizeof options / sizeof options[0]; i++)
-    setsockopt (conn->own_fd, options[i].level, options[i].name,
-                &options[i].value, sizeof options[i].value);
+    setsockopt (fd, options[i].level, options[i].name, &options[i].value,
+                sizeof options[i].value);
 }
 
 /* Learn which socket libnbd uses: with each address of a name it is another.
  * NULL, or why that failed.
  */
 static const char *
-adopt_socket (struct nbd_conn *conn)
+adopt_socket (struct nbd_conn *conn, int syn_retries)
 {
   const int fd = nbd_aio_get_fd (conn->nbd);
   struct stat st;
@@ -185,32 +184,31 @@ adopt_socket (struct nbd_conn *conn)
 
   if (fd == -1 || fstat (fd, &st) == -1)
     return nbd_conn_strerror ();
-  if (conn->own_fd >= 0) {
-    if (st.st_ino == conn->socket)
-      return NULL;
-    close (conn->own_fd);
-  }
-  conn->own_fd = fcntl (fd, F_DUPFD_CLOEXEC, 0);
-  if (conn->own_fd == -1)
+  if (conn->fd >= 0 && st.st_ino == conn->socket)
+    return NULL;
+  if (conn->fd >= 0)
+    close (conn->fd);
+  conn->fd = fcntl (fd, F_DUPFD_CLOEXEC, 0);
+  if (conn->fd == -1)
     return strerror (errno);
-  conn->fd = fd;
   conn->socket = st.st_ino;
-  set_timeouts (conn);
+  set_timeouts (fd, syn_retries);
   make_progress (conn);
   return NULL;
 }
 
 /* Let libnbd go on as far as it goes.  NULL, or why it failed. */
 static const char *
-negotiate (struct nbd_conn *conn)
+negotiate (struct nbd_conn *conn, int syn_retries)
 {
-  const char *why = NULL;
+  const char *why = adopt_socket (conn, syn_retries);
 
   while (why == NULL && nbd_conn_is_alive (conn) &&
          nbd_aio_is_connecting (conn->nbd)) {
-    why = adopt_socket (conn);
-    if (why == NULL && nbd_poll (conn->nbd, CONNECT_TICK) == -1)
+    if (nbd_poll (conn->nbd, CONNECT_TICK) == -1)
       why = nbd_conn_strerror ();
+    else if (!nbd_aio_is_closed (conn->nbd))
+      why = adopt_socket (conn, syn_retries);
   }
   make_progress (conn);
   return why;
@@ -231,35 +229,33 @@ on_opt_go (void *opaque, int *error)
  * send only so much, and we have not learned the socket.
  */
 static const char *
-handshake (struct nbd_conn *conn)
+handshake (struct nbd_conn *conn, const char *role, const char *uri,
+           int syn_retries)
 {
   const nbd_completion_callback completion = {
     .callback = on_opt_go, .user_data = conn
   };
   const char *why;
 
-  if (set_up (conn) == -1 ||
-      nbd_aio_connect_uri (conn->nbd, conn->uri) == -1)
+  if (set_up (conn, role) == -1 || nbd_aio_connect_uri (conn->nbd, uri) == -1)
     return nbd_conn_strerror ();
-  why = negotiate (conn);
+  why = negotiate (conn, syn_retries);
   if (why == NULL && nbd_aio_is_negotiating (conn->nbd)) {
-    why = adopt_socket (conn);
-    if (why == NULL && nbd_aio_opt_go (conn->nbd, completion) == -1)
-      why = nbd_conn_strerror ();
-    if (why == NULL)
-      why = negotiate (conn);
+    if (nbd_aio_opt_go (conn->nbd, completion) == -1)
+      return nbd_conn_strerror ();
+    why = negotiate (conn, syn_retries);
   }
-  if (why == NULL)
-    why = adopt_socket (conn);
   if (why == NULL && !nbd_aio_is_ready (conn->nbd))
     why = "the server closed the connection";
   return why;
 }
 
 bool
-nbd_conn_connect (struct nbd_conn *conn)
+nbd_conn_connect (struct nbd_conn *conn, const char *role, const char *uri,
+                  bool again)
 {
-  const char *why = handshake (conn);
+  const char *why = handshake (conn, role, uri,
+                               again ? SYN_RETRIES_AGAIN : SYN_RETRIES);
 
   if (why)
     nbd_conn_kill (conn, why);
@@ -267,22 +263,20 @@ nbd_conn_connect (struct nbd_conn *conn)
 }
 
 struct nbd_conn *
-nbd_conn_new (const struct nbd_conn_params *params)
+nbd_conn_new (void (*on_death) (void *opaque), void *opaque)
 {
   struct nbd_conn *conn = calloc (1, sizeof *conn);
 
   if (conn == NULL)
     return NULL;
   pthread_mutex_init (&conn->lock, NULL);
-  conn->on_death = params->on_death;
-  conn->opaque = params->opaque;
-  conn->syn_retries = params->again ? SYN_RETRIES_AGAIN : SYN_RETRIES;
+  TAILQ_INIT (&conn->workers);
+  conn->on_death = on_death;
+  conn->opaque = opaque;
   conn->alive = true;
-  conn->fd = conn->own_fd = -1;
+  conn->fd = -1;
   conn->wakeup = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
-  conn->role = strdup (params->role);
-  conn->uri = strdup (params->uri);
-  if (conn->wakeup >= 0 && conn->role && conn->uri)
+  if (conn->wakeup >= 0)
     return conn;
   nbd_conn_close (conn);
   return NULL;
@@ -293,19 +287,17 @@ nbd_conn_close (struct nbd_conn *conn)
 {
   if (conn == NULL)
     return;
-  assert (conn->attachments == NULL && conn->first == NULL);
+  assert (conn->attachments == NULL && TAILQ_EMPTY (&conn->workers));
 
   /* Say goodbye where that takes no waiting. */
   if (conn->nbd && conn->alive)
     nbd_aio_disconnect (conn->nbd, 0);
   nbd_close (conn->nbd);
-  if (conn->own_fd >= 0)
-    close (conn->own_fd);
+  if (conn->fd >= 0)
+    close (conn->fd);
   if (conn->wakeup >= 0)
     close (conn->wakeup);
   pthread_mutex_destroy (&conn->lock);
-  free (conn->role);
-  free (conn->uri);
   free (conn->why);
   free (conn);
 }
@@ -331,7 +323,7 @@ nbd_conn_is_alive (struct nbd_conn *conn)
 bool
 nbd_conn_probe (struct nbd_conn *conn)
 {
-  struct pollfd pfd = { .fd = conn->own_fd, .events = POLLRDHUP };
+  struct pollfd pfd = { .fd = conn->fd, .events = POLLRDHUP };
 
   if (!nbd_conn_is_alive (conn))
     return false;
@@ -358,8 +350,8 @@ nbd_conn_kill (struct nbd_conn *conn, const char *why)
   /* Whoever drives it finds its end.  Not libnbd's descriptor, which may be
    * another's by now.
    */
-  if (conn->own_fd >= 0)
-    shutdown (conn->own_fd, SHUT_RDWR);
+  if (conn->fd >= 0)
+    shutdown (conn->fd, SHUT_RDWR);
   set_why (conn, why);
 }
 
@@ -373,46 +365,27 @@ nbd_conn_why_lost (struct nbd_conn *conn)
   return conn->why ? conn->why : "out of memory";
 }
 
-int
-nbd_conn_fd (struct nbd_conn *conn)
-{
-  return conn->own_fd;
-}
-
 uint64_t
 nbd_conn_progress (struct nbd_conn *conn)
 {
   return atomic_load_explicit (&conn->progress, memory_order_relaxed);
 }
 
-uint64_t
-nbd_conn_received (struct nbd_conn *conn)
+void
+nbd_conn_look (struct nbd_conn *conn, struct nbd_view *view)
 {
+  struct pollfd pfd = { .fd = conn->fd, .events = POLLIN };
   struct tcp_info info = { 0 };
   socklen_t len = sizeof info;
 
-  getsockopt (conn->own_fd, IPPROTO_TCP, TCP_INFO, &info, &len);
-  return info.tcpi_bytes_received;
-}
-
-unsigned
-nbd_conn_slow (struct nbd_conn *conn)
-{
-  return atomic_load_explicit (&conn->slow, memory_order_relaxed);
-}
-
-bool
-nbd_conn_is_neglected (struct nbd_conn *conn, uint64_t *turns)
-{
-  const uint64_t now = atomic_load_explicit (&conn->turns,
-                                             memory_order_relaxed);
-  const bool same = *turns == now;
-  struct pollfd pfd = { .fd = conn->own_fd, .events = POLLIN };
-
-  *turns = now;
+  view->fd = conn->fd;
+  view->slow = atomic_load_explicit (&conn->slow, memory_order_relaxed);
+  getsockopt (conn->fd, IPPROTO_TCP, TCP_INFO, &info, &len);
+  view->received = info.tcpi_bytes_received;
+  view->turns = atomic_load_explicit (&conn->turns, memory_order_relaxed);
   if (nbd_aio_get_direction (conn->nbd) & LIBNBD_AIO_DIRECTION_WRITE)
     pfd.events |= POLLOUT;
-  return same && poll (&pfd, 1, 0) > 0;
+  view->waits = poll (&pfd, 1, 0) > 0;
 }
 
 /* ---- Waking workers ---- */
@@ -428,12 +401,6 @@ call_worker (struct nbd_conn *conn, struct nbd_worker *w)
   w->called = true;
   w->next_called = conn->called;
   conn->called = w;
-}
-
-static void
-lock_conn (struct nbd_conn *conn)
-{
-  pthread_mutex_lock (&conn->lock);
 }
 
 /* A worker that was woken may be gone at once. */
@@ -460,7 +427,7 @@ cleanup_unlock_conn (struct nbd_conn **conn)
 #define LOCK_CONN_FOR_SCOPE(conn)                                       \
   __attribute__ ((cleanup (cleanup_unlock_conn))) struct nbd_conn       \
   *scope_conn_ = (conn);                                                \
-  lock_conn (scope_conn_)
+  pthread_mutex_lock (&scope_conn_->lock)
 
 /* The lock is held, and is given up for the time that takes. */
 static void
@@ -469,7 +436,7 @@ sleep_until_called (struct nbd_conn *conn, struct nbd_worker *me)
   unlock_conn (conn);
   while (sem_wait (&me->wakeup) == -1)
     ;
-  lock_conn (conn);
+  pthread_mutex_lock (&conn->lock);
   me->called = false;
 }
 
@@ -502,8 +469,8 @@ pass_role (struct nbd_conn *conn)
   conn->loop = NULL;
   conn->turn++;
 
-  if (conn->first) {
-    call_worker (conn, conn->first);
+  if (!TAILQ_EMPTY (&conn->workers)) {
+    call_worker (conn, TAILQ_FIRST (&conn->workers));
     return;
   }
   while (a && a->in_flight == 0)
@@ -548,19 +515,8 @@ notify (struct nbd_conn *conn, bool readable)
 static void
 unlist_worker (struct nbd_conn *conn, struct nbd_worker *w)
 {
-  *(w->prev ? &w->prev->next : &conn->first) = w->next;
-  *(w->next ? &w->next->prev : &conn->last) = w->prev;
+  TAILQ_REMOVE (&conn->workers, w, link);
   w->waiting = false;
-}
-
-static void
-list_worker (struct nbd_conn *conn, struct nbd_worker *w)
-{
-  w->prev = conn->last;
-  w->next = NULL;
-  *(conn->last ? &conn->last->next : &conn->first) = w;
-  conn->last = w;
-  w->waiting = true;
 }
 
 /* A driver sees by itself what it completes.  But a connection may die in the
@@ -796,7 +752,7 @@ drive (struct nbd_conn *conn, struct nbd_worker *me)
   while (me->pending > 0) {
     unlock_conn (conn);
     drive_once (conn);
-    lock_conn (conn);
+    pthread_mutex_lock (&conn->lock);
   }
   pass_role (conn);
 }
@@ -814,7 +770,8 @@ worker_wait (struct nbd_conn *conn, struct nbd_worker *me)
       return;
     }
     if (!me->waiting) {
-      list_worker (conn, me);
+      TAILQ_INSERT_TAIL (&conn->workers, me, link);
+      me->waiting = true;
       if (nbd_aio_get_direction (conn->nbd) & LIBNBD_AIO_DIRECTION_WRITE)
         wake_driver (conn);
     }
@@ -850,7 +807,7 @@ settle_role (struct nbd_attachment *a)
 {
   struct nbd_conn *conn = a->conn;
 
-  if (conn->loop == a && (a->in_flight == 0 || conn->first))
+  if (conn->loop == a && (a->in_flight == 0 || !TAILQ_EMPTY (&conn->workers)))
     pass_role (conn);
 }
 

@@ -101,25 +101,20 @@ struct nbd_req {
   uint64_t mark;     /* up to here the read's buffer is initialised */
 };
 
-struct nbd_conn_params {
-  const char *role;  /* "source", ...: for messages */
-  const char *uri;
-  bool again;        /* connected to before: a host that does not answer the
-                      * kernel is given less time */
-  /* Called when the connection is lost and nbd_conn_why_lost knows why, on any
-   * thread.  It must neither wait nor call anything here.
-   */
-  void (*on_death) (void *opaque);
-  void *opaque;
-};
-
 /* A connection that is not connected yet, so that another thread can watch how
- * it gets on.  Both are copied.  NULL with errno set on failure.
+ * it gets on.  on_death is called when the connection is lost and
+ * nbd_conn_why_lost knows why, on any thread.  It must neither wait nor call
+ * anything here.  NULL with errno set on failure.
  */
-extern struct nbd_conn *nbd_conn_new (const struct nbd_conn_params *params);
+extern struct nbd_conn *nbd_conn_new (void (*on_death) (void *opaque),
+                                      void *opaque);
 
-/* Connect, once.  False: it is dead, nbd_conn_why_lost says why. */
-extern bool nbd_conn_connect (struct nbd_conn *conn);
+/* Connect, once.  role is for libnbd's messages; with again a host that does not
+ * answer the kernel is given less time.  False: it is dead, nbd_conn_why_lost
+ * says why.
+ */
+extern bool nbd_conn_connect (struct nbd_conn *conn, const char *role,
+                              const char *uri, bool again);
 
 /* Nothing may be in flight or attached.  NULL is allowed. */
 extern void nbd_conn_close (struct nbd_conn *conn);
@@ -158,24 +153,19 @@ extern const char *nbd_conn_why_lost (struct nbd_conn *conn);
 
 /* ---- for whoever watches it ---- */
 
-/* To poll for the peer's end. */
-extern int nbd_conn_fd (struct nbd_conn *conn);
-
 /* Counts replies to requests and, before that, the steps of connecting. */
 extern uint64_t nbd_conn_progress (struct nbd_conn *conn);
 
-/* Bytes that came from the peer, 0 where the kernel does not count them. */
-extern uint64_t nbd_conn_received (struct nbd_conn *conn);
-
-/* Requests in flight that may take a server very long: flush, zero, trim, and
- * whatever has FUA.
- */
-extern unsigned nbd_conn_slow (struct nbd_conn *conn);
-
-/* Does it wait for us: could something be received or sent, and nobody did that
- * since turns was last set?  Sets turns, which the caller keeps.
- */
-extern bool nbd_conn_is_neglected (struct nbd_conn *conn, uint64_t *turns);
+/* What else there is to see of a connection that was connected. */
+struct nbd_view {
+  int fd;            /* to poll for the peer's end */
+  unsigned slow;     /* requests in flight that may take a server very long:
+                      * flush, zero, trim, and what has FUA */
+  uint64_t received; /* bytes that came, 0 where the kernel does not count */
+  uint64_t turns;    /* counts what we did to receive and to send */
+  bool waits;        /* something can be received, or sent, by us */
+};
+extern void nbd_conn_look (struct nbd_conn *conn, struct nbd_view *view);
 
 /* Let a loop send requests on this connection.  Any number of loops may, at
  * the same time as workers.  NULL with errno set on failure.

@@ -71,7 +71,7 @@ struct nbd_slot {
   int64_t born, pause;   /* when it was made, and the pause before that */
   int64_t since;         /* the last progress, or nothing was in flight, */
   uint64_t progress, received; /* and what had come until then */
-  uint64_t turns;        /* see nbd_conn_is_neglected */
+  struct nbd_view view;  /* the last look */
 };
 
 /* A thread that does what can take for ever, and what is known about it. */
@@ -92,7 +92,7 @@ struct attempt {
   size_t n;
 
   /* run_connect */
-  bool check;
+  bool again;               /* not the first: it is to be checked */
   struct nbd_slot *witness; /* held */
   uint64_t losses;          /* pool->losses at the beginning */
   int differs;              /* as check returns it */
@@ -194,7 +194,6 @@ new_slot (struct nbd_pool *pool, unsigned place, struct nbd_conn *conn)
       .conn = conn, .for_clients = place < pool->clients, .users = 1,
       .born = monotonic_ms (), .pause = pool->pause, .since = monotonic_ms (),
       .progress = nbd_conn_progress (conn),
-      .received = nbd_conn_received (conn),
     };
   return slot;
 }
@@ -319,7 +318,8 @@ run_connect (struct attempt *a)
 {
   const struct nbd_pool_params *params = &a->pool->params;
 
-  if (nbd_conn_connect (a->conn) && a->check)
+  if (nbd_conn_connect (a->conn, params->role, params->uri, a->again) &&
+      a->again)
     a->differs = params->check (params->opaque, a->conn,
                                 a->witness ? a->witness->conn : NULL, &a->why);
 }
@@ -329,14 +329,9 @@ static void
 new_attempt (struct nbd_pool *pool, struct attempt *a, bool again,
              int64_t limit)
 {
-  const struct nbd_conn_params cp = {
-    .role = pool->params.role, .uri = pool->params.uri, .again = again,
-    .on_death = wake_healer, .opaque = pool,
-  };
-
   *a = (struct attempt){
-    .pool = pool, .run = run_connect, .deadline = limit, .connecting = true,
-    .check = again, .conn = nbd_conn_new (&cp),
+    .pool = pool, .run = run_connect, .conn = nbd_conn_new (wake_healer, pool),
+    .deadline = limit, .connecting = true, .again = again,
   };
 }
 
@@ -524,7 +519,7 @@ miss_deadline (int64_t *limit, int64_t normal, unsigned timeout)
     *limit = MIN (*limit, MAX (normal, timeout * INT64_C (1000)));
 }
 
-/* Has the connection made progress since it was last looked at?  If not, is it
+/* Has the connection, which was just looked at, made progress?  If not, is it
  * time to give it up?  slow: some request in flight on the export may take very
  * long.  (Before the end only replies count, since there is no time left.)
  */
@@ -533,21 +528,19 @@ watch (struct nbd_pool *pool, struct nbd_slot *slot, bool slow, int64_t now)
 {
   struct nbd_conn *conn = slot->conn;
   const bool hurry = pool->stopping && pool->grace >= 0;
-  const uint64_t progress = nbd_conn_progress (conn);
-  const uint64_t received = nbd_conn_received (conn);
+  const bool replied = nbd_conn_progress (conn) != slot->progress;
   const uint64_t enough = pool->reply_deadline * RATE_MIN;
-  const bool neglected = nbd_conn_is_neglected (conn, &slot->turns);
 
   if (!nbd_conn_probe (conn))
     nbd_conn_kill (conn, "the server closed it");
-  else if (progress != slot->progress || nbd_conn_load (conn) == 0 ||
-           (!hurry && (slow || neglected ||
-                       received - slot->received >= enough))) {
-    if (progress != slot->progress && now - slot->since < pool->reply_normal)
+  else if (replied || nbd_conn_load (conn) == 0 ||
+           (!hurry && (slow || slot->view.waits ||
+                       slot->view.received - slot->received >= enough))) {
+    if (replied && now - slot->since < pool->reply_normal)
       pool->reply_deadline = pool->reply_normal;
     slot->since = now;
-    slot->progress = progress;
-    slot->received = received;
+    slot->progress = nbd_conn_progress (conn);
+    slot->received = slot->view.received;
   }
   else if (hurry && now - MAX (slot->since, pool->interrupted) >= pool->grace)
     nbd_conn_kill (conn, "the end");
@@ -574,8 +567,14 @@ watch_all (struct nbd_pool *pool, int64_t now)
   const char *why = NULL;
 
   for (unsigned i = 0; i < pool->connections; i++)
-    if (is_alive (pool->slots[i]))
-      slow += nbd_conn_slow (pool->slots[i]->conn);
+    if (is_alive (pool->slots[i])) {
+      struct nbd_view *view = &pool->slots[i]->view;
+      const uint64_t turns = view->turns;
+
+      nbd_conn_look (pool->slots[i]->conn, view);
+      view->waits &= view->turns == turns; /* and nobody did it */
+      slow += view->slow;
+    }
   for (unsigned i = 0; i < pool->connections; i++) {
     struct nbd_slot *slot = pool->slots[i];
 
@@ -810,7 +809,7 @@ sleep_on (struct nbd_pool *pool, int64_t now)
   for (unsigned i = 0; i < pool->connections; i++)
     if (is_alive (pool->slots[i]) && nbd_conn_load (pool->slots[i]->conn) == 0)
       fds[n++] = (struct pollfd){
-        .fd = nbd_conn_fd (pool->slots[i]->conn), .events = POLLRDHUP
+        .fd = pool->slots[i]->view.fd, .events = POLLRDHUP
       };
   if (!pool->attempting && pool->next_try > now)
     pause = MIN (pause, pool->next_try - now);
