@@ -989,6 +989,7 @@ worker_thread (void *arg)
 {
   struct worker *w = arg;
 
+  loop_thread_begin ();
   ev_async_send (w->loop, &w->wake);
   ev_run (w->loop, 0);
 
