@@ -143,4 +143,4 @@ wait_complete
 stop clone
 stop dest
 same "$tmp/d" "$tmp/expected"
-grep -c 'may be lost with its server' "$tmp/clone.log" | grep -qx 1
+grep -c 'clients have written and not flushed may be lost' "$tmp/clone.log" | grep -qx 1
