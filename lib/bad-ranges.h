@@ -26,8 +26,8 @@ struct bad_range {
 };
 
 /* Ascending and apart.  Neighbours have different notes, else they are one.
- * Where the bound makes one of two ranges it keeps the smaller note.  All zeroes
- * is an empty list.
+ * Where the bound makes one of two ranges it keeps the smaller note.  All
+ * zeroes is an empty list.
  */
 struct bad_ranges {
   unsigned len;

@@ -23,6 +23,9 @@ enum { RETURNED_DATA, RETURNED_ZERO, RETURNED_UNDER_WAY };
 /* With so many of them wishes wait, so that the list has no end of ranges. */
 #define RETURNED_MANY (BAD_MAX / 2)
 
+/* In the note of a bad range: its pieces do not grow. */
+#define BAD_STAYS_SMALL 1
+
 void
 plan_init (struct plan *p, const struct region_map *map, bool use_extents)
 {
@@ -213,6 +216,8 @@ retry_done (struct plan *p, const struct plan_range *range)
   if (range->bad || range->returned || is_old (p, range))
     return;
   bad_remove (&p->bad, range->start, range->end);
+  p->retry.piece = MAX (p->retry.piece, range->end - range->start);
+  p->retry.piece = MIN (2 * p->retry.piece, PLAN_MAX_ZERO);
 }
 
 void
@@ -338,13 +343,17 @@ plan_bad (struct plan *p, struct plan_range *range)
   bool valid;
 
   range->bad = true;
-  if (range->retry && ++p->retry.failures == PLAN_MAX_FAILURES)
-    p->retry.on = false;
+  if (range->retry) {
+    p->retry.piece = 0;
+    if (++p->retry.failures == PLAN_MAX_FAILURES)
+      p->retry.on = false;
+  }
   n = region_map_run_bytes (p->map, range->start, range->end, &valid);
   if (valid && n == count)
     return false;
   bad_add (&p->bad, range->start, range->end,
-           count > PLAN_BAD_PIECE ? PLAN_BAD_PIECE : REGION_SIZE_MIN);
+           (count > PLAN_BAD_PIECE ? PLAN_BAD_PIECE : REGION_SIZE_MIN) |
+           (range->grown ? BAD_STAYS_SMALL : 0));
   return !range->retry;
 }
 
@@ -401,6 +410,7 @@ plan_retry (struct plan *p)
   forget_valid (p);
   p->retry.on = true;
   p->retry.failures = 0;
+  p->retry.piece = 0;
 }
 
 /* Take from the regions [*start, *end) those with something of the list in
@@ -429,7 +439,7 @@ next_bad (struct plan *p, uint64_t batch, struct plan_range *range)
   const uint64_t region_size = region_map_region_size (p->map);
   const uint64_t granule = region_size <= batch ? region_size : PIECE_ALIGN;
   const struct bad_range *b;
-  uint64_t start, piece, n;
+  uint64_t start, own, piece, n;
   bool valid;
 
   while (p->retry.on && (b = bad_find (&p->bad, p->retry.pos)) != NULL) {
@@ -443,10 +453,14 @@ next_bad (struct plan *p, uint64_t batch, struct plan_range *range)
       .start = round_down (start, granule), .retry = true,
       .probe = region_size > batch,
     };
-    piece = round_down (MIN (b->note, batch), granule);
-    range->end = MIN (round_up (start + n, granule),
-                      range->start + MAX (piece, granule));
+    own = b->note & ~(uint64_t)BAD_STAYS_SMALL;
+    own = MAX (round_down (MIN (own, batch), granule), granule);
+    piece = own;
+    if (!(b->note & BAD_STAYS_SMALL))
+      piece = MAX (round_down (MIN (p->retry.piece, batch), granule), own);
+    range->end = MIN (round_up (start + n, granule), range->start + piece);
     range->end = MIN (range->end, region_map_size (p->map));
+    range->grown = range->end - range->start > own;
     p->retry.pos = range->end;
     p->retry.copies++;
     return PLAN_RANGE;

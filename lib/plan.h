@@ -6,8 +6,8 @@
  *
  * This is the one place that knows the order of hydration and how large a copy
  * is.  What the source's extents say is known by ahead.h, which it asks.  It
- * does no I/O and has no lock: its user (hydrate.c) calls it under a lock of its
- * own.
+ * does no I/O and has no lock: its user (hydrate.c) calls it under a lock of
+ * its own.
  *
  * The order is that of the disk, but for wishes.  A walk goes over the disk
  * once; what is valid already is skipped.  When it is at the end, plan_restart
@@ -22,15 +22,22 @@
  * A range whose copy was interrupted, because a server was lost, is returned
  * (plan_return).  Returned ranges come after wishes and before all else; of a
  * region in pieces the whole region comes again.  A returned range stays in its
- * list, and all others go around it, until a copy of it has ended: so nothing of
- * it is forgotten, and nothing is handed out twice.
+ * list, and all others go around it, until a copy of it has ended: so nothing
+ * of it is forgotten, and nothing is handed out twice.
  *
  * A range at which the source could not be read (plan_bad) is bad: neither the
  * disk's walk nor a wish comes back to it.  plan_retry begins a round, in which
  * each bad range is handed out once more, in smaller pieces: PLAN_BAD_PIECE
  * first, and what is left of that region by region in the rounds that follow.
  * So a bad sector ends up as one bad region, with all around it hydrated.  A
- * round ends early after PLAN_MAX_FAILURES, and the next one goes on from there.
+ * round ends early after PLAN_MAX_FAILURES, and the next one goes on from
+ * there.
+ *
+ * Where an error has healed, a round is as fast as the first walk: pieces grow
+ * up to the batch with each one that is read well, and are small again after
+ * one that fails.  A grown piece that fails is tried in small pieces next,
+ * which do not grow.  So a bad sector costs at most two more rounds than
+ * without growth, and the reads of these.
  *
  * Bad is, of the list's ranges, what is invalid: a client's write takes regions
  * out of it.
@@ -92,6 +99,7 @@ struct plan_retry {
   uint64_t pos;      /* what comes next in this round, or the next one */
   unsigned copies;   /* handed out and not done */
   unsigned failures; /* in this round */
+  uint64_t piece;    /* what pieces have grown to; 0: they are small */
 };
 
 /* Something to copy.  Invalid when it was planned: whoever writes it looks
@@ -106,6 +114,7 @@ struct plan_range {
   bool probe;             /* only read it, to see whether it is still bad: a
                            * part of a region that is copied in pieces, which
                            * begins anew when none of it is bad */
+  bool grown;             /* a retry larger than the range's own piece */
   bool bad;               /* plan_bad was called */
   bool again;             /* it was returned before */
   bool returned;          /* plan_return was called */
@@ -208,9 +217,9 @@ extern int plan_answer (struct plan *p, struct ahead_question *q,
                         const struct extents *list);
 
 /* A question could not be asked because the server was lost: it is asked again
- * later.  After PLAN_MAX_UNANSWERED times its range counts as data: a connection
- * may be lost because of what its server says about extents.  Until the server
- * is back, the user should not call plan_ask.
+ * later.  After PLAN_MAX_UNANSWERED times its range counts as data: a
+ * connection may be lost because of what its server says about extents.  Until
+ * the server is back, the user should not call plan_ask.
  */
 #define PLAN_MAX_UNANSWERED AHEAD_MAX_UNANSWERED
 extern void plan_unanswered (struct plan *p, struct ahead_question *q);

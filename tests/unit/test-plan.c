@@ -5,12 +5,11 @@
 /* Proves that the plan hands out everything that is invalid, and nothing twice;
  * that what is wanted comes first, the latest first; that holes are not read,
  * and a source with very many of them does not cost more work than it has
- * extents;
- * that large regions come in pieces, wanted or not; that ranges which a lost
- * server interrupted come again, before the walk over the disk goes on, and none
- * is forgotten, also when the map is set back; and that what the source could
- * not be read at is set aside, and comes again when it is told to, and then in
- * smaller pieces.
+ * extents; that large regions come in pieces, wanted or not; that ranges which
+ * a lost server interrupted come again, before the walk over the disk goes on,
+ * and none is forgotten, also when the map is set back; and that what the
+ * source could not be read at is set aside, and comes again when it is told to,
+ * and then in smaller pieces.
  */
 
 #include <config.h>
@@ -604,8 +603,9 @@ START_TEST (many_returned)
 END_TEST
 
 /* The map is set back: a region in pieces never is complete of which one was
- * written before, be it under way, all handed out, or reported as complete; what
- * was handed out comes again, also of a wish, around which the disk's walk goes.
+ * written before, be it under way, all handed out, or reported as complete;
+ * what was handed out comes again, also of a wish, around which the disk's walk
+ * goes.
  */
 START_TEST (setting_back)
 {
@@ -671,10 +671,10 @@ START_TEST (setting_back)
 }
 END_TEST
 
-/* The disk's walk begins anew while something is tried again, and goes around it:
- * that is not forgotten, even if it was copied well, but too early.
- * _i: a region in pieces, handed out and then set back, or begun and then left by
- * a restart; whole regions that were returned; or that were bad.
+/* The disk's walk begins anew while something is tried again, and goes around
+ * it: that is not forgotten, even if it was copied well, but too early.
+ * _i: a region in pieces, handed out and then set back, or begun and then left
+ * by a restart; whole regions that were returned; or that were bad.
  */
 START_TEST (set_back_and_around)
 {
@@ -749,7 +749,7 @@ START_TEST (bad_region)
   plan_restart (&plan);
   must_be_at_end ();
   for (unsigned i = 0; i < 3; ++i) {
-    static const unsigned reads[] = { 4, 16, 1 };
+    static const unsigned reads[] = { 3, 5, 1 };
 
     plan_retry (&plan);
     ck_assert_uint_eq (copy_all (sector, sector + 1), reads[i]);
@@ -821,10 +821,12 @@ START_TEST (bad_piece)
   plan_restart (&plan);
   plan_want (&plan, 6 * M, 7 * M);
   must_be_at_end ();
-  for (unsigned i = 0; i < 2; ++i) {
+  for (unsigned i = 0; i < 3; ++i) {
+    static const unsigned reads[] = { 3, 2, 1 };
+
     plan_retry (&plan);
-    ck_assert_uint_eq (copy_all (sector, sector + 1), i ? 1 : 4);
-    bad_must_be (5 * M + 64 * K, 5 * M + 128 * K, 1);
+    ck_assert_uint_eq (copy_all (sector, sector + 1), reads[i]);
+    bad_must_be (5 * M + 64 * K, 5 * M + (i ? 128 : 192) * K, 1);
     plan_restart (&plan);
   }
   plan_retry (&plan);
@@ -860,7 +862,7 @@ START_TEST (bad_and_other_batches)
   bad_must_be (M, 2 * M, 1);
   must_be_at_end ();
   plan_retry (&plan);
-  ck_assert_uint_eq (copy_all (0, 0), 16);
+  ck_assert_uint_eq (copy_all (0, 0), 6);
   plan_restart (&plan);
   ck_assert_uint_eq (copy_all (0, 0), 4);
   ck_assert_uint_eq (region_map_count_valid (map), 4);
@@ -899,6 +901,137 @@ START_TEST (bad_disk)
   }
   bad_must_be (0, 0, 0);
   ck_assert_uint_eq (region_map_count_valid (map), region_map_regions (map));
+  end ();
+}
+END_TEST
+
+/* Errors that have healed: pieces grow, up to the batch, whether they were
+ * small from the beginning or have become so in rounds that failed; so a round
+ * does not take many more reads than a walk would.
+ * _i: rounds that fail; regions in pieces.
+ */
+START_TEST (bad_and_healed)
+{
+  const uint64_t size = 32 * M;
+  const unsigned rounds = _i % 3;
+  struct plan_range range;
+  uint64_t largest = 0;
+  unsigned reads = 0;
+
+  begin (size, _i < 3 ? 4 * K : 2 * M, false);
+  copy_all (0, size);
+  bad_must_be (0, size, _i < 3 ? size / (4 * K) : 16);
+  for (unsigned i = 0; i < rounds; ++i) {
+    plan_retry (&plan);
+    ck_assert_uint_eq (copy_all (0, size), PLAN_MAX_FAILURES);
+  }
+  for (unsigned i = 0; i < 2; ++i) {
+    plan_retry (&plan);
+    while (plan_next (&plan, BATCH, &range) == PLAN_RANGE) {
+      largest = MAX (largest, range.end - range.start);
+      reads++;
+      if (range.probe)
+        plan_range_done (&plan, &range);
+      else
+        done (&range);
+    }
+  }
+  bad_must_be (0, 0, 0);
+  ck_assert_uint_eq (largest, BATCH);
+  /* Up to the batch it takes 2 to 6 smaller pieces, and twice in two rounds. */
+  ck_assert_uint_le (reads, size / BATCH + 12);
+  end ();
+}
+END_TEST
+
+/* A piece that fails makes the next one small. */
+START_TEST (bad_after_good)
+{
+  struct plan_range range;
+
+  begin (4 * M, 4 * K, false);
+  copy_all (0, 4 * M);
+  plan_retry (&plan);
+  range = must_be (0, 64 * K);
+  done (&range);
+  range = must_be (64 * K, 192 * K);
+  done (&range);
+  range = must_be (192 * K, 448 * K);
+  ck_assert (!bad (&range));
+  range = must_be (448 * K, 512 * K);
+  done (&range);
+  range = must_be (512 * K, 640 * K);
+  done (&range);
+  copy_all (0, 0);
+  /* The one that failed is tried in small ones only. */
+  plan_retry (&plan);
+  range = must_be (192 * K, 256 * K);
+  done (&range);
+  must_be (256 * K, 320 * K);
+  end ();
+}
+END_TEST
+
+/* Much has healed and some sectors have not, with several pieces under way at
+ * once: all but the regions of these is hydrated, in a bounded number of rounds
+ * and reads.  The first failure and the last are at the ends of what was bad.
+ */
+START_TEST (bad_and_mostly_healed)
+{
+  const uint64_t size = 32 * M;
+  const unsigned sectors = 1 + _i % 4, together = 1 + _i / 4 * 7;
+  struct plan_range way[8], range;
+  struct plan_bad_sum sum;
+  unsigned reads = 0, rounds = 0, n;
+  uint64_t at;
+
+  begin (size, 4 * K, false);
+  copy_all (0, size);
+  do {
+    enum plan_result r = PLAN_RANGE;
+
+    rounds++;
+    plan_retry (&plan);
+    for (n = 0; r == PLAN_RANGE || n > 0; ) {
+      if (r == PLAN_RANGE && n < together) {
+        r = plan_next (&plan, BATCH, &range);
+        if (r == PLAN_RANGE)
+          way[n++] = range;
+        continue;
+      }
+      range = way[0];
+      memmove (way, way + 1, --n * sizeof *way);
+      reads++;
+      for (unsigned i = 0; i < sectors; ++i) {
+        at = i == 3 ? size - 1 : i * (7 * M + 76 * K);
+        if (range.start <= at && at < range.end) {
+          bad (&range);
+          break;
+        }
+      }
+      if (!range.bad)
+        done (&range);
+    }
+    plan_sum_bad (&plan, &sum);
+    ck_assert_uint_le (rounds, 5);
+  } while (sum.regions > sectors);
+
+  ck_assert_uint_eq (sum.regions, sectors);
+  ck_assert_uint_eq (sum.ranges, sectors);
+  ck_assert_uint_eq (sum.range[0].start, 0);
+  ck_assert_uint_eq (sum.range[0].end, 4 * K);
+  if (sectors == 4)
+    ck_assert_uint_eq (sum.range[3].end, size);
+  ck_assert_uint_eq (region_map_regions (map) - region_map_count_valid (map),
+                     sectors);
+  ck_assert_uint_le (reads, size / BATCH + sectors * 40 + together * 8);
+  /* Then a read for each of them is all that a round costs. */
+  for (unsigned i = 0; i < 2; ++i) {
+    plan_retry (&plan);
+    for (n = 0; plan_next (&plan, BATCH, &range) == PLAN_RANGE; ++n)
+      bad (&range);
+    ck_assert_uint_eq (n, sectors);
+  }
   end ();
 }
 END_TEST
@@ -977,11 +1110,11 @@ START_TEST (bad_list)
 END_TEST
 
 /* At random: clients want and write, copies end in any order, some of them
- * without success, or because of the source, and many because a server was lost;
- * and the map is set back.  Nothing is handed out that is under way, or was
- * copied, but for what was under way when the map was set back, and may have
- * become bad since; and in the end all is valid, without another walk over the
- * disk where servers were lost and nothing worse happened.
+ * without success, or because of the source, and many because a server was
+ * lost; and the map is set back.  Nothing is handed out that is under way, or
+ * was copied, but for what was under way when the map was set back, and may
+ * have become bad since; and in the end all is valid, without another walk over
+ * the disk where servers were lost and nothing worse happened.
  * _i: even: nothing worse.
  */
 START_TEST (everything_once)
@@ -1101,6 +1234,9 @@ main (void)
   tcase_add_test (tc, bad_piece);
   tcase_add_test (tc, bad_and_other_batches);
   tcase_add_test (tc, bad_disk);
+  tcase_add_loop_test (tc, bad_and_healed, 0, 6);
+  tcase_add_test (tc, bad_after_good);
+  tcase_add_loop_test (tc, bad_and_mostly_healed, 0, 8);
   tcase_add_test (tc, many_bad);
   tcase_add_loop_test (tc, bad_list, 0, 10);
   tcase_add_loop_test (tc, everything_once, 0, 60);
