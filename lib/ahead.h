@@ -21,15 +21,15 @@
  *
  * How far: until so many bytes of data are known, or so many extents, where
  * each question under way is expected to bring as many as the last answer did.
- * So a disk full of data has one question at a time, but for the first two.  The
- * memory is that of AHEAD_EXTENTS extents and of the answers under way.
+ * So a disk full of data has one question at a time, but for the first two.
+ * The memory is that of AHEAD_EXTENTS extents and of the answers under way.
  *
- * A question that could not be asked because the server was lost is asked again.
- * Perhaps its answer is what the connection was lost of: it is then asked while
- * no other is, and after AHEAD_MAX_UNANSWERED times its range counts as data.
+ * A question whose server was lost is asked again.  The connection may have
+ * been lost because of its answer, so it is then asked while no other is under
+ * way, and after AHEAD_MAX_UNANSWERED times its range counts as data.
  *
- * It does no I/O and has no lock: the user's protects it.  All offsets and sizes
- * are bytes.
+ * It does no I/O and has no lock: the user's protects it.  All offsets and
+ * sizes are bytes.
  */
 
 #ifndef CLONE_AHEAD_H

@@ -6,9 +6,9 @@
  * questions at once where there are few data and one where there are many; that
  * answers may come in any order, be short, or come too late; that the walk
  * learns all of them, and nothing wrong; that what a lost server did not answer
- * is asked again, and counts as data where only that answer is missing; and that a source with endlessly many
- * extents costs neither more memory than its holes of 64 KiB and more, nor more
- * work than its answers are long.
+ * is asked again, and counts as data where only that answer is missing; and
+ * that a source with endlessly many extents costs neither more memory than its
+ * holes of 64 KiB and more, nor more work than its answers are long.
  */
 
 #include <config.h>
@@ -82,8 +82,8 @@ ask_all (struct ahead_question **q, unsigned n)
     q[i] = must_ask (0, i * 3 * G, 3 * G);
 }
 
-/* Two questions at first; the answers say how many there may be later: one where
- * they are full of data.
+/* Two questions at first; the answers say how many there may be later: one
+ * where they are full of data.
  */
 START_TEST (one_where_there_are_data)
 {
@@ -445,9 +445,9 @@ START_TEST (short_holes)
 }
 END_TEST
 
-/* At random, with extents from one byte to 128 KiB where questions meet: what is
- * data is known as data, a hole of 64 KiB or more as a hole, and there are never
- * more than two extents for each 64 KiB.
+/* At random, with extents from one byte to 128 KiB where questions meet: what
+ * is data is known as data, a hole of 64 KiB or more as a hole, and there are
+ * never more than two extents for each 64 KiB.
  */
 START_TEST (holes_of_any_length)
 {
@@ -506,9 +506,9 @@ START_TEST (holes_of_any_length)
 }
 END_TEST
 
-/* Each answer costs what it is long, and each question to it a few steps, however
- * many have come before: with holes of one byte, of which none stays; and with
- * holes of 64 KiB, of which all do.
+/* Each answer costs what it is long, and each question to it a few steps,
+ * however many have come before: with holes of one byte, of which none stays;
+ * and with holes of 64 KiB, of which all do.
  */
 START_TEST (work)
 {
