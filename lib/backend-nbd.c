@@ -589,8 +589,9 @@ check_conn (void *opaque, struct nbd_conn *conn, struct nbd_conn *witness,
     return 1;
   if (n->fingerprint)
     r = fingerprint_check (&a.b, n->fingerprint, why);
-  if (r == -1 && *why == NULL)
-    *why = strdup ("its fingerprint cannot be read");
+  if (r == -1 && *why == NULL &&
+      asprintf (why, "its fingerprint cannot be read: %m") == -1)
+    *why = NULL;
   if (r == 0 && witness && !answers (n, witness)) {
     *why = strdup ("another connection was lost");
     r = -1;
@@ -627,50 +628,27 @@ static const struct backend_ops nbd_ops = {
   .reason = nbd_backend_reason,
 };
 
-/* Can the export serve as what it is opened for? */
-static int
-check_export (struct nbd_handle *h, const struct backend_params *params,
-              const struct log *log)
+/* Can the export serve as what it is opened for?  NULL, or why not. */
+static const char *
+check_export (struct nbd_handle *h, const struct backend_params *params)
 {
   const char *protocol = nbd_get_protocol (h);
 
   /* It has no names of exports, block sizes, extents, nor TLS. */
-  if (protocol && strcmp (protocol, "oldstyle") == 0) {
-    log_error (log, "%s %s: the server speaks the oldstyle protocol, which is "
-               "not supported, let it speak newstyle", params->role,
-               params->name);
-    errno = EINVAL;
-    return -1;
-  }
-  if (nbd_get_size (h) == -1) {
-    log_error (log, "%s %s: the server does not tell the size: %s",
-               params->role, params->name, nbd_conn_strerror ());
-    errno = EINVAL;
-    return -1;
-  }
-  if (nbd_get_block_size (h, LIBNBD_SIZE_MINIMUM) > MAX_BLOCK) {
-    log_error (log, "%s %s: the server's minimum block size is %" PRId64
-               ", no more than %" PRId64 " is supported", params->role,
-               params->name, nbd_get_block_size (h, LIBNBD_SIZE_MINIMUM),
-               MAX_BLOCK);
-    errno = EINVAL;
-    return -1;
-  }
-  if (params->readonly)
-    return 0;
-  if (nbd_is_read_only (h) != 0) {
-    log_error (log, "%s %s is read-only, let its server export it for writing",
-               params->role, params->name);
-    errno = EROFS;
-    return -1;
-  }
-  if (nbd_can_flush (h) != 1) {
-    log_error (log, "%s %s: the server does not support flush, without which "
-               "nothing can be made durable", params->role, params->name);
-    errno = EINVAL;
-    return -1;
-  }
-  return 0;
+  if (protocol && strcmp (protocol, "oldstyle") == 0)
+    return "the server speaks the oldstyle protocol, which is not supported, "
+           "let it speak newstyle";
+  if (nbd_get_size (h) == -1)
+    return "the server does not tell the size";
+  if (nbd_get_block_size (h, LIBNBD_SIZE_MINIMUM) > MAX_BLOCK)
+    return "the server's minimum block size is larger than 64K, which is not "
+           "supported";
+  if (!params->readonly && nbd_is_read_only (h) != 0)
+    return "it is read-only, let its server export it for writing";
+  if (!params->readonly && nbd_can_flush (h) != 1)
+    return "the server does not support flush, without which nothing can be "
+           "made durable";
+  return NULL;
 }
 
 static void
@@ -699,19 +677,25 @@ static int
 connect_all (struct nbd *n, const struct backend_params *params)
 {
   const struct nbd_pool_params pp = {
-    .role = params->role, .uri = params->name, .log = n->b.log,
+    .role = params->role, .uri = n->b.name, .log = n->b.log,
     .connections = params->connections, .together = !params->readonly,
     .timeout = params->timeout, .deadline = params->deadline,
     .check = check_conn, .opaque = n,
   };
+
+  const char *why;
 
   n->pool = nbd_pool_open (&pp);
   if (n->pool == NULL) {
     errno = EIO;
     return -1;
   }
-  if (check_export (nbd_pool_handle (n->pool), params, n->b.log) == -1)
+  why = check_export (nbd_pool_handle (n->pool), params);
+  if (why) {
+    log_error (n->b.log, "%s %s: %s", params->role, params->name, why);
+    errno = EINVAL;
     return -1;
+  }
   learn_export (n, nbd_pool_handle (n->pool));
   nbd_pool_connect_further (n->pool);
   return 0;

@@ -77,7 +77,6 @@ struct nbd_slot {
 /* A thread that does what can take for ever, and what is known about it. */
 struct attempt {
   struct nbd_pool *pool;
-  void (*run) (struct attempt *a);
   struct nbd_conn *conn; /* is killed when there is no progress */
   int64_t deadline;
   bool connecting;       /* not a call */
@@ -87,11 +86,11 @@ struct attempt {
   uint64_t progress;     /* and what it was */
   bool missed;           /* the deadline */
 
-  /* run_call */
+  /* a call */
   struct nbd_req *req;
   size_t n;
 
-  /* run_connect */
+  /* to connect */
   bool again;               /* not the first: it is to be checked */
   struct nbd_slot *witness; /* held */
   uint64_t losses;          /* pool->losses at the beginning */
@@ -150,18 +149,15 @@ wake_healer (void *opaque)
   (void)!eventfd_write (pool->wakeup, 1);
 }
 
-/* The deadline, unless a test has another. */
+/* The deadline: so many milliseconds, or other seconds if they are not 0, unless
+ * a test has another.
+ */
 static int64_t
-deadline (const struct nbd_pool *pool, int64_t normal)
+deadline (const struct nbd_pool *pool, int64_t normal, unsigned seconds)
 {
-  return pool->params.deadline ? pool->params.deadline : normal;
-}
-
-static int64_t
-opening_deadline (const struct nbd_pool *pool, int64_t normal)
-{
-  return deadline (pool, pool->params.timeout
-                         ? pool->params.timeout * INT64_C (1000) : normal);
+  if (pool->params.deadline)
+    return pool->params.deadline;
+  return seconds ? seconds * INT64_C (1000) : normal;
 }
 
 /* The lock is held, if there is a healer.  NULL is allowed. */
@@ -222,8 +218,14 @@ static void *
 attempt_thread (void *arg)
 {
   struct attempt *a = arg;
+  const struct nbd_pool_params *params = &a->pool->params;
 
-  a->run (a);
+  if (!a->connecting)
+    nbd_conn_call (a->conn, a->req, a->n);
+  else if (nbd_conn_connect (a->conn, params->role, params->uri, a->again) &&
+           a->again)
+    a->differs = params->check (params->opaque, a->conn,
+                                a->witness ? a->witness->conn : NULL, &a->why);
   (void)!eventfd_write (a->done, 1);
   return NULL;
 }
@@ -307,31 +309,14 @@ attempt_now (struct attempt *a)
   return 0;
 }
 
-static void
-run_call (struct attempt *a)
-{
-  nbd_conn_call (a->conn, a->req, a->n);
-}
-
-static void
-run_connect (struct attempt *a)
-{
-  const struct nbd_pool_params *params = &a->pool->params;
-
-  if (nbd_conn_connect (a->conn, params->role, params->uri, a->again) &&
-      a->again)
-    a->differs = params->check (params->opaque, a->conn,
-                                a->witness ? a->witness->conn : NULL, &a->why);
-}
-
 /* To connect, for the first time or again.  On failure conn is NULL. */
 static void
 new_attempt (struct nbd_pool *pool, struct attempt *a, bool again,
              int64_t limit)
 {
   *a = (struct attempt){
-    .pool = pool, .run = run_connect, .conn = nbd_conn_new (wake_healer, pool),
-    .deadline = limit, .connecting = true, .again = again,
+    .pool = pool, .conn = nbd_conn_new (wake_healer, pool), .deadline = limit,
+    .connecting = true, .again = again,
   };
 }
 
@@ -375,8 +360,8 @@ call_watched (struct nbd_pool *pool, struct nbd_slot *slot,
               struct nbd_req *req, size_t n)
 {
   struct attempt a = {
-    .pool = pool, .run = run_call, .conn = slot->conn, .req = req, .n = n,
-    .deadline = opening_deadline (pool, CALL_DEADLINE),
+    .pool = pool, .conn = slot->conn, .req = req, .n = n,
+    .deadline = deadline (pool, CALL_DEADLINE, pool->params.timeout),
   };
 
   if (attempt_now (&a) == -1)
@@ -860,15 +845,14 @@ int
 nbd_pool_start (struct nbd_pool *pool, const struct backend_service *service)
 {
   const uint64_t seed = monotonic_seconds () * 1e9 + (uintptr_t)pool;
-  const int64_t timeout = service->timeout * INT64_C (1000);
 
   memcpy (pool->seed, &seed, sizeof pool->seed);
   pool->service = *service;
   pool->reply_normal = pool->reply_deadline =
-    deadline (pool, timeout ? MIN (timeout, REPLY_DEADLINE)
-              : REPLY_DEADLINE);
+    MIN (deadline (pool, REPLY_DEADLINE, 0),
+         deadline (pool, REPLY_DEADLINE, service->timeout));
   pool->connect_normal = pool->connect_deadline =
-    deadline (pool, AGAIN_DEADLINE);
+    deadline (pool, AGAIN_DEADLINE, 0);
   pool->pause = PAUSE_MIN;
   pool->told = pool->generation;
   for (unsigned i = 0; i < pool->connections; i++)
@@ -936,7 +920,7 @@ nbd_pool_connect_further (struct nbd_pool *pool)
 
   while (pool->connections < params->connections &&
          nbd_can_multi_conn (nbd_pool_handle (pool)) == 1 &&
-         connect_now (pool, false, deadline (pool, FURTHER_DEADLINE)) == 0)
+         connect_now (pool, false, deadline (pool, FURTHER_DEADLINE, 0)) == 0)
     ;
   pool->clients = MAX (pool->connections / 2, 1u);
   for (unsigned i = 0; i < pool->connections; i++)
@@ -951,29 +935,22 @@ nbd_pool_open (const struct nbd_pool_params *params)
 {
   struct nbd_pool *pool = calloc (1, sizeof *pool);
 
-  if (pool == NULL)
-    goto no_memory;
-  pool->params = *params;
-  pool->params.role = strdup (params->role);
-  pool->params.uri = strdup (params->uri);
-  pool->params.connections = MAX (params->connections, 1u);
-  pool->slots = calloc (pool->params.connections, sizeof *pool->slots);
-  pool->poll = calloc (pool->params.connections + 2, sizeof *pool->poll);
-  pool->wakeup = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
-  pool->told_up = true;
-  pool->clients = 1;
-  pthread_mutex_init (&pool->lock, NULL);
-
-  if (pool->params.role == NULL || pool->params.uri == NULL ||
-      pool->slots == NULL || pool->poll == NULL || pool->wakeup == -1)
-    goto no_memory;
-  if (connect_now (pool, true, opening_deadline (pool, FIRST_DEADLINE)) == 0)
+  if (pool) {
+    pool->params = *params;
+    pool->params.connections = MAX (params->connections, 1u);
+    pool->slots = calloc (pool->params.connections, sizeof *pool->slots);
+    pool->poll = calloc (pool->params.connections + 2, sizeof *pool->poll);
+    pool->wakeup = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
+    pool->told_up = true;
+    pool->clients = 1;
+    pthread_mutex_init (&pool->lock, NULL);
+  }
+  if (pool == NULL || pool->slots == NULL || pool->poll == NULL ||
+      pool->wakeup == -1)
+    log_error (params->log, "%s %s: %m", params->role, params->uri);
+  else if (connect_now (pool, true, deadline (pool, FIRST_DEADLINE,
+                                              params->timeout)) == 0)
     return pool;
-  nbd_pool_close (pool);
-  return NULL;
-
- no_memory:
-  log_error (params->log, "%s %s: %m", params->role, params->uri);
   nbd_pool_close (pool);
   return NULL;
 }
@@ -1000,7 +977,5 @@ nbd_pool_close (struct nbd_pool *pool)
   pthread_mutex_destroy (&pool->lock);
   free (pool->slots);
   free (pool->poll);
-  free ((char *)pool->params.role);
-  free ((char *)pool->params.uri);
   free (pool);
 }

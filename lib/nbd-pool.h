@@ -68,7 +68,7 @@ struct nbd_pool;
 struct nbd_slot; /* one connection, and its place */
 
 struct nbd_pool_params {
-  const char *role, *uri; /* copied */
+  const char *role, *uri; /* must outlive the pool */
   unsigned connections;   /* in all, 1 where the server lacks multi-conn */
   bool together;          /* the export is written to, see above */
   unsigned timeout, deadline; /* see struct backend_params */

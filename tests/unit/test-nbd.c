@@ -483,6 +483,7 @@ log_line (const char *fmt, va_list args)
 
   vsnprintf (text + n, sizeof text - n, fmt, args);
   strncat (text, "\n", sizeof text - strlen (text) - 1);
+  pthread_cond_broadcast (&cond);
 }
 
 static bool
@@ -585,7 +586,7 @@ read_some (void)
   return backend_pread (b, buf, sizeof buf, 0) == -1 ? errno : 0;
 }
 
-/* What these wait for comes with a call of lost or changed. */
+/* What these wait for comes with a call of lost or changed, or a message. */
 static void
 wait_connections (unsigned n)
 {
@@ -610,6 +611,15 @@ wait_state (enum backend_state state)
   LOCK_FOR_SCOPE (&lock);
 
   while (backend_state (b) != state)
+    pthread_cond_wait (&cond, &lock);
+}
+
+static void
+wait_said (const char *what)
+{
+  LOCK_FOR_SCOPE (&lock);
+
+  while (strstr (text, what) == NULL)
     pthread_cond_wait (&cond, &lock);
 }
 
@@ -665,7 +675,8 @@ START_TEST (lost_is_error)
   begin_call (&call, false);
   cut (CLIENTS_MAX, 0);
   ck_assert_int_eq (end_call (&call), ENOTCONN);
-  wait_state (BACKEND_LOST);
+  wait_said (" is lost: ");
+  ck_assert_int_eq (backend_state (b), BACKEND_LOST);
   for (int i = 0; i < 100; i++)
     ck_assert_int_eq (read_some (), ENOTCONN);
   backend_reason (b, why, sizeof why);
