@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <linux/tcp.h>
+#include <netdb.h>
 #include <poll.h>
 #include <pthread.h>
 #include <semaphore.h>
@@ -197,21 +198,97 @@ adopt_socket (struct nbd_conn *conn, int syn_retries)
   return NULL;
 }
 
-/* Let libnbd go on as far as it goes.  NULL, or why it failed. */
+/* The addresses of a URI's host, or NULL. */
+static struct addrinfo *
+resolve (const char *uri)
+{
+  const struct addrinfo hints = { .ai_socktype = SOCK_STREAM };
+  struct addrinfo *list = NULL;
+  CLEANUP_FREE char *host = strdup (strstr (uri, "://") + 3);
+  char *at, *port;
+
+  if (host == NULL)
+    return NULL;
+  host[strcspn (host, "/?#")] = '\0';
+  at = strrchr (host, '@');
+  at = at ? at + 1 : host;
+  port = strrchr (at, ':');
+  if (*at == '[' && strchr (at, ']')) {
+    port = strchr (at, ']');
+    *port++ = '\0';
+    at++;
+  }
+  if (port && *port == ':')
+    *port++ = '\0';
+  else
+    port = NULL;
+  if (getaddrinfo (at, port && *port ? port : "10809", &hints, &list) != 0)
+    return NULL;
+  return list;
+}
+
+/* Put a socket that begins to connect to this address in the place of libnbd's.
+ * 0 or an errno.
+ */
+static int
+try_address (int fd, const struct addrinfo *a, int syn_retries)
+{
+  const int on = 1;
+  CLEANUP_CLOSE int s = socket (a->ai_family, SOCK_STREAM | SOCK_NONBLOCK |
+                                SOCK_CLOEXEC, a->ai_protocol);
+
+  if (s == -1)
+    return errno;
+  setsockopt (s, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  set_timeouts (s, syn_retries);
+  if (connect (s, a->ai_addr, a->ai_addrlen) == -1 && errno != EINPROGRESS)
+    return errno;
+  return dup3 (s, fd, O_CLOEXEC) == -1 ? errno : 0;
+}
+
+/* libnbd (1.14) goes on when connecting has only begun, and so it never comes to
+ * a name's second address.  Wait here; if it fails, try the others.  NULL, or why
+ * it failed.
+ */
 static const char *
-negotiate (struct nbd_conn *conn, int syn_retries)
+wait_connected (struct nbd_conn *conn, const char *uri, int syn_retries)
 {
   const char *why = adopt_socket (conn, syn_retries);
+  struct pollfd pfd = { .fd = nbd_aio_get_fd (conn->nbd), .events = POLLOUT };
+  struct addrinfo *list = NULL, *next = NULL;
+  int error = EINPROGRESS;
 
-  while (why == NULL && nbd_conn_is_alive (conn) &&
-         nbd_aio_is_connecting (conn->nbd)) {
-    if (nbd_poll (conn->nbd, CONNECT_TICK) == -1)
-      why = nbd_conn_strerror ();
-    else if (!nbd_aio_is_closed (conn->nbd))
-      why = adopt_socket (conn, syn_retries);
+  while (why == NULL && error && nbd_conn_is_alive (conn)) {
+    socklen_t len = sizeof error;
+
+    if (poll (&pfd, 1, CONNECT_TICK) <= 0)
+      continue;
+    if (getsockopt (pfd.fd, SOL_SOCKET, SO_ERROR, &error, &len) == -1)
+      error = errno;
+    if (error && list == NULL && (list = resolve (uri)))
+      next = list->ai_next;
+    for (int tried = error; tried && next; next = next->ai_next) {
+      tried = try_address (pfd.fd, next, syn_retries);
+      if (tried == 0)
+        error = EINPROGRESS;
+    }
+    why = error && error != EINPROGRESS ? strerror (error)
+          : adopt_socket (conn, syn_retries);
   }
-  make_progress (conn);
+  if (list)
+    freeaddrinfo (list);
   return why;
+}
+
+/* Let libnbd go on as far as it goes.  NULL, or why it failed. */
+static const char *
+negotiate (struct nbd_conn *conn)
+{
+  while (nbd_conn_is_alive (conn) && nbd_aio_is_connecting (conn->nbd))
+    if (nbd_poll (conn->nbd, CONNECT_TICK) == -1)
+      return nbd_conn_strerror ();
+  make_progress (conn);
+  return NULL;
 }
 
 /* The server's reply to the name of the export.  Only this thread knows what
@@ -239,11 +316,13 @@ handshake (struct nbd_conn *conn, const char *role, const char *uri,
 
   if (set_up (conn, role) == -1 || nbd_aio_connect_uri (conn->nbd, uri) == -1)
     return nbd_conn_strerror ();
-  why = negotiate (conn, syn_retries);
+  why = wait_connected (conn, uri, syn_retries);
+  if (why == NULL)
+    why = negotiate (conn);
   if (why == NULL && nbd_aio_is_negotiating (conn->nbd)) {
     if (nbd_aio_opt_go (conn->nbd, completion) == -1)
       return nbd_conn_strerror ();
-    why = negotiate (conn, syn_retries);
+    why = negotiate (conn);
   }
   if (why == NULL && !nbd_aio_is_ready (conn->nbd))
     why = "the server closed the connection";

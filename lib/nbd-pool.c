@@ -25,11 +25,11 @@
 
 /* All times are milliseconds, and all deadlines those without progress. */
 
-/* For the first connection, and for each further one: some servers accept so
- * many clients and leave the others waiting, which should not delay the start.
+/* For the first connection, and at most for each further one: some servers
+ * accept so many clients and leave the others waiting.
  */
 #define FIRST_DEADLINE INT64_C (30000)
-#define FURTHER_DEADLINE INT64_C (2000)
+#define FURTHER_DEADLINE INT64_C (5000)
 
 /* For a call before nbd_pool_start. */
 #define CALL_DEADLINE INT64_C (60000)
@@ -104,6 +104,7 @@ struct nbd_pool {
   struct nbd_slot **slots; /* NULL: there is none now */
   struct pollfd *poll;     /* the healer's: what it waits for */
   unsigned connections;    /* places in use, at least 1 */
+  int64_t first;           /* what the first one took */
   unsigned clients;        /* of which the first so many are for clients */
   int wakeup;              /* eventfd: the healer should look */
   pthread_t healer;
@@ -913,14 +914,19 @@ connect_now (struct nbd_pool *pool, bool first, int64_t limit)
   return -1;
 }
 
+/* A server that is not going to answer should not delay the start for long:
+ * one that took T for the first handshake does not need more than a multiple of
+ * T.
+ */
 void
 nbd_pool_connect_further (struct nbd_pool *pool)
 {
   const struct nbd_pool_params *params = &pool->params;
+  const int64_t limit = MIN (FURTHER_DEADLINE, 1000 + 10 * pool->first);
 
   while (pool->connections < params->connections &&
          nbd_can_multi_conn (nbd_pool_handle (pool)) == 1 &&
-         connect_now (pool, false, deadline (pool, FURTHER_DEADLINE, 0)) == 0)
+         connect_now (pool, false, deadline (pool, limit, 0)) == 0)
     ;
   pool->clients = MAX (pool->connections / 2, 1u);
   for (unsigned i = 0; i < pool->connections; i++)
@@ -934,6 +940,7 @@ struct nbd_pool *
 nbd_pool_open (const struct nbd_pool_params *params)
 {
   struct nbd_pool *pool = calloc (1, sizeof *pool);
+  const int64_t begin = monotonic_ms ();
 
   if (pool) {
     pool->params = *params;
@@ -949,8 +956,10 @@ nbd_pool_open (const struct nbd_pool_params *params)
       pool->wakeup == -1)
     log_error (params->log, "%s %s: %m", params->role, params->uri);
   else if (connect_now (pool, true, deadline (pool, FIRST_DEADLINE,
-                                              params->timeout)) == 0)
+                                              params->timeout)) == 0) {
+    pool->first = monotonic_ms () - begin;
     return pool;
+  }
   nbd_pool_close (pool);
   return NULL;
 }
