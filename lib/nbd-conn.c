@@ -204,25 +204,21 @@ resolve (const char *uri)
 {
   const struct addrinfo hints = { .ai_socktype = SOCK_STREAM };
   struct addrinfo *list = NULL;
-  CLEANUP_FREE char *host = strdup (strstr (uri, "://") + 3);
-  char *at, *port;
+  char name[256], *host, *port, *end;
 
-  if (host == NULL)
+  if (sscanf (strstr (uri, "://"), "://%255[^/?#]", name) != 1)
     return NULL;
-  host[strcspn (host, "/?#")] = '\0';
-  at = strrchr (host, '@');
-  at = at ? at + 1 : host;
-  port = strrchr (at, ':');
-  if (*at == '[' && strchr (at, ']')) {
-    port = strchr (at, ']');
+  host = strrchr (name, '@');
+  host = host ? host + 1 : name;
+  end = *host == '[' ? strchr (host, ']') : NULL;
+  port = strchr (end ? end : host, ':');
+  if (port)
     *port++ = '\0';
-    at++;
+  if (end) {
+    *end = '\0';
+    host++;
   }
-  if (port && *port == ':')
-    *port++ = '\0';
-  else
-    port = NULL;
-  if (getaddrinfo (at, port && *port ? port : "10809", &hints, &list) != 0)
+  if (getaddrinfo (host, port && *port ? port : "10809", &hints, &list) != 0)
     return NULL;
   return list;
 }
@@ -399,16 +395,6 @@ nbd_conn_is_alive (struct nbd_conn *conn)
   return atomic_load_explicit (&conn->alive, memory_order_relaxed);
 }
 
-bool
-nbd_conn_probe (struct nbd_conn *conn)
-{
-  struct pollfd pfd = { .fd = conn->fd, .events = POLLRDHUP };
-
-  if (!nbd_conn_is_alive (conn))
-    return false;
-  return nbd_conn_load (conn) > 0 || poll (&pfd, 1, 0) == 0;
-}
-
 /* The lock is held. */
 static void
 set_why (struct nbd_conn *conn, const char *why)
@@ -453,7 +439,7 @@ nbd_conn_progress (struct nbd_conn *conn)
 void
 nbd_conn_look (struct nbd_conn *conn, struct nbd_view *view)
 {
-  struct pollfd pfd = { .fd = conn->fd, .events = POLLIN };
+  struct pollfd pfd = { .fd = conn->fd, .events = POLLIN | POLLRDHUP };
   struct tcp_info info = { 0 };
   socklen_t len = sizeof info;
 
@@ -465,6 +451,7 @@ nbd_conn_look (struct nbd_conn *conn, struct nbd_view *view)
   if (nbd_aio_get_direction (conn->nbd) & LIBNBD_AIO_DIRECTION_WRITE)
     pfd.events |= POLLOUT;
   view->waits = poll (&pfd, 1, 0) > 0;
+  view->ended = (pfd.revents & POLLRDHUP) != 0;
 }
 
 /* ---- Waking workers ---- */

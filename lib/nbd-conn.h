@@ -134,11 +134,8 @@ extern void nbd_conn_call (struct nbd_conn *conn, struct nbd_req *req,
 /* How many requests are in flight, at a glance. */
 extern unsigned nbd_conn_load (struct nbd_conn *conn);
 
-/* False when the connection was lost.  nbd_conn_probe also asks the socket of
- * an idle connection, of which nobody would hear otherwise.
- */
+/* False when the connection was lost. */
 extern bool nbd_conn_is_alive (struct nbd_conn *conn);
-extern bool nbd_conn_probe (struct nbd_conn *conn);
 
 /* Make it a lost one, for this reason.  What is in flight fails soon, on the
  * threads that drive the connection, and connecting ends.  Nothing happens to
@@ -164,6 +161,8 @@ struct nbd_view {
   uint64_t received; /* bytes that came, 0 where the kernel does not count */
   uint64_t turns;    /* counts what we did to receive and to send */
   bool waits;        /* something can be received, or sent, by us */
+  bool ended;        /* the peer has closed it, which what is in flight tells,
+                      * too, when it is received */
 };
 extern void nbd_conn_look (struct nbd_conn *conn, struct nbd_view *view);
 

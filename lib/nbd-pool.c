@@ -472,7 +472,7 @@ nbd_pool_alive (struct nbd_pool *pool)
   unsigned alive = 0;
 
   for (unsigned i = 0; i < pool->connections; i++)
-    alive += pool->slots[i] && nbd_conn_probe (pool->slots[i]->conn);
+    alive += is_alive (pool->slots[i]);
   return alive;
 }
 
@@ -517,7 +517,7 @@ watch (struct nbd_pool *pool, struct nbd_slot *slot, bool slow, int64_t now)
   const bool replied = nbd_conn_progress (conn) != slot->progress;
   const uint64_t enough = pool->reply_deadline * RATE_MIN;
 
-  if (!nbd_conn_probe (conn))
+  if (slot->view.ended && nbd_conn_load (conn) == 0)
     nbd_conn_kill (conn, "the server closed it");
   else if (replied || nbd_conn_load (conn) == 0 ||
            (!hurry && (slow || slot->view.waits ||

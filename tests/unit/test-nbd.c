@@ -35,6 +35,7 @@
 #include "cleanup.h"
 #include "fingerprint.h"
 #include "nbd-conn.h"
+#include "rounding.h"
 #include "run-suite.h"
 
 #define SIZE (UINT64_C (1) << 20)
@@ -50,6 +51,7 @@ enum conduct {
   SHUTDOWN, /* ESHUTDOWN */
   CLOSE,    /* the connection */
   TRICKLE,  /* a byte now and then */
+  STEADY,   /* slowly, but more than that */
   FLOOD,    /* replies without end */
 };
 
@@ -66,7 +68,7 @@ static struct {
   bool ended;
 
   bool tcp, readonly;
-  char dir[32], uri[96];
+  char dir[32], uri[160];
   int listener;
   int fd[CLIENTS_MAX];       /* -1: free */
   unsigned clients;
@@ -169,6 +171,21 @@ trickle (int fd)
   while (send_all (fd, "", 1))
     usleep (10000);
   return false;
+}
+
+static bool
+send_steadily (int fd, const char *p, size_t count)
+{
+  while (count > 0) {
+    const size_t piece = MIN (count, (size_t)8192);
+
+    if (!send_all (fd, p, piece))
+      return false;
+    p += piece;
+    count -= piece;
+    usleep (30000);
+  }
+  return true;
 }
 
 static bool
@@ -297,7 +314,9 @@ serve_one (int fd, const struct request *r)
     ok = reply_error (fd, r, c == FAIL ? 5 : 108);
   else if (type == 0)
     ok = send_chunk (fd, r, 1, 8 + length) && send_all (fd, &r->offset, 8) &&
-      (c == TRICKLE ? trickle (fd) : send_all (fd, zeroes, length));
+      (c == TRICKLE ? trickle (fd) :
+       c == STEADY ? send_steadily (fd, zeroes, length) :
+       send_all (fd, zeroes, length));
   else if (type == 7)
     ok = reply_status (fd, r);
   else
@@ -956,6 +975,27 @@ START_TEST (trickling_reply)
 }
 END_TEST
 
+/* A reply that takes several times the deadline is, where the line brings it
+ * steadily.  (The server may be kept from sending by other work: then again.)
+ */
+START_TEST (steady_reply)
+{
+  static char buf[256 << 10];
+  bool done = false;
+
+  start_server (true, true);
+  open_backend (1, 300);
+  start_backend (NULL);
+  set (AT_READ, STEADY);
+  for (int i = 0; i < 20 && !done; i++) {
+    wait_connections (1);
+    done = backend_pread (b, buf, sizeof buf, 0) == 0;
+  }
+  ck_assert (done);
+  end ();
+}
+END_TEST
+
 /* ---- channels ---- */
 
 struct my_io {
@@ -1118,6 +1158,7 @@ suite (void)
   tcase_add_loop_test (tc, bad_handshake, 0, 4);
   tcase_add_test (tc, never_answers);
   tcase_add_loop_test (tc, trickling_reply, 0, 2);
+  tcase_add_test (tc, steady_reply);
   tcase_add_loop_test (tc, unread_is_no_silence, 0, 2);
   tcase_add_test (tc, channel_changes_link);
   tcase_add_test (tc, interrupt_ends);
