@@ -42,12 +42,19 @@ ends_well ()
   same "$src" "$tmp/untouched"
 }
 
-shares_much ()
+# shares START BYTES: so much of the destination is shared from START on.
+shares ()
 {
   local bytes
   bytes=$(filefrag -v "$dest" |
-    awk '/shared/ { gsub(/:/, "", $6); n += $6 * 4096 } END { print n + 0 }')
-  [ "$bytes" -ge $((16 << 20)) ] || fail "only $bytes bytes are shared"
+    awk -v start=$(($1 / 4096)) '
+      /shared/ {
+        gsub(/[.:]/, " ")
+        first = $2 > start ? $2 : start
+        if ($3 >= first) n += ($3 + 1 - first) * 4096
+      }
+      END { print n + 0 }')
+  [ "$bytes" -ge "$2" ] || fail "only $bytes bytes are shared from $1 on"
 }
 
 # Nothing is read, and next to nothing written.
@@ -55,13 +62,19 @@ serve_clone "$src" destination="$dest" hydration=off
 $python "$srcdir/model.py" "$tmp/model" "$(uri clone)" --ops 50
 control POST /resume
 ends_well
-shares_much
+# The client's requests, and with them what is left to share, are the same in
+# each run.
+shares 0 $((16 << 20))
 
-# It is killed amid sharing.
-fua=("$python" "$srcdir/fua-kill.py" "$tmp/model" "$(uri clone)")
+# It is killed amid sharing.  Clients write to the disk's first half.  How much
+# of that is shared depends on whether they or hydration came first, but of the
+# second half it is all.
+half=$((32 << 20))
+fua=("$python" "$srcdir/fua-kill.py" "$tmp/half" "$(uri clone)")
 args=("$src" destination="$dest" hydration-batch-size=256K)
 for region_size in 4K 512K; do
   begin_anew
+  head -c $half "$tmp/model" >"$tmp/half"
   for round in 1 2 3; do
     serve_clone "${args[@]}" region-size=$region_size hydration-rate=4M
     "${fua[@]}" check
@@ -70,8 +83,9 @@ for region_size in 4K 512K; do
   done
   serve_clone "${args[@]}"
   "${fua[@]}" check
+  dd if="$tmp/half" of="$tmp/model" bs=1M conv=notrunc status=none
   ends_well
-  shares_much
+  shares $half $half
 done
 
 # The file system forgets all that is not durable.
