@@ -159,6 +159,27 @@ fewer ()
   if [ -n "$tool" ]; then echo $((($1 + 9) / 10)); else echo "$1"; fi
 }
 
+# Is it the long run, `tests/run --all'?
+is_all ()
+{
+  [ -n "${CLONE_ALL:-}" ]
+}
+
+# left_to_all WHAT: says in the log what this run has not tried; tests/run
+# prints it.
+left_to_all ()
+{
+  { set +x; } 2>/dev/null
+  echo "left to --all: $(basename "$0"): $*"
+  set -x
+}
+
+# long_or_short LONG SHORT: how many are tried with --all, and without.
+long_or_short ()
+{
+  if is_all; then echo "$1"; else echo "$2"; fi
+}
+
 # A test can set tool_wanted before it reads this file.
 if [ -n "${tool_wanted:-}" ]; then
   not_under asan tsan valgrind "this is about $tool_wanted"

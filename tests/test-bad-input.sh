@@ -43,6 +43,9 @@ for v in 0 x -1 '' 100000000000; do
   refused destination-connections "$tmp/src" "$dest" \
           "destination-connections=$v"
 done
+for v in 0 1 512 2K 4095 4097 12K 2G 1T -4096 4Q x ''; do
+  refused region-size "$tmp/src" "$dest" "region-size=$v"
+done
 refused progress "$tmp/src" "$dest" progress=nowhere
 refused 'progress|descriptor' "$tmp/src" "$dest" progress=987
 
@@ -96,3 +99,10 @@ refused "$tmp/small" "$tmp/src" "$dest" metadata="$tmp/small"
 
 test ! -e "$tmp/dest"
 test ! -e "$tmp/meta"
+
+# A disk of no bytes is refused, or works: it does not crash.
+: >"$tmp/empty"
+rc=0
+timeout 300 nbdkit -f -U "$tmp/e.sock" "$plugin" "$tmp/empty" \
+        destination="$tmp/empty.dest" --run 'nbdinfo --size "$uri"' || rc=$?
+test $rc -le 1

@@ -10,6 +10,7 @@
 #
 # And that the tester which says so can tell: each build that is broken by a
 # patch, so that somebody does not look again at what it owns, it finds illegal.
+# These builds are left to --all; test-crash.sh catches them, too.
 # OPS says how many requests for each clone, SEED which.
 
 . "$(dirname "$0")/functions.sh"
@@ -78,6 +79,14 @@ done
 
 # Under a tool, our own code is what counts.
 [ -z "$tool" ] || exit 0
+if ! is_all; then
+  left_to_all "controls, which test-crash.sh catches"
+  exit 0
+fi
+requires_command make patch
+# make's own variables would make these part of the outer make.
+unset MAKEFLAGS MFLAGS MAKELEVEL
+make -s -C "$builddir/tests" consistency-controls
 
 # is_caught: one try may be too few, since the moment must come.
 is_caught ()

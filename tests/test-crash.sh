@@ -20,7 +20,7 @@ if [ -n "$tool" ]; then
   exit
 fi
 
-cuts=20000
+cuts=$(long_or_short 20000 4000)
 # Most controls are caught in the first history, the rarest in one of twenty or
 # so; there is no other bound for them.
 histories=300
@@ -32,7 +32,7 @@ make -s -C "$builddir/tests" crash/lab crash-controls
 "$builddir/tests/crash/lab" cuts=$cuts faults=1 | sed 's/^/crash: /'
 
 controls=0 caught=0
-for control in $(make -s -C "$builddir/tests" list-crash-controls); do
+for control in $(make -s -C "$builddir/tests" print-crash_controls); do
   name=$(basename "$control")
   controls=$((controls + 1))
   status=0
@@ -48,3 +48,4 @@ for control in $(make -s -C "$builddir/tests" list-crash-controls); do
 done
 echo "crash: controls caught: $caught of $controls"
 [ $caught -eq $controls ] && [ $controls -gt 0 ]
+is_all || left_to_all "four of five power cuts"

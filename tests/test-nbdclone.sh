@@ -338,10 +338,13 @@ has_runs "$new" "$all"
 
 # Every byte of superblocks and bitmap that is changed is found; and files of
 # garbage, and stores with a lot of it, never crash it, nor give bad JSON.
-$python - "$nbdclone" "$tmp/good" "$tmp/fuzz" "${tool:+10}" <<'PY'
+one_of=$(long_or_short 1 5)
+[ -z "$tool" ] || one_of=10
+[ "$one_of" -eq 1 ] || left_to_all "all but one of $one_of damaged stores"
+$python - "$nbdclone" "$tmp/good" "$tmp/fuzz" "$one_of" <<'PY'
 import json, random, subprocess, sys
 nbdclone, good, path = sys.argv[1:4]
-slow = int(sys.argv[4] or 1)
+slow = int(sys.argv[4])
 good = open(good, "rb").read()
 r = random.Random(1)
 

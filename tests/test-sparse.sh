@@ -8,13 +8,13 @@
 . "$(dirname "$0")/functions.sh"
 
 requires_command qemu-img
-truncate -s 1G "$tmp/src"
-for mb in 0 1 100 511 1023; do
+truncate -s 256M "$tmp/src"
+for mb in 0 1 25 127 255; do
   make_disk "$tmp/data" 1M $((mb + 1))
   dd if="$tmp/data" of="$tmp/src" bs=1M seek=$mb conv=notrunc status=none
 done
 # Zeroes that are no hole.
-dd if=/dev/zero of="$tmp/src" bs=1M seek=200 count=4 conv=notrunc status=none
+dd if=/dev/zero of="$tmp/src" bs=1M seek=50 count=4 conv=notrunc status=none
 max=$((9 << 11)) # 512 byte sectors
 test "$(stat -c %b "$tmp/src")" -le $((10 << 11)) ||
   skip "no holes in this file system"
@@ -43,8 +43,8 @@ for source in "$(uri src)" "$tmp/src"; do
   copies_are_sparse "$tmp/model" $((max + (4 << 11)))
   # A hole in data, a hole in a hole, and data in a hole.
   for f in "$(uri clone)" "$tmp/model"; do
-    qemu-io -f raw -d unmap -c 'write -P 3 300M 64k' \
-            -c 'write -z -u 100M 512k' -c 'write -z -u 600M 100M' "$f"
+    qemu-io -f raw -d unmap -c 'write -P 3 75M 64k' \
+            -c 'write -z -u 25M 512k' -c 'write -z -u 150M 25M' "$f"
   done
   copies_are_sparse "$tmp/model" $((max + (4 << 11)))
   control POST /resume

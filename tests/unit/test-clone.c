@@ -1533,11 +1533,17 @@ int
 main (void)
 {
   Suite *suite = suite_create ("clone");
+  TCase *alone = tcase_create ("one thread");
   TCase *tc = tcase_create ("clone");
+
+  tcase_set_tags (alone, "one-thread");
+  tcase_set_timeout (alone, 240);
+  tcase_add_checked_fixture (alone, NULL, teardown);
+  tcase_add_loop_test (alone, random_against_model, 0, SHAPES * 4);
+  suite_add_tcase (suite, alone);
 
   tcase_set_timeout (tc, 240);
   tcase_add_checked_fixture (tc, NULL, teardown);
-  tcase_add_loop_test (tc, random_against_model, 0, SHAPES * 4);
   tcase_add_test (tc, whole_regions_read_nothing);
   tcase_add_test (tc, partial_write_reads_around);
   tcase_add_test (tc, large_region_in_pieces);
