@@ -761,8 +761,8 @@ tell (struct nbd_pool *pool, int64_t now)
   if (pool->told_up && !up && is_empty (pool)) {
     pool->told_up = false;
     if (!pool->stopping)
-      log_error (params->log, "%s %s is lost: %s; what needs it waits until it "
-                 "is back", params->role, params->uri, pool->reason);
+      log_error (params->log, "%s %s is lost: %s; what needs it waits",
+                 params->role, params->uri, pool->reason);
   }
   else if (!pool->told_up && is_steady (pool, now)) {
     pool->told_up = true;
