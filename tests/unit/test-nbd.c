@@ -767,9 +767,9 @@ START_TEST (die_together)
 
   start_server (false, false);
   open_backend (4, 0);
+  hold_lost = true;
   start_backend (NULL);
   accepted = came (AT_ACCEPT);
-  hold_lost = true;
   cut (1, CLIENTS_MAX);
   wait_loss ();
   ck_assert_uint_eq (alive_in_lost, 0);
@@ -1057,7 +1057,10 @@ START_TEST (unread_is_no_silence)
   usleep (1700000);
   ck_assert_int_eq (finish (&m), 0);
   ck_assert_uint_eq (backend_connections (b), 2);
-  ck_assert_uint_eq (changes, 0);
+  {
+    LOCK_FOR_SCOPE (&lock);
+    ck_assert_uint_eq (changes, 0);
+  }
   channel_free (ch);
   ev_loop_destroy (loop);
   end ();
