@@ -523,7 +523,7 @@ nbd_backend_reason (struct backend *b, char *buf, size_t size)
   nbd_pool_reason (((struct nbd *)b)->pool, buf, size);
 }
 
-/* What backend functions do is done on this connection. */
+/* Reads of this one are done on this connection. */
 static struct nbd
 alone (const struct nbd *n, struct nbd_conn *conn)
 {

@@ -25,7 +25,7 @@ struct nbd_conn;
 struct nbd {
   struct backend b;
   struct nbd_pool *pool;
-  struct nbd_conn *only;   /* if not NULL, this connection, not the pool's */
+  struct nbd_conn *only;   /* if not NULL, for reads instead of the pool */
   const struct fingerprint *fingerprint; /* of who comes back; or NULL */
 
   uint64_t max_transfer;   /* a multiple of minimum_block */
