@@ -7,14 +7,15 @@
  * A channel is one loop's use of one connection, its link.  Each struct io gets
  * a struct transfer, which carries its pieces one after the other.
  *
- *   nbd_channel_submit -> start_piece -> piece_done -> finish_transfer -> io->done
- *                              ^             |
- *                              +-------------+
+ *   nbd_channel_submit -> start_piece -> piece_done -> finish_transfer
+ *                              ^             |              |
+ *                              +-------------+              v
+ *                                                        io->done
  *
- * A piece whose connection is lost fails with ENOTCONN, and so does the io.  The
- * next piece to be started takes another link: where the connection of the link
- * is dead, and where it is shared and the pool has a better one.  The old link
- * is given back when its last piece has ended.
+ * A piece whose connection is lost fails with ENOTCONN, and so does the
+ * io.  The next piece to be started takes another link: where the connection of
+ * the link is dead, and where it is shared and the pool has a better one.  The
+ * old link is given back when its last piece has ended.
  */
 
 #include <config.h>

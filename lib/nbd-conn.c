@@ -85,9 +85,9 @@ struct nbd_attachment {
 
 struct nbd_conn {
   struct nbd_handle *nbd;
-  int fd;            /* the socket: not libnbd's descriptor, which is closed when
-                      * the handle dies, but another; the lock protects it until
-                      * it is connected */
+  int fd;            /* the socket: not libnbd's descriptor, which is closed
+                      * when the handle dies, but another; the lock protects it
+                      * until it is connected */
   ino_t socket;      /* which one that is */
   int wakeup;        /* eventfd, polled by the worker that drives */
   atomic_uint load;  /* requests in flight */
@@ -242,9 +242,9 @@ try_address (int fd, const struct addrinfo *a, int syn_retries)
   return dup3 (s, fd, O_CLOEXEC) == -1 ? errno : 0;
 }
 
-/* libnbd (1.14) goes on when connecting has only begun, and so it never comes to
- * a name's second address.  Wait here; if it fails, try the others.  NULL, or why
- * it failed.
+/* libnbd (1.14) goes on when connecting has only begun, and so it never comes
+ * to a name's second address.  Wait here; if it fails, try the others.  NULL,
+ * or why it failed.
  */
 static const char *
 wait_connected (struct nbd_conn *conn, const char *uri, int syn_retries)

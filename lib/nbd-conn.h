@@ -36,11 +36,12 @@
  *     completions with its lock held, so nothing here calls libnbd with
  *     nbd_conn's lock held, but for nbd_aio_get_direction, which takes none.
  *
- * Nothing here has an end of its own: a server that is silent, or that sends for
- * ever, keeps whoever connects or calls.  (libnbd does not return as long as
- * there is something to receive.)  So another thread watches the connection's
- * progress, and kills it: nbd-pool.h says when.  A killed connection ends
- * everything on it at once, but for the resolution of a host's name.
+ * Nothing here has an end of its own: a server that is silent, or that sends
+ * for ever, keeps whoever connects or calls.  (libnbd does not return as long
+ * as there is something to receive.)  So another thread watches the
+ * connection's progress, and kills it: nbd-pool.h says when.  A killed
+ * connection ends everything on it at once, but for the resolution of a host's
+ * name.
  *
  * A connection that was lost does not come back: nbd-pool.h makes another.
  * Requests in flight, and all that follow, fail with ENOTCONN.
@@ -109,9 +110,9 @@ struct nbd_req {
 extern struct nbd_conn *nbd_conn_new (void (*on_death) (void *opaque),
                                       void *opaque);
 
-/* Connect, once.  role is for libnbd's messages; with again a host that does not
- * answer the kernel is given less time.  False: it is dead, nbd_conn_why_lost
- * says why.
+/* Connect, once.  role is for libnbd's messages; with again a host that does
+ * not answer the kernel is given less time.  False: it is dead,
+ * nbd_conn_why_lost says why.
  */
 extern bool nbd_conn_connect (struct nbd_conn *conn, const char *role,
                               const char *uri, bool again);

@@ -51,8 +51,8 @@
  */
 #define CONNECT_CPU INT64_C (1000)
 
-/* Of a pause, a random part of up to a half is left out, so that many clients do
- * not come all at once to a server that has just started.
+/* Of a pause, a random part of up to a half is left out, so that many clients
+ * do not come all at once to a server that has just started.
  */
 #define PAUSE_MIN INT64_C (100)
 #define PAUSE_MAX INT64_C (10000)
@@ -150,8 +150,8 @@ wake_healer (void *opaque)
   (void)!eventfd_write (pool->wakeup, 1);
 }
 
-/* The deadline: so many milliseconds, or other seconds if they are not 0, unless
- * a test has another.
+/* The deadline: so many milliseconds, or other seconds if they are not 0,
+ * unless a test has another.
  */
 static int64_t
 deadline (const struct nbd_pool *pool, int64_t normal, unsigned seconds)
@@ -690,8 +690,8 @@ finish_attempt (struct nbd_pool *pool)
   attempt_clear (a);
 }
 
-/* Fill a place, if it is time.  Where there is no witness, nothing must have been
- * made since all were lost.
+/* Fill a place, if it is time.  Where there is no witness, nothing must have
+ * been made since all were lost.
  */
 static void
 start_attempt (struct nbd_pool *pool, int64_t now)

@@ -25,12 +25,12 @@
  *                        same export
  *
  * A server that is reached again may have crashed, and have lost what it had
- * not flushed.  So where the export is written to, the connections die together:
- * when one is lost, all others are killed; then lost is called (struct
- * backend_service); and only then is one made again, which is in use at once.
- * Each further one comes into use after an older one has answered a request that
- * was sent when the new one was connected: both lead to the same incarnation of
- * the server.
+ * not flushed.  So where the export is written to, the connections die
+ * together: when one is lost, all others are killed; then lost is called
+ * (struct backend_service); and only then is one made again, which is in use at
+ * once.  Each further one comes into use after an older one has answered a
+ * request that was sent when the new one was connected: both lead to the same
+ * incarnation of the server.
  *
  * PROGRESS.  A connection with requests in flight is killed when there was no
  * progress for the deadline for replies.  Progress is a reply, or as many bytes
@@ -41,8 +41,8 @@
  *
  * Whatever else can take for ever (connecting, and before nbd_pool_start each
  * call) is an attempt: it runs on a thread of its own while the caller, or the
- * healer, watches it and kills its connection.  Before nbd_pool_start that thread
- * has ended when the function returns, so that the process may fork.
+ * healer, watches it and kills its connection.  Before nbd_pool_start that
+ * thread has ended when the function returns, so that the process may fork.
  *
  * PAUSES.  There is one pause for the pool, not one for each connection.  It is
  * doubled when an attempt fails, and when a connection dies that lived shorter

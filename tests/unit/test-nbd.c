@@ -3,13 +3,13 @@
  */
 
 /* Proves, against a server that fails in the ways that the test says, what the
- * backend for NBD exports promises about a peer that is lost: a loss is an error
- * at once, connections are made again in the right order and not too often, and
- * only a peer that makes no progress is given up.
+ * backend for NBD exports promises about a peer that is lost: a loss is an
+ * error at once, connections are made again in the right order and not too
+ * often, and only a peer that makes no progress is given up.
  *
  * Nothing here depends on how fast the machine is: deadlines that are to be
- * missed are missed by servers that never answer, and what must not be missed is
- * held for several times the deadline by what is exempt from it.
+ * missed are missed by servers that never answer, and what must not be missed
+ * is held for several times the deadline by what is exempt from it.
  */
 
 #include <config.h>
@@ -795,8 +795,8 @@ START_TEST (die_together)
 END_TEST
 
 /* The first connection that is made again is in use at once.  Each further one
- * is made as soon as the server lets it, and comes into use only after the first
- * has answered.
+ * is made as soon as the server lets it, and comes into use only after the
+ * first has answered.
  */
 START_TEST (topped_up)
 {
@@ -1113,8 +1113,8 @@ END_TEST
 
 /* ---- the end ---- */
 
-/* After an interrupt what is in flight fails, and a connection that is being made
- * is given up; no other one is made.
+/* After an interrupt what is in flight fails, and a connection that is being
+ * made is given up; no other one is made.
  */
 START_TEST (interrupt_ends)
 {
