@@ -31,6 +31,7 @@ commit_init (struct commit *c, struct backend *dest, struct metadata *md,
   *c = (struct commit){
     .dest = dest, .metadata = md, .map = map, .log = log,
     .counts_changes = backend_has_peer (dest),
+    .max_sectors = COMMIT_SECTORS,
     .complete = (md->sb.flags & METADATA_COMPLETE) != 0,
   };
   c->sectors = malloc (COMMIT_SECTORS * sizeof *c->sectors);
@@ -59,7 +60,7 @@ static size_t
 take_snapshot (struct commit *c)
 {
   uint64_t words[WORDS_PER_SECTOR];
-  size_t n = region_map_take_dirty (c->map, c->sectors, COMMIT_SECTORS);
+  size_t n = region_map_take_dirty (c->map, c->sectors, c->max_sectors);
 
   for (size_t i = 0; i < n; ++i) {
     region_map_snapshot (c->map, c->sectors[i], words);
@@ -183,7 +184,7 @@ run_round (struct commit *c)
   TEST_POINT (COMMIT_FLUSHED);
   if (make_durable (c, n) == -1)
     goto failed;
-  return n == COMMIT_SECTORS;
+  return n == c->max_sectors;
 
  failed:
   give_up_snapshot (c, n);

@@ -102,6 +102,8 @@ struct commit {
   struct region_map *map;    /* not owned */
   const struct log *log;
   bool counts_changes;       /* the destination is a server */
+  size_t max_sectors;        /* that one round writes: COMMIT_SECTORS, but tests
+                              * lower it before the first commit */
 
   pthread_mutex_t lock;           /* protects what follows */
   bool running;                   /* somebody is in the steps above */
