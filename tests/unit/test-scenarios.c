@@ -507,6 +507,8 @@ START_TEST (source_is_drained)
   must (OP_WRITE, 1, 100, 200 * K);
   points_let_go (POINT_SOURCE_DROPPED);
   stop_hydration ();
+  /* The committer has let it go. */
+  ck_assert (committer_wait (&d->clone->committer, 60));
   ck_assert (!mock_is_closed (d->source));
 
   points_let_go (POINT_READ_CHOSE_SOURCE);
