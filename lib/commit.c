@@ -150,14 +150,34 @@ mark_durable (struct commit *c, size_t n)
   }
 }
 
-/* Steps 3 to 5. */
+/* Write a sector anew, to see whether the metadata can be written again.  The
+ * metadata lock is held.
+ */
+static void
+try_metadata (struct commit *c)
+{
+  const uint32_t sector = 0;
+  uint8_t image[1][METADATA_SECTOR];
+  uint64_t words[WORDS_PER_SECTOR];
+
+  region_map_durable (c->map, sector, words);
+  metadata_encode (c->metadata, sector, words, image[0]);
+  write_bitmap (c, &sector, image, 1);
+}
+
+/* Steps 3 to 5.  Nobody's flush fails because of metadata for which it has
+ * nothing.
+ */
 static int
 make_durable (struct commit *c, size_t n)
 {
   LOCK_FOR_SCOPE (&c->metadata_lock);
 
-  if (n == 0)
+  if (n == 0) {
+    if (c->metadata_failed)
+      try_metadata (c);
     return 0;
+  }
   if (write_bitmap (c, c->sectors, c->images, n) == -1)
     return -1;
   mark_durable (c, n);
@@ -320,31 +340,11 @@ commit_flush (struct commit *c)
   return 0;
 }
 
-/* Write a sector anew, to see whether the metadata can be written again. */
-static int
-try_metadata (struct commit *c)
-{
-  const uint32_t sector = 0;
-  uint8_t image[1][METADATA_SECTOR];
-  uint64_t words[WORDS_PER_SECTOR];
-  LOCK_FOR_SCOPE (&c->metadata_lock);
-
-  region_map_durable (c->map, sector, words);
-  metadata_encode (c->metadata, sector, words, image[0]);
-  return write_bitmap (c, &sector, image, 1);
-}
-
 int
 commit_background (struct commit *c)
 {
-  if (!region_map_is_dirty (c->map)) {
-    if (!c->metadata_failed)
-      return 0;
-    if (try_metadata (c) == -1) {
-      errno = client_errno (errno);
-      return -1;
-    }
-  }
+  if (!region_map_is_dirty (c->map) && !c->metadata_failed)
+    return 0;
   return commit_flush (c);
 }
 

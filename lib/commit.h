@@ -27,7 +27,7 @@
  * Group commit: at most one commit runs.  Whoever asks while one runs waits
  * for the next, whose snapshot is taken after all of those who wait for it
  * have asked; one of them runs it for all.  Without dirty sectors a commit
- * is step 2 alone, and the metadata is not touched.
+ * is step 2 alone, and the metadata is not touched, unless it has failed.
  *
  * FAILURES
  *
@@ -44,8 +44,8 @@
  *     becomes ro.
  *   - Step 3 or 4 fails: the data are durable, the bits are not.  Their
  *     sectors are dirty again, for the next commit to write anew.  The mode
- *     becomes ro until one succeeds; commit_background tries even when no sector
- *     is dirty.
+ *     becomes ro until one succeeds; each commit tries, also when no sector is
+ *     dirty.
  *
  * Everybody who waits for the commit gets its error.  The map is not touched by
  * a failure: what is valid stays valid.
