@@ -2,10 +2,11 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that the scenarios of unit/test-scenarios can tell: each build that is
-# broken by one of controls/*.patch fails at least one of them.  A patch that
-# does not apply to lib/ any more fails the test, and so does a build that
-# passes.  Controls that test-crash.sh catches are left to --all.
+# Proves that the scenarios of unit/test-scenarios and the cells of
+# unit/test-losses can tell: each build that is broken by one of controls/*.patch
+# fails at least one of them.  A patch that does not apply to lib/ any more fails
+# the test, and so does a build that passes.  Controls that test-crash.sh catches
+# are left to --all.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -16,11 +17,12 @@ requires_command make patch
 # make's own variables would make these part of the outer make.
 unset MAKEFLAGS MFLAGS MAKELEVEL
 make=(make -s -C "$builddir/tests")
-mapfile -t all < <("${make[@]}" print-scenarios_controls | tr ' ' '\n')
+mapfile -t all < <("${make[@]}" print-scenarios_controls print-losses_controls |
+  tr ' ' '\n')
 # test-crash.sh catches the others.
 mapfile -t only_here < <(printf '%s\n' "${all[@]}" |
-  grep -vxF "$("${make[@]}" print-crash_controls |
-                 tr ' ' '\n' | sed 's,^crash/,scenarios/,')")
+  grep -vE "/($("${make[@]}" print-crash_controls |
+                 sed 's,crash/,,g' | tr ' ' '|'))\$")
 wanted=("${only_here[@]}")
 if is_all; then wanted=("${all[@]}"); fi
 "${make[@]}" "${wanted[@]}"
@@ -33,7 +35,7 @@ for control in "${wanted[@]}"; do
   controls=$((controls + 1))
   status=0
   "$builddir/tests/$control" >"$tmp/$name.out" 2>&1 || status=$?
-  by=$(sed -n 's/.*:[FE]:scenarios:\([a-z_]*\):.*/\1/p' "$tmp/$name.out" |
+  by=$(sed -n 's/.*:[FE]:[a-z]*:\([a-z_]*\):.*/\1/p' "$tmp/$name.out" |
          sort | uniq -c | awk '{ printf " %s (%d)", $2, $1 }')
   if [ $status -eq 1 ] && [ -n "$by" ]; then
     caught=$((caught + 1))

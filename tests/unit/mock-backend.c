@@ -774,6 +774,7 @@ close_effect (struct mock *m, int *error, void *opaque)
   if (m->running > 1)
     die (m, "closed while %u calls are running", m->running - 1);
   m->closed = true;
+  m->service = (struct backend_service){ 0 };
 }
 
 static void
