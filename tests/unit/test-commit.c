@@ -190,6 +190,40 @@ START_TEST (failed_commit_covers_nothing)
 }
 END_TEST
 
+/* The destination's server is lost between two rounds of a commit: what clients
+ * have changed counts as lost, though one round has made a part of it durable.
+ * The next commit covers it.
+ */
+START_TEST (lost_between_rounds)
+{
+  struct mock_gate *gate = mock_gate (dest, MOCK_FLUSH, MOCK_ANYWHERE, 2);
+  struct caller c;
+
+  commit.max_sectors = 1;
+  region_map_set (map, IN (0, 5), 1);
+  region_map_set (map, IN (1, 5), 1);
+  commit_count_change (&commit);
+  call (&c, IN (0, 5));
+  mock_gate_wait (gate);
+  ck_assert_uint_eq (region_map_count_durable (map), 1);
+  mock_server_crash (dest, keep_none, NULL);
+  ck_assert_int_eq (wait_for (&c), -1);
+  ck_assert_int_eq (c.error, ENOTCONN);
+  commit_set_back (&commit);
+  ck_assert_uint_eq (commit_losses (&commit), 1);
+  ck_assert_uint_eq (region_map_count_valid (map), 1);
+
+  mock_server_back (dest);
+  commit_count_change (&commit);
+  region_map_set (map, IN (0, 5), 1);
+  region_map_set (map, IN (1, 5), 1);
+  ck_assert_int_eq (commit_flush (&commit), 0);
+  commit_set_back (&commit);
+  ck_assert_uint_eq (commit_losses (&commit), 1);
+  ck_assert_uint_eq (region_map_count_valid (map), 2);
+}
+END_TEST
+
 /* The destination's server is lost while a commit flushes it: the commit fails,
  * whoever waits for it learns why, and its sectors are dirty again.
  */
@@ -847,6 +881,7 @@ main (void)
   tcase_add_loop_test (tc, complete_flag_is_retried, 0, 2);
   tcase_add_test (tc, set_back);
   tcase_add_loop_test (tc, failed_commit_covers_nothing, 0, 2);
+  tcase_add_test (tc, lost_between_rounds);
   tcase_add_test (tc, lost_while_flushing);
   tcase_add_test (tc, metadata_loss_waits_for_steps);
   tcase_add_test (tc, lost_metadata);
