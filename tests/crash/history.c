@@ -307,14 +307,15 @@ wait_for_the_end (struct hydrate *h)
 
 /* The server of the destination, of the metadata, or both, crashes once, at some
  * time, and of what it had not flushed nothing is left, or some.  It comes back
- * at once, or later.
+ * at once, or later.  Between a loss of the metadata and one of the destination
+ * there is time for a commit, which fails.
  */
 struct loser {
   struct history *history;
   uint64_t seed;
-  bool dest, meta;
+  bool dest, meta, meta_first;
   unsigned kept;       /* of 256 sectors */
-  unsigned after, away; /* microseconds */
+  unsigned after, between, away; /* microseconds */
 };
 
 static bool
@@ -332,11 +333,15 @@ loser_main (void *opaque)
   struct history *h = l->history;
 
   usleep (l->after);
+  if (l->meta && l->meta_first) {
+    mock_server_crash (h->disk->meta, survives, l);
+    usleep (l->between);
+  }
   if (l->dest) {
     h->loss = mock_log_tick (h->disk->log);
     mock_server_crash (h->disk->dest, survives, l);
   }
-  if (l->meta)
+  if (l->meta && !l->meta_first)
     mock_server_crash (h->disk->meta, survives, l);
   usleep (l->away);
   mock_server_back (h->disk->dest);
@@ -360,6 +365,8 @@ start_loser (struct loser *l, uint64_t *seed)
   l->kept = kept[mock_random (seed) % 3];
   l->after = mock_random (seed) % 10000;
   l->away = mock_random (seed) % 2 * 1000;
+  l->meta_first = mock_random (seed) % 2;
+  l->between = mock_random (seed) % 2000;
   return mock_thread (loser_main, l);
 }
 
