@@ -342,6 +342,141 @@ bytes_again ()
     END { print n + 0 }'
 }
 
+# Devices that fail and stall when they are told to, see
+# powercut/powercut-plugin.c.
+
+# serve_device NAME FILE [KEY=VALUE...]: the server NAME serves FILE as the
+# export that `device NAME' is the URI of.  The requests that arrive are in
+# $tmp/NAME.requests.
+serve_device ()
+{
+  local name=$1 file=$2
+  shift 2
+  mkdir -p "$tmp/$name.faults"
+  serve "$name" --filter=log \
+        "$builddir/tests/powercut/.libs/nbdkit-powercut-plugin.so" \
+        dest="$file" meta=/dev/null faults="$tmp/$name.faults" \
+        logfile="$tmp/$name.requests" "$@"
+}
+
+device () { echo "nbd+unix:///dest?socket=$tmp/$1.sock"; }
+
+# fault NAME REQUEST [ERROR [START END]]: requests of a device fail, REQUEST is
+# `write' or `flush.once', for example.
+fault ()
+{
+  local file=$tmp/$1.faults/dest.$2
+  shift 2
+  echo "${*:-EIO}" >"$file.new"
+  mv "$file.new" "$file"
+}
+
+no_fault () { rm -f "$tmp/$1.faults/dest.$2"; }
+
+# hold_device NAME REQUEST [N]: requests of this kind are held, after N that are
+# not, until `let_device_go'.  Is one?
+hold_device ()
+{
+  rm -f "$tmp/$1.faults/dest.$2.held"
+  echo "${3:-0}" >"$tmp/$1.faults/hold.new"
+  mv "$tmp/$1.faults/hold.new" "$tmp/$1.faults/dest.$2.hold"
+}
+
+let_device_go () { rm -f "$tmp/$1.faults/dest.$2.hold"; }
+is_held () { [ -e "$tmp/$1.faults/dest.$2.held" ]; }
+
+# flushes NAME: how many have arrived at a device.
+flushes () { grep -c ' Flush id=[0-9]* \.\.\.' "$tmp/$1.requests" || :; }
+
+# lose NAME FILE: kill the device's server.  FILE is then what it was when
+# `remember FILE' was called: the rest was in the server's cache.
+remember () { cp --sparse=always "$1" "$1.durable"; }
+
+lose ()
+{
+  kill9 "$1"
+  cat "$2.durable" >"$2"
+}
+
+# Clients that stay connected, see told-client.py.
+
+# start_client NAME SOURCE: a client of the server `clone'.
+declare -A client_in client_out client_pid
+start_client ()
+{
+  local in out
+  mkfifo "$tmp/$1.in" "$tmp/$1.out"
+  $python "$srcdir/told-client.py" "$(uri clone)" "$2" \
+          <"$tmp/$1.in" >"$tmp/$1.out" &
+  client_pid[$1]=$!
+  pids+=("$!")
+  exec {in}>"$tmp/$1.in" {out}<"$tmp/$1.out"
+  rm "$tmp/$1.in" "$tmp/$1.out"
+  client_in[$1]=$in client_out[$1]=$out
+}
+
+# client NAME REQUEST...: each must end as is said.  With tell_client and
+# client_is_done there can be something in between.
+client ()
+{
+  tell_client "$@"
+  client_is_done "$1"
+}
+
+tell_client ()
+{
+  local name=$1
+  shift
+  echo "$*" >&"${client_in[$name]}"
+}
+
+client_is_done ()
+{
+  local answer
+  read -r -t $((${tool:+10 *} 60)) answer <&"${client_out[$1]}" ||
+    fail "client $1: no answer"
+  [ "$answer" = ok ] || fail "client $1: $answer"
+}
+
+# end_client NAME
+end_client ()
+{
+  local in=${client_in[$1]} out=${client_out[$1]}
+  exec {in}>&- {out}<&-
+  wait "${client_pid[$1]}" || :
+}
+
+# kill_client NAME: it vanishes without a word.
+kill_client ()
+{
+  kill -9 "${client_pid[$1]}"
+  end_client "$1"
+}
+
+# ends_soon NAME: SIGTERM, and the server has ended within twenty seconds, or two
+# minutes under a tool.  The exit status does not matter.
+ends_soon ()
+{
+  local i pid
+  pid=$(cat "$tmp/$1.pid")
+  kill -TERM "$pid"
+  for ((i = 0; i < ${tool:+6 *} 400; i++)); do
+    if has_ended "$pid"; then
+      reap "$1" "$pid" || :
+      return 0
+    fi
+    sleep 0.05
+  done
+  fail "the server $1 does not end"
+}
+
+# messages PATTERN: how many there are in the log of `clone'.
+messages () { grep -c -e "$1" "$tmp/clone.log" || :; }
+
+# deadline MILLISECONDS: the next clone waits so long for its servers, where it
+# would wait for half a minute.
+deadline () { nbdkit_args+=(-D "clone.deadline=$1"); }
+
 # stop NAME: SIGTERM; the result is the server's exit status.
 stop ()
 {

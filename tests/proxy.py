@@ -19,9 +19,12 @@ carried out.
               seen, new connections are accepted, and no byte is passed on
               until `normal'
   cut         close all connections, once; the mode stays what it is
+  limit N     pass on, but no more than N new connections: the others are
+              accepted, and closed at once
   delay MS    of each byte in each direction; 0 ends it
   accepted    tells how many connections there have been
   open        tells how many there are
+  dropped     tells how many were closed at once
 """
 
 import collections
@@ -82,7 +85,8 @@ class Proxy:
         self.listen_name, self.upstream = listen, upstream
         self.mode = "normal"
         self.delay = 0
-        self.accepted = 0
+        self.accepted = self.dropped = 0
+        self.limit = None  # new connections
         self.ends = set()
         self.waiting = []  # accepted in the hole, without an upstream yet
         self.buffer = bytearray(CHUNK)
@@ -110,9 +114,13 @@ class Proxy:
         except BlockingIOError:
             return
         self.accepted += 1
-        if self.mode == "drop":
+        if self.mode == "drop" or self.limit == 0:
+            self.dropped += 1
             sock.close()
-        elif self.mode == "hole":
+            return
+        if self.limit is not None:
+            self.limit -= 1
+        if self.mode == "hole":
             self.waiting.append(sock)
         else:
             self.connect(sock)
@@ -252,13 +260,18 @@ class Proxy:
 
     def obey(self, command, *args):
         if command in ("normal", "refuse", "drop", "hole"):
+            self.limit = None
             self.set_mode(command)
+        elif command == "limit":
+            self.limit = int(args[0])
         elif command == "cut":
             self.cut()
         elif command == "delay":
             self.delay = float(args[0]) / 1000
         elif command == "accepted":
             return str(self.accepted)
+        elif command == "dropped":
+            return str(self.dropped)
         elif command == "open":
             return str(len(self.ends) // 2 + len(self.waiting))
         else:

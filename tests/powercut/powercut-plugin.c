@@ -24,7 +24,8 @@
  *   REQUEST       holds "ERROR [START END]": requests fail with EIO or ENOSPC,
  *                 all of them or those that touch the bytes START to END - 1
  *   REQUEST.once  the same for one request, which removes the file
- *   REQUEST.hold  requests wait as long as this is there
+ *   REQUEST.hold  requests wait as long as this is there; if it holds a number,
+ *                 so many of them go on before
  *   REQUEST.held  is made by a request that begins to wait
  */
 
@@ -34,6 +35,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -196,17 +198,42 @@ read_fault (const char *path, uint64_t offset, uint64_t count)
   return strcmp (word, "ENOSPC") == 0 ? ENOSPC : EIO;
 }
 
+/* Must the request wait, because the file is there?  Called by one at a time. */
+static bool
+must_wait (const char *path)
+{
+  unsigned before = 0;
+  FILE *f = fopen (path, "r+e");
+  bool wait;
+
+  if (f == NULL)
+    return false;
+  wait = fscanf (f, "%u", &before) != 1 || before == 0;
+  if (!wait) {
+    rewind (f);
+    fprintf (f, "%u\n", before - 1);
+  }
+  fclose (f);
+  return wait;
+}
+
 /* Wait as long as the request is held.  Then 0, or the errno to fail with. */
 static int
 find_fault (const struct device *d, enum operation op, uint64_t offset,
             uint64_t count)
 {
+  static pthread_mutex_t hold_lock = PTHREAD_MUTEX_INITIALIZER;
   char path[1024], held[1024];
+  bool wait;
   int error;
 
   if (faults == NULL)
     return 0;
-  if (access (fault_path (d, op, ".hold", path), F_OK) == 0) {
+  fault_path (d, op, ".hold", path);
+  pthread_mutex_lock (&hold_lock);
+  wait = must_wait (path);
+  pthread_mutex_unlock (&hold_lock);
+  if (wait) {
     close (open (fault_path (d, op, ".held", held), O_CREAT | O_CLOEXEC,
                  0666));
     while (access (path, F_OK) == 0)
