@@ -438,11 +438,21 @@ client_is_done ()
   [ "$answer" = ok ] || fail "client $1: $answer"
 }
 
-# end_client NAME
+# leave NAME: it disconnects when it has done what it was told; a server waits for
+# clients when it is to end.
+leave ()
+{
+  local in=${client_in[$1]}
+  client_in[$1]=
+  [ -z "$in" ] || exec {in}>&-
+}
+
+# end_client NAME: the same, and wait for that.
 end_client ()
 {
-  local in=${client_in[$1]} out=${client_out[$1]}
-  exec {in}>&- {out}<&-
+  local out=${client_out[$1]}
+  leave "$1"
+  exec {out}<&-
   wait "${client_pid[$1]}" || :
 }
 

@@ -144,7 +144,6 @@ topped_up ()
     eventually has_dropped $net
     # It goes on with those that there are.
     client a part 8 a read 9 source
-    connections_are $net 2
     proxy $net normal
     eventually connections_are $net 4
   done

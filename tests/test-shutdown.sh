@@ -1,0 +1,212 @@
+#!/bin/bash
+# nbdkit-clone
+# SPDX-License-Identifier: BSD-3-Clause
+
+# Proves that SIGTERM ends the process, whatever it waits for: a source,
+# destination or metadata that is lost, or silent, and stays so; amid clients'
+# requests, the periodic commit, hydration and its last flush.  And that nothing
+# is used after it was freed when the last flush takes long; what was flushed
+# before is there at the next start.
+
+. "$(dirname "$0")/functions.sh"
+
+requires "$python" -c 'import nbd'
+# What is freed is overwritten, where no tool does more than that.
+[ -n "$tool" ] || export MALLOC_PERTURB_=165
+make_disk "$tmp/src" 1M
+
+# new_clone KEY=VALUE...: all three are servers, the source behind a network.
+new_clone ()
+{
+  rm -f "$tmp/d" "$tmp/m" "$tmp/clone.log"
+  truncate -s 1M "$tmp/d" "$tmp/m"
+  serve_device src "$tmp/src"
+  start_proxy far src
+  serve_device dest "$tmp/d"
+  serve_device meta "$tmp/m"
+  start_clone "$@"
+}
+
+start_clone ()
+{
+  serve_clone "nbd+unix:///dest?socket=$tmp/far.sock" \
+              destination="$(device dest)" metadata="$(device meta)" \
+              region-size=64K "$@"
+}
+
+# Whoever was held stays so for the old process only.
+end ()
+{
+  local name
+  for name in far src dest meta; do
+    if [ -s "$tmp/$name.pid" ]; then kill9 $name; fi
+  done
+  rm -rf "$tmp"/*.faults
+}
+
+# What the client a had flushed is there after a restart: region 1.
+flushed_is_there ()
+{
+  end
+  serve_device src "$tmp/src"
+  start_proxy far src
+  serve_device dest "$tmp/d"
+  serve_device meta "$tmp/m"
+  start_clone hydration=off
+  start_client a "$tmp/src"
+  client a read 1 a read 9 source
+  end_client a
+  ends_soon clone
+  end
+}
+
+# The periodic commit has written to the destination and waits for metadata.
+lost_metadata ()
+{
+  local before
+  new_clone hydration=off commit-interval=1
+  start_client a "$tmp/src"
+  client a write 1 a flush
+  kill9 meta
+  eventually grep -q 'metadata .* is lost' "$tmp/clone.log"
+  before=$(flushes dest)
+  client a write 2 b
+  has_flushed () { [ "$(flushes dest)" -gt "$before" ]; }
+  eventually has_flushed
+  leave a
+  ends_soon clone
+  end_client a
+  flushed_is_there
+}
+
+# A client waits for each of them, which does not come back.
+lost ()
+{
+  local who
+  for who in src dest meta; do
+    new_clone hydration=off commit-interval=3600
+    start_client a "$tmp/src"
+    start_client b "$tmp/src"
+    client a write 1 a flush
+    kill9 $who
+    eventually grep -q 'is lost' "$tmp/clone.log"
+    case $who in
+      src) tell_client a part 2 b
+           client b write 5 b ;;
+      dest) tell_client a read 1 a
+            client b read 9 source ;;
+      meta) client a write 2 b
+            tell_client a flush
+            client b read 9 source write 5 b ;;
+    esac
+    leave a
+    leave b
+    ends_soon clone
+    end_client a
+    end_client b
+    flushed_is_there
+  done
+}
+
+# A client waits for an answer that does not come, on a connection that stays.
+silent ()
+{
+  local who what
+  for who in src:read dest:read; do
+    what=${who#*:} who=${who%:*}
+    new_clone hydration=off commit-interval=3600
+    start_client a "$tmp/src"
+    client a write 1 a flush
+    hold_device $who $what
+    case $who in
+      src) tell_client a part 2 b ;;
+      dest) tell_client a read 1 a ;;
+    esac
+    eventually is_held $who $what
+    leave a
+    if [ $who = src ]; then
+      ends_soon clone
+    else
+      # The destination may take its time, but no longer.
+      kill -TERM "$(cat "$tmp/clone.pid")"
+      let_device_go $who $what
+      ends_soon clone
+    fi
+    end_client a
+    flushed_is_there
+  done
+}
+
+# In the last flush of hydration, and amid its copies, of which a server is lost.
+hydration ()
+{
+  local who
+  for who in src dest meta flush; do
+    new_clone hydration=off commit-interval=3600
+    start_client a "$tmp/src"
+    client a write 1 a flush
+    case $who in
+      src) hold_device src read ;;
+      dest) hold_device dest write ;;
+      meta) hold_device meta flush ;;
+      flush) hold_device dest flush ;;
+    esac
+    control POST /resume >/dev/null
+    case $who in
+      src) eventually is_held src read ;;
+      dest) eventually is_held dest write ;;
+      meta) eventually is_held meta flush ;;
+      flush) eventually is_held dest flush ;;
+    esac
+    case $who in
+      flush) kill9 dest ;;
+      *) kill9 $who ;;
+    esac
+    eventually grep -q 'is lost' "$tmp/clone.log"
+    leave a
+    ends_soon clone
+    end_client a
+    flushed_is_there
+  done
+}
+
+# The last flush takes longer than the source has to end, or than anything else:
+# N flushes before that do not.
+has_no_source () { [ "$(proxy far open)" = 0 ]; }
+is_held_or_over () { is_held dest flush || has_ended "$1"; }
+slow_flush ()
+{
+  local n pid
+  for n in 0 1; do
+    new_clone hydration=off commit-interval=3600
+    start_client a "$tmp/src"
+    client a write 1 a flush write 2 b read 9 source
+    end_client a
+    pid=$(cat "$tmp/clone.pid")
+    hold_device dest flush $n
+    kill -TERM "$pid"
+    eventually is_held_or_over "$pid"
+    # The source is closed before, or ended meanwhile.
+    eventually has_no_source
+    let_device_go dest flush
+    eventually has_ended "$pid"
+    reap clone "$pid"
+    # A normal end commits all.
+    end
+    serve_device src "$tmp/src"
+    start_proxy far src
+    serve_device dest "$tmp/d"
+    serve_device meta "$tmp/m"
+    start_clone hydration=off
+    status_is '.durable == 2'
+    stop clone
+    end
+  done
+}
+
+# Arguments are the parts to run.
+if [ $# -eq 0 ]; then set -- lost_metadata lost silent hydration slow_flush; fi
+for part; do
+  : "$part"
+  $part
+done
