@@ -442,25 +442,38 @@ client_is_done ()
 # clients when it is to end.
 leave ()
 {
+  [ -n "${client_in[$1]}" ] || return 0
+  tell_client "$1" exit
+  drop_client_pipe "$1"
+}
+
+drop_client_pipe ()
+{
   local in=${client_in[$1]}
   client_in[$1]=
-  [ -z "$in" ] || exec {in}>&-
+  exec {in}>&-
 }
 
 # end_client NAME: the same, and wait for that.
 end_client ()
 {
-  local out=${client_out[$1]}
   leave "$1"
-  exec {out}<&-
+  reap_client "$1"
+}
+
+reap_client ()
+{
+  local out=${client_out[$1]}
   wait "${client_pid[$1]}" || :
+  exec {out}<&-
 }
 
 # kill_client NAME: it vanishes without a word.
 kill_client ()
 {
+  drop_client_pipe "$1"
   kill -9 "${client_pid[$1]}"
-  end_client "$1"
+  reap_client "$1"
 }
 
 # ends_soon NAME: SIGTERM, and the server has ended within twenty seconds, or two
@@ -469,7 +482,7 @@ ends_soon ()
 {
   local i pid
   pid=$(cat "$tmp/$1.pid")
-  kill -TERM "$pid"
+  kill -TERM "$pid" 2>/dev/null || :
   for ((i = 0; i < ${tool:+6 *} 400; i++)); do
     if has_ended "$pid"; then
       reap "$1" "$pid" || :
@@ -619,7 +632,7 @@ refused ()
   # Its own output is not what it must leave alone.
   before=$(find "$tmp" -mindepth 1 ! -name 'refused.*' ! -name '*.log' \
              -printf '%p %y %s %T@ %C@ %i\n' | sort)
-  timeout 300 nbdkit -f -U "$tmp/refused.sock" -P "$tmp/refused.pid" \
+  timeout ${refused_after:-300} nbdkit -f -U "$tmp/refused.sock" -P "$tmp/refused.pid" \
           "${nbdkit_args[@]}" "$plugin" "$@" >"$tmp/refused.out" 2>&1 \
           </dev/null || rc=$?
   cat "$tmp/refused.out"

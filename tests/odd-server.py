@@ -51,6 +51,7 @@ p.add_argument("--extents", default="right", choices=(
     "odd",        # half an extent
     "error",
     "flags",      # unknown flags are set
+    "bytes",      # each byte is an extent of its own, and each other one zero
     "holes",      # a hole, which need not be zero, is all there is
 ))
 p.add_argument("--reads", default="right", choices=(
@@ -69,6 +70,19 @@ p.add_argument("--fault", choices=(
     "shutdown",   # NBD_ESHUTDOWN, and the third time the connection ends
     "garbage",    # bytes that are nothing
 ))
+p.add_argument("--handshake", default="right", choices=(
+    "right",
+    "close",      # the connection ends after it
+    "contexts",   # metadata contexts without end
+    "silent",     # not a word
+))
+p.add_argument("--trickle", type=float, metavar="MILLISECONDS",
+               help="between two bytes of the replies to reads, and of all that "
+               "comes after them on that connection")
+p.add_argument("--silent", action="store_true",
+               help="requests are not answered")
+p.add_argument("--when", metavar="FILE",
+               help="faults, silence, and trickling, only while this is there")
 p.add_argument("--after", type=int, default=0, help="reads without the fault")
 p.add_argument("--every", type=int, default=1,
                help="the next one has it, and each so manieth after that")
@@ -133,6 +147,42 @@ def status_chunk(cookie, extents, flags=0, context=CONTEXT):
     return chunk(cookie, STATUS, payload, flags)
 
 
+def is_time():
+    return args.when is None or os.path.exists(args.when)
+
+
+class Trickle:
+    """A writer that sends byte after byte."""
+
+    def __init__(self, writer):
+        print("trickling", flush=True)
+        self.writer = writer
+        self.data = bytearray()
+        self.task = asyncio.ensure_future(self.run())
+
+    async def run(self):
+        try:
+            while not self.writer.is_closing():
+                self.writer.write(bytes(self.data[:1]))
+                del self.data[:1]
+                await self.writer.drain()
+                await asyncio.sleep(args.trickle / 1000)
+        except ConnectionError:
+            pass
+
+    def write(self, data):
+        self.data += data
+
+    async def drain(self):
+        pass
+
+    def is_closing(self):
+        return self.writer.is_closing()
+
+    def close(self):
+        self.writer.close()
+
+
 class Connection:
     def __init__(self, reader, writer):
         self.reader, self.writer = reader, writer
@@ -146,7 +196,7 @@ class Connection:
 
     async def run(self):
         try:
-            if await self.handshake():
+            if await self.handshake() and args.handshake != "close":
                 while await self.request():
                     pass
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -172,6 +222,9 @@ class Connection:
                            self.flags())
 
     async def handshake(self):
+        if args.handshake == "silent":
+            await self.reader.read()
+            return False
         self.writer.write(b"NBDMAGICIHAVEOPT" + struct.pack(">H", 3))
         client_flags, = await self.get(">I")
         while True:
@@ -186,8 +239,18 @@ class Connection:
             if option == 2:  # NBD_OPT_ABORT
                 self.option_reply(option, 1)
                 return False
+            if option == 10 and args.handshake == "contexts":
+                await self.endless_contexts(option)
             if self.negotiate(option, payload):
                 return True
+
+    async def endless_contexts(self, option):
+        name = b"odd:" + 4000 * b"x"
+        reply = struct.pack(">QIIII", 0x3e889045565a9, option, 4,
+                            4 + len(name), CONTEXT) + name
+        while True:
+            self.writer.write(reply * 1000)
+            await self.writer.drain()
 
     def negotiate(self, option, payload):
         ack, info, meta, unsupported = 1, 3, 4, (1 << 31) + 1
@@ -273,12 +336,16 @@ class Connection:
         self.answered = max(order, self.answered)
         if self.writer.is_closing():
             return
+        if args.silent and is_time():
+            return
         if kind == BLOCK_STATUS:
             self.writer.write(self.status_reply(cookie, offset, count))
             return
         counts["reads"] += 1
         n = counts["reads"] - args.after
-        if args.fault and n > 0 and (n - 1) % args.every == 0:
+        if args.trickle and is_time() and not isinstance(self.writer, Trickle):
+            self.writer = Trickle(self.writer)
+        if args.fault and is_time() and n > 0 and (n - 1) % args.every == 0:
             self.fault(cookie, offset, count)
         else:
             self.writer.write(self.read_reply(cookie, offset, count))
@@ -300,7 +367,18 @@ class Connection:
                 length -= n
         return b"".join(reversed(chunks)) + chunk(cookie, NONE, flags=DONE)
 
+    def bytes_reply(self, cookie, offset, count):
+        """As much as fits into the largest chunk that clients accept."""
+        n = min(count, (64 << 20) // 8 - 1)  # extents
+        pair = [struct.pack(">II", 1, flags) for flags in (0, HOLE | ZERO)]
+        if offset % 2:
+            pair.reverse()
+        payload = (b"".join(pair) * (n // 2 + 1))[:n * 8]
+        return chunk(cookie, STATUS, struct.pack(">I", CONTEXT) + payload, DONE)
+
     def status_reply(self, cookie, offset, count):
+        if args.extents == "bytes":
+            return self.bytes_reply(cookie, offset, count)
         extents = true_extents(offset, count)
         kind = args.extents
         lie = [(0xfffff000, ZERO | HOLE)]

@@ -5,7 +5,8 @@
 # Proves that a source that comes back different, in size or content, is never
 # mixed in: the state is "failed", the message says what differs, reads of
 # invalid regions fail, and valid data is served and written as always.  When
-# the right one is back, the clone goes on.
+# the right one is back, the clone goes on.  Neither does a sample of the content
+# that cannot be read make a source another one.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -64,3 +65,33 @@ for other in content larger smaller; do
   stop src
   same "$tmp/dest" "$tmp/model"
 done
+
+# One sample of the content that cannot be read says nothing about the source: it
+# comes back, and another disk is refused all the same.
+rm -f "$tmp/dest" "$tmp/dest.clone" "$tmp/clone.log"
+cp "$tmp/src" "$tmp/served"
+cp "$tmp/src" "$tmp/model"
+serve_device dev "$tmp/served"
+serve_clone "$(device dev)" destination="$tmp/dest" region-size=64K \
+            hydration=off
+bad=$(((4 << 20) / 32 * 20))
+kill9 dev
+fault dev read EIO $bad $((bad + 4096))
+serve_device dev "$tmp/served"
+is_back () { said 'source [^ ]* is back$'; }
+eventually is_back
+qemu-io -f raw -r -c 'read 1M 64k' "$(uri clone)"
+fails qemu-io -f raw -r -c "read $bad 4k" "$(uri clone)"
+kill9 dev
+cat "$tmp/content" >"$tmp/served"
+serve_device dev "$tmp/served"
+eventually said "source.* came back and .*differs"
+fails qemu-io -f raw -r -c 'read 2M 64k' "$(uri clone)"
+kill9 dev
+no_fault dev read
+cat "$tmp/src" >"$tmp/served"
+serve_device dev "$tmp/served"
+control POST /resume >/dev/null
+eventually status_is '.state == "complete"'
+stop clone
+same "$tmp/dest" "$tmp/src"

@@ -11,6 +11,7 @@ region of 64 KiB as the unit:
 
   write REGION BYTE   zero REGION   trim REGION   cache REGION   flush
   part REGION BYTE    write 512 bytes in the region's middle
+  zero_part REGION    zero the same bytes
   fua REGION BYTE     as write, with FUA
   read REGION BYTE    where BYTE fills the region, or is `source'
   exit
@@ -21,7 +22,6 @@ wrong, and then the rest of the requests has not been done.
 """
 
 import errno
-import os
 import sys
 
 import nbd
@@ -46,6 +46,14 @@ def must_read(region, byte):
         raise Wrong("it begins with %r" % data[:16])
 
 
+def leave():
+    try:
+        h.shutdown()
+    except nbd.Error:
+        pass
+    sys.exit(0)
+
+
 requests = {
     "write": lambda n, byte: h.pwrite(byte.encode() * R, n * R),
     "fua": lambda n, byte: h.pwrite(byte.encode() * R, n * R,
@@ -53,10 +61,11 @@ requests = {
     "part": lambda n, byte: h.pwrite(byte.encode() * 512, n * R + R // 2),
     "read": must_read,
     "zero": lambda n: h.zero(R, n * R),
+    "zero_part": lambda n: h.zero(512, n * R + R // 2),
     "trim": lambda n: h.trim(R, n * R),
     "cache": lambda n: h.cache(R, n * R),
     "flush": lambda: h.flush(),
-    "exit": lambda: os._exit(0),
+    "exit": leave,
 }
 
 

@@ -137,6 +137,20 @@ powercut_get_ready (void)
   return 0;
 }
 
+static void
+powercut_unload (void)
+{
+  for (unsigned i = 0; i < 2; ++i) {
+    if (devices[i].fd >= 0)
+      close (devices[i].fd);
+    free (devices[i].path);
+  }
+  if (log_fd >= 0)
+    close (log_fd);
+  free (log_path);
+  free (faults);
+}
+
 static void *
 powercut_open (int readonly)
 {
@@ -391,6 +405,7 @@ powercut_flush (void *handle, uint32_t flags)
 
 static struct nbdkit_plugin plugin = {
   .name = "powercut",
+  .unload = powercut_unload,
   .config = powercut_config,
   .get_ready = powercut_get_ready,
   .open = powercut_open,
