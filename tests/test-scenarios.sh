@@ -27,8 +27,8 @@ wanted=("${only_here[@]}")
 if is_all; then wanted=("${all[@]}"); fi
 "${make[@]}" "${wanted[@]}"
 
-# A broken build may hang in one of them: then Check ends it.
-export CK_DEFAULT_TIMEOUT=20
+# A broken build may wait in vain in one of them.
+export MOCK_PATIENCE=20
 controls=0 caught=0
 for control in "${wanted[@]}"; do
   name=$(basename "$control")

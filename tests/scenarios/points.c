@@ -12,10 +12,8 @@
 #include <time.h>
 
 #include "cleanup.h"
+#include "mock-backend.h"
 #include "points.h"
-
-/* Seconds until a test that waits in vain is given up. */
-#define PATIENCE 20
 
 #define POINT_NAME(point, name) name,
 static const char *const names[] = { TEST_POINTS (POINT_NAME) };
@@ -90,7 +88,7 @@ points_wait (enum test_point point, unsigned n)
   LOCK_FOR_SCOPE (&lock);
 
   clock_gettime (CLOCK_REALTIME, &until);
-  until.tv_sec += PATIENCE;
+  until.tv_sec += mock_patience ();
   while (points[point].held < n)
     if (pthread_cond_timedwait (&changed, &lock, &until) == ETIMEDOUT) {
       fprintf (stderr, "only %u instead of %u came to the test point %s\n",

@@ -21,9 +21,6 @@
 #include "mock-backend.h"
 #include "rounding.h"
 
-/* How long a test waits for what must happen, seconds. */
-#define PATIENCE 15
-
 static const char *const kind_names[MOCK_KINDS] = {
   "pread", "pwrite", "zero", "trim", "flush", "extents", "close"
 };
@@ -1027,7 +1024,7 @@ mock_gate_wait (struct mock_gate *g)
   LOCK_FOR_SCOPE (&g->mock->lock);
 
   clock_gettime (CLOCK_REALTIME, &deadline);
-  deadline.tv_sec += PATIENCE;
+  deadline.tv_sec += mock_patience ();
   while (!g->arrived)
     if (pthread_cond_timedwait (&g->mock->cond, &g->mock->lock,
                                 &deadline) != 0)
@@ -1629,6 +1626,14 @@ mock_join (struct mock_thread *t)
   free (t);
 }
 
+unsigned
+mock_patience (void)
+{
+  const char *seconds = getenv ("MOCK_PATIENCE");
+
+  return seconds ? atoi (seconds) : 100;
+}
+
 void
 mock_settle (void)
 {
@@ -1639,7 +1644,7 @@ void
 mock_wait_until (bool (*cond) (void *opaque), void *opaque)
 {
   for (unsigned ms = 0; !cond (opaque); ++ms) {
-    if (ms > PATIENCE * 1000) {
+    if (ms > mock_patience () * 1000) {
       fprintf (stderr, "gave up waiting\n");
       abort ();
     }

@@ -263,6 +263,10 @@ extern struct mock_thread *mock_thread (void (*func) (void *opaque),
                                         void *opaque);
 extern void mock_join (struct mock_thread *thread);
 
+/* How many seconds a test waits for what must happen: many, since machines may be
+ * busy.  MOCK_PATIENCE in the environment changes it, for tests that must fail.
+ */
+extern unsigned mock_patience (void);
 /* Wait a moment: for what should not happen to have its chance. */
 extern void mock_settle (void);
 /* Wait until cond (opaque) is true.  Aborts the test when it stays false. */

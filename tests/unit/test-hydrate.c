@@ -806,12 +806,6 @@ run_stop (void *opaque)
   *stopped = true;
 }
 
-static bool
-is_true (void *opaque)
-{
-  return *(_Atomic bool *)opaque;
-}
-
 /* Stop waits for what is under way, and for no longer, and what is copied stays
  * valid; a new start goes on where that one was.
  */
@@ -836,7 +830,6 @@ START_TEST (stop_in_flight)
   ck_assert (!stopped);
   for (unsigned i = 0; i < 6; ++i)
     mock_gate_open (gate[i]);
-  mock_wait_until (is_true, &stopped);
   mock_join (thread);
   hydrate_free (h);
   h = NULL;
@@ -850,6 +843,97 @@ START_TEST (stop_in_flight)
   begin (&defaults, false);
   check_complete ();
   ck_assert_uint_eq (mock_bytes (d->source, MOCK_PREAD), 8 * M - valid);
+}
+END_TEST
+
+/* ---- servers that are lost ---- */
+
+static void
+new_servers (uint64_t size, uint64_t region_size)
+{
+  d = mock_disk_devices (size, region_size, 5000, false);
+  mock_set_server (d->source);
+  mock_set_server (d->dest);
+  mock_set_server (d->meta);
+  mock_set_async (d->source);
+  mock_set_async (d->dest);
+  mock_disk_create (d);
+  model = malloc (size);
+  memcpy (model, mock_content (d->source), size);
+  ends = 0;
+}
+
+static void
+lose (void *server)
+{
+  mock_server_crash (server, NULL, NULL);
+}
+
+static bool
+is_idle (void *opaque)
+{
+  hydrate_get_status (h, &st);
+  return st.hydrating == 0;
+}
+
+/* A copy whose source or destination is lost while it reads or writes gives its
+ * range back: nothing is under way until the server is there again, and then all
+ * is copied, also what was copied before and the destination has lost.  No error
+ * is told.  A region may be copied in pieces.
+ */
+START_TEST (servers_are_lost)
+{
+  const unsigned said = mock_errors ();
+  const struct hydrate_settings settings = {
+    .threshold = 512 * K, .batch = 64 * K
+  };
+  struct mock *server;
+  struct mock_gate *gate;
+
+  new_servers (4 * M, _i & 2 ? M : 4 * K);
+  server = _i & 1 ? d->dest : d->source;
+  gate = mock_gate (server, _i & 1 ? MOCK_PWRITE : MOCK_PREAD, M, M, 1);
+  begin (&settings, false);
+  mock_gate_wait (gate);
+  lose (server);
+  if (!(_i & 2))
+    mock_wait_until (is_idle, NULL);
+  hydrate_get_status (h, &st);
+  ck_assert_int_eq (st.state, _i & 1 ? HYDRATE_HYDRATING : HYDRATE_WAITING);
+  mock_server_back (server);
+  check_complete ();
+  ck_assert_uint_eq (mock_errors (), said);
+}
+END_TEST
+
+/* The last commit waits for a disk, on a thread that may: the loops end while it
+ * does.
+ */
+START_TEST (loops_do_not_commit)
+{
+  struct mock_gate *gate;
+
+  new_disk (M, 4 * K, true);
+  gate = mock_gate (d->dest, MOCK_FLUSH, MOCK_ANYWHERE, 1);
+  begin (&defaults, false);
+  mock_gate_wait (gate);
+  hydrate_stop (h);
+  ck_assert (!commit_is_complete (&d->clone->commit));
+  mock_gate_open (gate);
+  wait_for (HYDRATE_COMPLETE);
+  check_complete ();
+}
+END_TEST
+
+/* The destination is full, which the last commit is told: what it has lost is
+ * copied again, and the clone becomes complete by itself when there is room.
+ */
+START_TEST (full_in_the_last_commit)
+{
+  new_disk (M, 4 * K, true);
+  mock_fail (d->dest, MOCK_FLUSH, MOCK_ANYWHERE, 1, 2, _i ? EDQUOT : ENOSPC);
+  begin (&defaults, false);
+  check_complete ();
 }
 END_TEST
 
@@ -942,6 +1026,9 @@ main (void)
   tcase_add_test (tc, complete_when_durable);
   tcase_add_test (tc, completed_by_clients);
   tcase_add_loop_test (tc, stop_in_flight, 0, 2);
+  tcase_add_loop_test (tc, servers_are_lost, 0, 4);
+  tcase_add_test (tc, loops_do_not_commit);
+  tcase_add_loop_test (tc, full_in_the_last_commit, 0, 2);
   tcase_add_loop_test (tc, stress, 0, 2);
   suite_add_tcase (suite, tc);
 
