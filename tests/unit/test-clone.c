@@ -11,6 +11,7 @@
 #include <config.h>
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -104,7 +105,7 @@ struct op {
   uint64_t count, offset;
   uint8_t byte;
   struct mock_thread *thread;
-  int result;
+  int result, error;
   _Atomic bool done;
 };
 
@@ -134,6 +135,7 @@ run_op (void *opaque)
     op->result = clone_flush (d->clone, NULL);
     break;
   }
+  op->error = errno;
   op->done = true;
 }
 
@@ -1529,6 +1531,333 @@ START_TEST (power_cuts)
 }
 END_TEST
 
+/* ---- servers that are lost ---- */
+
+static atomic_bool gone;
+
+static bool
+client_is_gone (void)
+{
+  return gone;
+}
+
+static void
+new_servers (uint64_t size, uint64_t region_size)
+{
+  gone = false;
+  d = mock_disk_devices (size, region_size, 5000, false);
+  d->options.client_is_gone = client_is_gone;
+  d->service.source_timeout = 0;
+  mock_set_server (d->source);
+  mock_set_server (d->dest);
+  mock_set_server (d->meta);
+  mock_disk_create (d);
+  mock_log_clear (d->log);
+  model = malloc (size);
+  memcpy (model, mock_content (d->source), size);
+}
+
+static void
+lose (struct mock *server)
+{
+  mock_server_crash (server, NULL, NULL);
+}
+
+static bool
+source_was_read (void *opaque)
+{
+  return mock_count (d->source, MOCK_PREAD) > 0;
+}
+
+/* A client writes to a part of a region, and waits for the source, which is lost,
+ * or slow.  It goes away.  Another client writes to the region, and when the
+ * source answers, the old write does not land on top of that (L11).
+ */
+START_TEST (gone_client_does_not_write)
+{
+  struct mock_gate *gate = NULL;
+  struct op op;
+
+  new_servers (64 * K, 16 * K);
+  if (_i)
+    gate = mock_gate (d->source, MOCK_PREAD, MOCK_ANYWHERE, 1);
+  else
+    lose (d->source);
+  start (&op, OP_WRITE, 1, 1000, 2000);
+  if (gate)
+    mock_gate_wait (gate);
+  else
+    mock_wait_until (source_was_read, NULL);
+  ck_assert (!op.done);
+  gone = true;
+  must_write (2, 16 * K, 0);
+  ck_assert_int_eq (clone_flush (d->clone, NULL), 0);
+  mock_log_clear (d->log);
+  if (gate)
+    mock_gate_open (gate);
+  else
+    mock_server_back (d->source);
+  mock_join (op.thread);
+  ck_assert_int_eq (op.result, -1);
+  ck_assert_int_eq (op.error, ESHUTDOWN);
+  ck_assert_uint_eq (mock_count (d->dest, MOCK_PWRITE), 0);
+  check_all ();
+}
+END_TEST
+
+/* With source-timeout a request that needs a lost source fails with EIO, and one
+ * that does not need it is done at once.
+ */
+START_TEST (source_timeout)
+{
+  struct op op;
+
+  new_servers (64 * K, 16 * K);
+  mock_disk_close (d);
+  d->service.source_timeout = 1;
+  ck_assert_int_eq (mock_disk_open (d), 0);
+  must_write (1, 16 * K, 0);
+  lose (d->source);
+  start (&op, _i ? OP_WRITE : OP_READ, 2, 1000, 20 * K);
+  check_read (0, 16 * K);
+  must_write (3, 16 * K, 32 * K);
+  ck_assert_int_eq (clone_flush (d->clone, NULL), 0);
+  mock_join (op.thread);
+  ck_assert_int_eq (op.result, -1);
+  ck_assert_int_eq (op.error, EIO);
+  mock_server_back (d->source);
+  check_all ();
+}
+END_TEST
+
+/* All requests that need a server which is lost wait, and are done when it is
+ * there again; the others are done meanwhile.
+ */
+START_TEST (requests_wait)
+{
+  /* Regions 0 to 3, of 16K, are valid and durable; no region is made valid by two
+   * of these.
+   */
+  static const struct {
+    enum op_type type;
+    uint64_t offset, count;
+    bool source, dest, meta;
+  } requests[] = {
+    { OP_READ, 100, 16 * K, false, true, false },
+    { OP_READ, 60 * K, 8 * K, true, true, false },
+    { OP_READ, 128 * K, 1000, true, false, false },
+    { OP_WRITE, 16 * K, 700, false, true, false },
+    { OP_WRITE, 144 * K, 16 * K, false, true, false },
+    { OP_WRITE, 162 * K, 700, true, true, false },
+    { OP_ZERO, 16 * K + 5, 700, false, true, false },
+    { OP_ZERO, 178 * K, 20 * K, true, true, false },
+    { OP_TRIM, 16 * K, 16 * K, false, true, false },
+    { OP_TRIM, 208 * K, 16 * K, false, true, false },
+    { OP_CACHE, 226 * K, 1000, true, true, false },
+    { OP_CACHE, 10 * K, 1000, false, false, false },
+    { OP_FLUSH, 0, 0, false, true, true },
+  };
+  const unsigned n = sizeof requests / sizeof requests[0];
+  struct op op[sizeof requests / sizeof requests[0]];
+  struct mock *server;
+
+  new_servers (256 * K, 16 * K);
+  server = _i == 0 ? d->source : _i == 1 ? d->dest : d->meta;
+  must_write (1, 64 * K, 0);
+  ck_assert_int_eq (clone_flush (d->clone, NULL), 0);
+  /* The flush has something to do. */
+  if (_i == 2)
+    must_write (2, 16 * K, 240 * K);
+  lose (server);
+  for (unsigned i = 0; i < n; ++i)
+    if (requests[i].type != OP_FLUSH || _i != 0)
+      start (&op[i], requests[i].type, 3, requests[i].count,
+             requests[i].offset);
+  mock_settle ();
+  for (unsigned i = 0; i < n; ++i) {
+    const bool waits = _i == 0 ? requests[i].source : _i == 1 ?
+                       requests[i].dest : requests[i].meta;
+
+    if (requests[i].type == OP_FLUSH && _i == 0)
+      continue;
+    if (waits)
+      ck_assert_msg (!op[i].done, "request %u has not waited", i);
+    else
+      end (&op[i]);
+  }
+  mock_server_back (server);
+  for (unsigned i = 0; i < n; ++i) {
+    const bool waits = _i == 0 ? requests[i].source : _i == 1 ?
+                       requests[i].dest : requests[i].meta;
+
+    if (waits)
+      end (&op[i]);
+  }
+}
+END_TEST
+
+/* What a client has written is lost with the destination's server: each client's
+ * next flush fails, once; so does that of a client which comes before anybody was
+ * told, but not that of a later one.
+ */
+START_TEST (losses_are_told_once)
+{
+  struct clone_client first, second, early, late;
+
+  new_servers (64 * K, 16 * K);
+  clone_client_init (d->clone, &first);
+  clone_client_init (d->clone, &second);
+  must_write (1, 16 * K, 0);
+  ck_assert_int_eq (clone_flush (d->clone, &first), 0);
+  lose (d->dest);
+  mock_server_back (d->dest);
+  ck_assert_int_eq (clone_flush (d->clone, &first), 0);
+  check_all ();
+
+  must_write (2, 100, 1000);
+  lose (d->dest);
+  mock_server_back (d->dest);
+  write_model (1, 100, 1000);
+  check_all ();
+  clone_client_init (d->clone, &early);
+  for (unsigned i = 0; i < 2; ++i) {
+    ck_assert_int_eq (clone_flush (d->clone, &first), i ? 0 : -1);
+    if (i == 0)
+      ck_assert_int_eq (errno, EIO);
+  }
+  clone_client_init (d->clone, &late);
+  ck_assert_int_eq (clone_flush (d->clone, &late), 0);
+  ck_assert_int_eq (clone_flush (d->clone, &early), -1);
+  ck_assert_int_eq (clone_flush (d->clone, &early), 0);
+  ck_assert_int_eq (clone_flush (d->clone, &second), -1);
+  ck_assert_int_eq (clone_flush (d->clone, &second), 0);
+}
+END_TEST
+
+/* A flush finds a local destination full: the client learns why, then each client
+ * is told of the loss once.  What was lost is read from the source, can be copied
+ * again when there is room, and the clone becomes complete (L13).
+ */
+START_TEST (full_at_a_flush)
+{
+  struct clone_client first, second;
+
+  new_disk (64 * K, 4 * K);
+  clone_client_init (d->clone, &first);
+  clone_client_init (d->clone, &second);
+  must_write (1, 4 * K, 0);
+  ck_assert_int_eq (clone_flush (d->clone, &first), 0);
+  ck_assert_int_eq (write_bytes (2, 4 * K, 8 * K, 0), 0);
+  mock_fail (d->dest, MOCK_FLUSH, MOCK_ANYWHERE, 1, 1, _i ? EDQUOT : ENOSPC);
+  ck_assert_int_eq (clone_flush (d->clone, &first), -1);
+  ck_assert_int_eq (errno, ENOSPC);
+  ck_assert (!is_valid (2));
+  ck_assert (is_valid (0));
+  check_all ();
+  ck_assert_int_eq (clone_mode (d->clone), MODE_RW);
+
+  ck_assert_int_eq (clone_flush (d->clone, &first), -1);
+  ck_assert_int_eq (errno, EIO);
+  ck_assert_int_eq (clone_flush (d->clone, &first), 0);
+  must_write (3, 4 * K, 8 * K);
+  ck_assert_int_eq (clone_flush (d->clone, &second), -1);
+  ck_assert_int_eq (errno, EIO);
+  ck_assert_int_eq (clone_flush (d->clone, &second), 0);
+  ck_assert_int_eq (clone_cache (d->clone, d->size, 0), 0);
+  ck_assert_int_eq (clone_flush (d->clone, &first), 0);
+  ck_assert (commit_is_complete (&d->clone->commit));
+  ck_assert_mem_eq (mock_durable (d->dest), model, d->size);
+}
+END_TEST
+
+/* What a lost server would have to say about its extents is data, and nobody
+ * waits for that.
+ */
+START_TEST (extents_of_lost_servers)
+{
+  CLEANUP_FREE uint8_t *say = malloc (64 * K), *want = malloc (64 * K);
+
+  new_servers (64 * K, 16 * K);
+  mock_fill (d->source, NULL, 16 * K, 16 * K);
+  memset (model + 16 * K, 0, 16 * K);
+  ck_assert_int_eq (clone_zero (d->clone, 16 * K, 32 * K, BACKEND_MAY_TRIM), 0);
+  write_model (0, 16 * K, 32 * K);
+  ck_assert_int_eq (clone_flush (d->clone, NULL), 0);
+  memset (want, 0, 64 * K);
+  memset (want + 16 * K, EXTENT_HOLE | EXTENT_ZERO, 32 * K);
+  get_extents (0, 64 * K, 0, say);
+  ck_assert_mem_eq (say, want, 64 * K);
+
+  lose (d->source);
+  memset (want + 16 * K, 0, 16 * K);
+  get_extents (0, 64 * K, 0, say);
+  ck_assert_mem_eq (say, want, 64 * K);
+  lose (d->dest);
+  memset (want, 0, 64 * K);
+  get_extents (0, 64 * K, 0, say);
+  ck_assert_mem_eq (say, want, 64 * K);
+  mock_server_back (d->source);
+  mock_server_back (d->dest);
+  check_all ();
+}
+END_TEST
+
+/* A write to a part of a region that is too large for memory, around which the
+ * source's bytes are copied to the destination piece by piece.  The destination
+ * is lost when some of them are there, or all: they are copied again.
+ */
+START_TEST (lost_amid_large_edges)
+{
+  struct mock_gate *gate;
+  struct op op;
+
+  new_servers (4 * CLONE_COPY_MAX, 4 * CLONE_COPY_MAX);
+  gate = mock_gate (d->source, MOCK_PREAD,
+                    _i ? 2 * M : 4 * M - 1000, 1, 1);
+  start (&op, OP_WRITE, 1, 1000, 1500 * K);
+  mock_gate_wait (gate);
+  ck_assert_uint_gt (mock_bytes (d->dest, MOCK_PWRITE), M);
+  lose (d->dest);
+  mock_server_back (d->dest);
+  mock_gate_open (gate);
+  end (&op);
+  write_model (1, 1000, 1500 * K);
+  check_all ();
+  ck_assert_int_eq (clone_flush (d->clone, NULL), 0);
+  mock_disk_crash (d, 0, 0, 1);
+  ck_assert_int_eq (mock_disk_open (d), 0);
+  check_all ();
+}
+END_TEST
+
+static void
+read_all (void *opaque)
+{
+  check_all ();
+}
+
+/* A read needs both: while it reads the source the destination loses the region
+ * that it would have read there.  That is read from the source, too.
+ */
+START_TEST (lost_amid_a_read)
+{
+  struct mock_gate *gate;
+  struct mock_thread *thread;
+
+  new_servers (64 * K, 16 * K);
+  d->clone->options.copy_on_read = _i;
+  ck_assert_int_eq (write_bytes (1, 16 * K, 16 * K, 0), 0);
+  gate = mock_gate_after (d->source, MOCK_PREAD, MOCK_ANYWHERE, 1);
+  thread = mock_thread (read_all, NULL);
+  mock_gate_wait (gate);
+  lose (d->dest);
+  mock_server_back (d->dest);
+  mock_gate_open (gate);
+  mock_join (thread);
+  check_all ();
+}
+END_TEST
+
 int
 main (void)
 {
@@ -1577,6 +1906,14 @@ main (void)
   tcase_add_test (tc, read_only_mode);
   tcase_add_loop_test (tc, metadata_fails, 0, 3);
   tcase_add_loop_test (tc, write_fails_in_the_middle, 0, 2);
+  tcase_add_loop_test (tc, gone_client_does_not_write, 0, 2);
+  tcase_add_loop_test (tc, source_timeout, 0, 2);
+  tcase_add_loop_test (tc, requests_wait, 0, 3);
+  tcase_add_test (tc, losses_are_told_once);
+  tcase_add_loop_test (tc, full_at_a_flush, 0, 2);
+  tcase_add_test (tc, extents_of_lost_servers);
+  tcase_add_loop_test (tc, lost_amid_large_edges, 0, 2);
+  tcase_add_loop_test (tc, lost_amid_a_read, 0, 2);
   tcase_add_loop_test (tc, stress, 0, 4);
   tcase_add_loop_test (tc, power_cuts, 0, 20);
   suite_add_tcase (suite, tc);
