@@ -32,6 +32,9 @@
  *   bytes 101, 103  not taken, but tested: who holds one writes through QEMU's
  *                   locking
  *
+ * The source is read without any lock, so that many can do so.  But it must not
+ * change, and is refused while byte 101 is held.
+ *
  * Block devices are also opened O_EXCL, which refuses what is mounted.
  */
 
@@ -55,6 +58,7 @@
 #include "backend.h"
 #include "behind.h"
 #include "cleanup.h"
+#include "lock-holder.h"
 #include "rounding.h"
 
 /* Adjacent segments that one pwritev takes. */
@@ -523,6 +527,28 @@ take_lock (struct file *f, const char *role)
   return -1;
 }
 
+/* Whoever reads without a lock wants at least that QEMU does not write.  -1,
+ * logged, with errno EBUSY where it does.
+ */
+static int
+check_writer (struct file *f, const char *role)
+{
+  CLEANUP_FREE char *holder = NULL;
+  bool conflict = false;
+
+  lock_byte (f->fd, F_OFD_GETLK, F_WRLCK, 101, &conflict);
+  if (!conflict)        /* also where the file system has no locks */
+    return 0;
+  holder = lock_holder (f->fd, 101);
+  log_error (f->b.log, "%s %s: %s has it open for writing, by QEMU's image "
+             "lock, and its changes would corrupt the clone; shut the virtual "
+             "machine down, or let that process export the disk by NBD and "
+             "give its URI as the %s", role, f->b.name,
+             holder ?: "a QEMU process", role);
+  errno = EBUSY;
+  return -1;
+}
+
 /* ---- open, create, close ---- */
 
 static void
@@ -738,7 +764,8 @@ backend_file_open (const struct backend_params *params, const struct log *log)
     cannot ("open", params, log, reason);
     goto error;
   }
-  if (params->lock && take_lock (f, params->role) == -1)
+  if (params->lock ? take_lock (f, params->role) == -1
+      : params->readonly && check_writer (f, params->role) == -1)
     goto error;
   f->named = true;
   return &f->b;
@@ -874,6 +901,23 @@ backend_file_same (const char *a, const char *b)
   if (S_ISBLK (x.st_mode) && S_ISBLK (y.st_mode))
     return x.st_rdev == y.st_rdev;
   return x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+void
+backend_file_identity (struct backend *b, struct backend_identity *id)
+{
+  struct statx stx;
+
+  memset (id, 0, sizeof *id);
+  if (b->ops != &file_ops || to_file (b)->is_block ||
+      statx (to_file (b)->fd, "", AT_EMPTY_PATH, STATX_INO | STATX_BTIME,
+             &stx) == -1)
+    return;
+  id->inode = stx.stx_ino;
+  if (stx.stx_mask & STATX_BTIME) {
+    id->birth_sec = stx.stx_btime.tv_sec;
+    id->birth_nsec = stx.stx_btime.tv_nsec;
+  }
 }
 
 void

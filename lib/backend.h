@@ -293,4 +293,16 @@ extern void backend_file_unlink (struct backend *b);
 extern struct backend *backend_nbd_open (const struct backend_params *params,
                                          const struct log *log);
 
+/* Which file a destination is (backend-file.c): another one under the same name
+ * has another identity.  All zeroes: not known, as for block devices and NBD
+ * exports.
+ */
+struct backend_identity {
+  uint64_t inode;
+  int64_t birth_sec; /* since 1970; both are 0 where this is not known */
+  uint32_t birth_nsec;
+};
+extern void backend_file_identity (struct backend *b,
+                                   struct backend_identity *id);
+
 #endif /* CLONE_BACKEND_H */

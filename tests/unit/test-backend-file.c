@@ -33,6 +33,7 @@
 
 #include "backend.h"
 #include "behind.h"
+#include "lock-holder.h"
 #include "mock-backend.h"
 #include "run-suite.h"
 
@@ -1001,6 +1002,89 @@ START_TEST (qemu_itself)
 }
 END_TEST
 
+/* Who only reads, without a lock, is refused while somebody has QEMU's permission
+ * to write, alone or among others, and the message names the process.  Other
+ * bytes mean nothing.
+ */
+START_TEST (writer_by_qemus_lock)
+{
+  static const struct { off_t start, len; bool writes; } t[] = {
+    { 101, 1, true }, { 100, 4, true }, { 0, 0, true },
+    { 100, 1, false }, { 102, 2, false }, { 201, 1, false }, { 0, 1, false },
+  };
+  char who[100];
+
+  snprintf (who, sizeof who, "(process %d) has it open for writing",
+            (int)getpid ());
+  backend_close (create (M));
+  for (unsigned i = 0; i < sizeof t / sizeof t[0]; ++i) {
+    struct flock lock = {
+      .l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = t[i].start,
+      .l_len = t[i].len
+    };
+    int fd = open (path, O_RDWR);
+    struct backend *b;
+    char *holder;
+
+    ck_assert_int_eq (fcntl (fd, F_OFD_SETLK, &lock), 0);
+    b = open_path (path, true, false);
+    ck_assert_int_eq (b == NULL, t[i].writes);
+    if (b == NULL) {
+      ck_assert_int_eq (errno, EBUSY);
+      ck_assert_ptr_nonnull (strstr (mock_last_error (), path));
+      ck_assert_ptr_nonnull (strstr (mock_last_error (), who));
+    }
+    backend_close (b);
+
+    holder = lock_holder (fd, 101);
+    ck_assert_int_eq (holder != NULL, t[i].writes);
+    free (holder);
+    close (fd);
+  }
+}
+END_TEST
+
+/* A file has an identity, which stays when it is renamed, and another one when it
+ * was deleted and made anew.  What is no file of ours has none.
+ */
+START_TEST (identity)
+{
+  struct backend_identity first, again, none = { 0 };
+  struct mock_log *history = mock_log_new (false);
+  struct mock *mock = mock_new (history, "mock", M, false);
+  struct backend *b = create (M);
+  struct stat st;
+  int fd;
+
+  backend_file_identity (b, &first);
+  ck_assert_int_eq (stat (path, &st), 0);
+  ck_assert_uint_eq (first.inode, st.st_ino);
+  backend_close (b);
+
+  ck_assert_int_eq (rename (path, other), 0);
+  b = open_path (other, true, false);
+  backend_file_identity (b, &again);
+  ck_assert_uint_eq (first.inode, again.inode);
+  ck_assert_int_eq (first.birth_sec, again.birth_sec);
+  ck_assert_uint_eq (first.birth_nsec, again.birth_nsec);
+  backend_close (b);
+
+  /* While the old one is there, the new one is another inode. */
+  fd = open (other, O_RDONLY);
+  ck_assert_int_eq (unlink (other), 0);
+  b = create (M);
+  backend_file_identity (b, &again);
+  ck_assert_uint_ne (first.inode, again.inode);
+  backend_close (b);
+  close (fd);
+
+  backend_file_identity (mock_backend (mock), &again);
+  ck_assert_mem_eq (&again, &none, sizeof none);
+  mock_free (mock);
+  mock_log_free (history);
+}
+END_TEST
+
 int
 main (void)
 {
@@ -1035,6 +1119,8 @@ main (void)
   tcase_add_test (tc, lock_survives_fork);
   tcase_add_test (tc, qemu_locks);
   tcase_add_test (tc, qemu_itself);
+  tcase_add_test (tc, writer_by_qemus_lock);
+  tcase_add_test (tc, identity);
   suite_add_tcase (suite, tc);
 
   return run_suite (suite);
