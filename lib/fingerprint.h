@@ -5,12 +5,25 @@
 /* The fingerprint of a source: what tells one disk from another without
  * reading all of it.
  *
- * It is the CRC32C of each of FINGERPRINT_SAMPLES samples, at offsets that
- * follow from the disk's size alone.  The first samples lie where disks keep
- * what identifies them (partition tables, superblocks of the first partition,
- * the backup partition table at the end), the others are spread evenly.  A
- * disk of at most FINGERPRINT_SAMPLES * FINGERPRINT_SAMPLE_SIZE bytes is
- * covered completely.
+ * It is the CRC32C of each of FINGERPRINT_SAMPLES samples.  A disk of at most
+ * FINGERPRINT_SAMPLES * FINGERPRINT_SAMPLE_SIZE bytes is covered completely.
+ * On a larger one the samples lie where disks keep what identifies them:
+ *
+ *   0 to 5    the partition table, and the superblocks of a partition that
+ *             begins at 1 MiB
+ *   6 to 30   the first 4096 bytes of each partition, in the table's order.
+ *             The samples that are left over, all 25 without a table, are
+ *             spread evenly
+ *   31        the last 4096 bytes: the backup of a GPT
+ *
+ * nbdclone-metadata(5) has the offsets, and says exactly which partitions
+ * count.  The fingerprints in metadata of version 1 know nothing of partitions:
+ * all samples are those of a disk without a table.  fingerprint_check accepts
+ * them, too.
+ *
+ * A CRC of 0 stands for a sample that could not be read when the fingerprint
+ * was taken.  (Of the samples that can be read one in 2^32 has this CRC.  It is
+ * not compared either.)
  *
  * It protects against mistakes, not against an attacker, and two disks that
  * differ between the samples look the same.
@@ -30,21 +43,21 @@ struct fingerprint {
   uint32_t crc[FINGERPRINT_SAMPLES];
 };
 
-/* Where sample i lies on a disk of size bytes, and how long it is (0 only on
- * disks with fewer bytes than samples).
+/* Read the samples and fill in fp.  Samples that cannot be read are left out,
+ * up to half of them.  -1 with errno as backend_pread where more cannot be
+ * read, and at once with ENOTCONN where the peer is lost.
  */
-extern void fingerprint_sample (uint64_t size, unsigned i, uint64_t *offset,
-                                uint32_t *count);
-
-/* Read the samples, all in one round trip.  -1 with errno as backend_pread. */
 extern int fingerprint_take (struct backend *source, struct fingerprint *fp);
 
-/* The first sample that differs, or -1 where all are equal. */
-extern int fingerprint_compare (const struct fingerprint *a,
-                                const struct fingerprint *b);
-
-/* Has the source this fingerprint?  0 yes; 1 no, and *why is a text, to be
- * freed, that says what differs; -1 with errno set: not known now.
+/* Is this the source whose fingerprint is stored?  Its size has been compared
+ * by the caller.
+ *
+ * 0: it is.  All samples that can be read agree with the stored ones, and these
+ * are at least half of those that were stored.
+ * 1: it is not.  *why says where, for example "differs from what it was in
+ * bytes 4096..8191": a text to be freed.
+ * -1 with errno: not known now.  Too little can be read (EIO), the peer is lost
+ * (ENOTCONN, at once), or there is no memory (ENOMEM).
  */
 extern int fingerprint_check (struct backend *source,
                               const struct fingerprint *stored, char **why);

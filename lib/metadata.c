@@ -151,7 +151,7 @@ superblocks_agree (const struct superblock *a, const struct superblock *b)
 {
   return memcmp (a->uuid, b->uuid, sizeof a->uuid) == 0 &&
     a->size == b->size && a->region_size == b->region_size &&
-    fingerprint_compare (&a->fingerprint, &b->fingerprint) == -1;
+    memcmp (&a->fingerprint, &b->fingerprint, sizeof a->fingerprint) == 0;
 }
 
 /* Read what the backend has of each superblock; the rest stays zero. */

@@ -9,6 +9,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <time.h>
 
 #include "cleanup.h"
 #include "fingerprint.h"
@@ -184,15 +186,31 @@ check_block_size (struct work *w, const struct backend *b, const char *role,
   return -1;
 }
 
+/* For the user, who may find out with it what happened to a local file: a text
+ * to be freed, or NULL.
+ */
+static char *
+source_hint (struct work *w)
+{
+  char time[32], *hint;
+  struct stat st;
+  struct tm tm;
+
+  if (!w->source->is_file || stat (w->source->name, &st) == -1 ||
+      gmtime_r (&st.st_mtime, &tm) == NULL ||
+      strftime (time, sizeof time, "%Y-%m-%d %H:%M:%S UTC", &tm) == 0 ||
+      asprintf (&hint, " (its inode is %ju, and it was last changed at %s)",
+                (uintmax_t)st.st_ino, time) == -1)
+    return NULL;
+  return hint;
+}
+
 /* The same disk as the one that the metadata were made for? (I12) */
 static int
 check_source_identity (struct work *w)
 {
+  CLEANUP_FREE char *why = NULL, *hint = NULL;
   const struct superblock *sb = &w->md->sb;
-  struct fingerprint fp;
-  uint64_t offset;
-  uint32_t count;
-  int differs;
 
   if (w->source->size != sb->size) {
     log_error (w->log, "source %s has %" PRIu64 " bytes, but metadata %s "
@@ -203,20 +221,23 @@ check_source_identity (struct work *w)
   }
   if (!w->s->options.source_check)
     return 0;
-  if (fingerprint_take (w->source, &fp) == -1) {
-    log_error (w->log, "source %s: cannot read it: %m", w->source->name);
+  switch (fingerprint_check (w->source, &sb->fingerprint, &why)) {
+  case 0:
+    return 0;
+  case 1:
+    hint = source_hint (w);
+    log_error (w->log, "source %s %s, when metadata %s were made: this is "
+               "another source, or it was written to%s; source-check=false "
+               "goes on all the same", w->source->name, why, w->meta->name,
+               hint ?: "");
+    return -1;
+  default:
+    log_error (w->log, "source %s: cannot read enough of it to compare it with "
+               "the one that metadata %s were made for: %m; "
+               "source-check=false goes on all the same", w->source->name,
+               w->meta->name);
     return -1;
   }
-  differs = fingerprint_compare (&fp, &sb->fingerprint);
-  if (differs == -1)
-    return 0;
-  fingerprint_sample (sb->size, differs, &offset, &count);
-  log_error (w->log, "source %s differs from the one that metadata %s were "
-             "made for, in bytes %" PRIu64 "..%" PRIu64 ": this is another "
-             "source, or it was written to; source-check=false goes on all "
-             "the same", w->source->name, w->meta->name, offset,
-             offset + count - 1);
-  return -1;
 }
 
 /* A map in which no region is valid. */
