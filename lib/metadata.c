@@ -9,6 +9,8 @@
 #include <endian.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -51,10 +53,19 @@ struct superblock_image {
   uint32_t flags;
   uint32_t zero_1;
   uint32_t fingerprint[FINGERPRINT_SAMPLES];
-  uint8_t zero_2[METADATA_SECTOR - 192];
+  /* All zero in version 1. */
+  uint32_t compat, ro_compat, incompat;
+  uint32_t zero_2;
+  uint64_t inode;
+  uint64_t birth_sec;
+  uint32_t birth_nsec;
+  uint32_t zero_3;
+  uint8_t feature_area[METADATA_SECTOR - METADATA_FEATURE_AREA];
 };
 _Static_assert (sizeof (struct superblock_image) == METADATA_SECTOR,
                 "a superblock is one sector");
+_Static_assert (offsetof (struct superblock_image, feature_area) ==
+                METADATA_FEATURE_AREA, "no padding");
 
 struct bitmap_image {
   uint64_t words[WORDS_PER_SECTOR];
@@ -100,7 +111,7 @@ superblock_encode (const struct superblock *sb, struct superblock_image *image)
 {
   memset (image, 0, sizeof *image);
   memcpy (image->magic, superblock_magic, sizeof image->magic);
-  image->version = htole32 (METADATA_VERSION);
+  image->version = htole32 (sb->version);
   memcpy (image->uuid, sb->uuid, sizeof image->uuid);
   image->generation = htole64 (sb->generation);
   image->size = htole64 (sb->size);
@@ -108,7 +119,42 @@ superblock_encode (const struct superblock *sb, struct superblock_image *image)
   image->flags = htole32 (sb->flags);
   for (unsigned i = 0; i < FINGERPRINT_SAMPLES; ++i)
     image->fingerprint[i] = htole32 (sb->fingerprint.crc[i]);
+  image->compat = htole32 (sb->compat);
+  image->ro_compat = htole32 (sb->ro_compat);
+  image->incompat = htole32 (sb->incompat);
+  image->inode = htole64 (sb->destination.inode);
+  image->birth_sec = htole64 (sb->destination.birth_sec);
+  image->birth_nsec = htole32 (sb->destination.birth_nsec);
+  memcpy (image->feature_area, sb->feature_area, sizeof image->feature_area);
   image->crc = htole32 (superblock_crc (image));
+}
+
+/* The two versions differ in bytes 192 and up. */
+static const char *
+decode_tail (const struct superblock_image *image, struct superblock *sb)
+{
+  const size_t tail = offsetof (struct superblock_image, compat);
+
+  if (sb->version == 1)
+    return is_zero ((const uint8_t *)image + tail, sizeof *image - tail) ? NULL
+      : "bytes that should be zero";
+
+  sb->compat = le32toh (image->compat);
+  sb->ro_compat = le32toh (image->ro_compat);
+  sb->incompat = le32toh (image->incompat);
+  sb->destination.inode = le64toh (image->inode);
+  sb->destination.birth_sec = le64toh (image->birth_sec);
+  sb->destination.birth_nsec = le32toh (image->birth_nsec);
+  memcpy (sb->feature_area, image->feature_area, sizeof sb->feature_area);
+  if (sb->incompat & ~METADATA_INCOMPAT)
+    return "features that this program does not know";
+  if (sb->destination.birth_nsec >= 1000000000)
+    return "an impossible time";
+  if (image->zero_2 != 0 || image->zero_3 != 0 ||
+      (!sb->compat && !sb->ro_compat && !sb->incompat &&
+       !is_zero (sb->feature_area, sizeof sb->feature_area)))
+    return "bytes that should be zero";
+  return NULL;
 }
 
 /* NULL where the image is a valid superblock, else what is wrong with it. */
@@ -116,13 +162,15 @@ static const char *
 superblock_decode (const struct superblock_image *image,
                    struct superblock *sb)
 {
+  memset (sb, 0, sizeof *sb);
   if (is_zero (image, sizeof *image))
     return "all zeroes";
   if (memcmp (image->magic, superblock_magic, sizeof image->magic) != 0)
     return "wrong magic";
   if (le32toh (image->crc) != superblock_crc (image))
     return "wrong checksum";
-  if (le32toh (image->version) != METADATA_VERSION)
+  sb->version = le32toh (image->version);
+  if (sb->version < METADATA_VERSION_MIN || sb->version > METADATA_VERSION)
     return "a format version that this program does not know";
 
   memcpy (sb->uuid, image->uuid, sizeof sb->uuid);
@@ -140,18 +188,48 @@ superblock_decode (const struct superblock_image *image,
     return "impossible sizes";
   if (sb->flags & ~(METADATA_CLEAN | METADATA_COMPLETE))
     return "unknown flags";
-  if (image->zero_1 != 0 || !is_zero (image->zero_2, sizeof image->zero_2))
+  if (image->zero_1 != 0)
     return "bytes that should be zero";
-  return NULL;
+  return decode_tail (image, sb);
 }
 
-/* Do two superblocks belong to the same store? */
+/* Is the superblock whole, but of a kind that is not known?  It says in `what',
+ * which is not changed otherwise, what that is.
+ */
+static void
+note_unsupported (const struct superblock_image *image, char *what, size_t size)
+{
+  const uint32_t version = le32toh (image->version);
+  const uint32_t features = le32toh (image->incompat) & ~METADATA_INCOMPAT;
+
+  if (memcmp (image->magic, superblock_magic, sizeof image->magic) != 0 ||
+      le32toh (image->crc) != superblock_crc (image))
+    return;
+  if (version < METADATA_VERSION_MIN || version > METADATA_VERSION)
+    snprintf (what, size, "format version %" PRIu32, version);
+  else if (version >= 2 && features)
+    snprintf (what, size, "incompat features 0x%" PRIx32, features);
+}
+
+/* Do two valid superblocks belong to the same store? */
 static bool
 superblocks_agree (const struct superblock *a, const struct superblock *b)
 {
-  return memcmp (a->uuid, b->uuid, sizeof a->uuid) == 0 &&
-    a->size == b->size && a->region_size == b->region_size &&
-    memcmp (&a->fingerprint, &b->fingerprint, sizeof a->fingerprint) == 0;
+  if (a->version != b->version ||
+      memcmp (a->uuid, b->uuid, sizeof a->uuid) != 0 ||
+      a->size != b->size || a->region_size != b->region_size)
+    return false;
+  if (a->version == 1)
+    return memcmp (&a->fingerprint, &b->fingerprint,
+                   sizeof a->fingerprint) == 0;
+  if (a->generation == b->generation) {
+    struct superblock_image x, y;
+
+    superblock_encode (a, &x);
+    superblock_encode (b, &y);
+    return memcmp (&x, &y, sizeof x) == 0;
+  }
+  return true;
 }
 
 /* Read what the backend has of each superblock; the rest stays zero. */
@@ -174,9 +252,12 @@ read_images (struct backend *b, struct superblock_image image[2])
 }
 
 static enum metadata_presence
-presence (const struct superblock_image image[2], const char *const wrong[2])
+presence (const struct superblock_image image[2],
+          const struct superblocks *found)
 {
-  if (!wrong[0] || !wrong[1])
+  if (found->unsupported[0])
+    return METADATA_UNSUPPORTED;
+  if (!found->wrong[0] || !found->wrong[1])
     return METADATA_PRESENT;
   if (is_zero (image, 2 * sizeof image[0]))
     return METADATA_ABSENT;
@@ -192,6 +273,8 @@ choose_superblock (const struct superblocks *found)
 {
   const struct superblock *sb = found->sb;
 
+  if (found->unsupported[0])
+    return -1;
   if (found->wrong[0] || found->wrong[1])
     return !found->wrong[0] ? 0 : !found->wrong[1] ? 1 : -1;
   if (!superblocks_agree (&sb[0], &sb[1]))
@@ -206,9 +289,13 @@ metadata_read_superblocks (struct backend *b, struct superblocks *found)
 
   if (read_images (b, image) == -1)
     return -1;
-  for (unsigned i = 0; i < 2; ++i)
+  found->unsupported[0] = '\0';
+  for (unsigned i = 0; i < 2; ++i) {
     found->wrong[i] = superblock_decode (&image[i], &found->sb[i]);
-  found->presence = presence (image, found->wrong);
+    note_unsupported (&image[i], found->unsupported,
+                      sizeof found->unsupported);
+  }
+  found->presence = presence (image, found);
   found->current = choose_superblock (found);
   return 0;
 }
@@ -238,33 +325,52 @@ write_superblock (struct metadata *md, unsigned which,
   return backend_flush (md->backend);
 }
 
-void
-metadata_lost (struct metadata *md)
+/* Write both, the one that does not count first, and nothing else. */
+static int
+update_superblock (struct metadata *md, struct superblock *sb)
 {
-  md->losses++;
+  sb->generation = ++md->generation;
+  if (write_superblock (md, 1 - md->current, sb) == -1)
+    return -1;
+  /* It is durable, so it counts now, and the other may be written; also where
+   * that fails, and a later update begins.
+   */
+  md->current = 1 - md->current;
+  if (write_superblock (md, 1 - md->current, sb) == -1)
+    return -1;
+  md->sb = *sb;
+  return 0;
 }
 
 int
 metadata_set_flags (struct metadata *md, uint32_t flags)
 {
   struct superblock sb = md->sb;
-  unsigned losses;
 
   if (sb.flags == flags)
     return 0;
   sb.flags = flags;
-  sb.generation++;
-  do {
-    losses = md->losses;
-    if (write_superblock (md, 1 - md->current, &sb) == -1)
-      return -1;
-    /* The other copy may be written only when this one is durable. */
-    if (losses == md->losses &&
-        write_superblock (md, md->current, &sb) == -1)
-      return -1;
-  } while (losses != md->losses);
-  md->sb = sb;
-  return 0;
+  return update_superblock (md, &sb);
+}
+
+bool
+metadata_same_identity (const struct backend_identity *a,
+                        const struct backend_identity *b)
+{
+  return a->inode == b->inode && a->birth_sec == b->birth_sec &&
+    a->birth_nsec == b->birth_nsec;
+}
+
+int
+metadata_set_destination (struct metadata *md,
+                          const struct backend_identity *id)
+{
+  struct superblock sb = md->sb;
+
+  if (sb.version == 1 || metadata_same_identity (&sb.destination, id))
+    return 0;
+  sb.destination = *id;
+  return update_superblock (md, &sb);
 }
 
 /* ---- bitmap sectors ---- */
@@ -374,7 +480,7 @@ metadata_begin (struct backend *b, const struct superblock *sb,
   md->backend = b;
   md->log = log;
   md->sb = *sb;
-  md->sb.generation = 1;
+  md->sb.generation = md->generation = 1;
   uuid_generate (md->sb.uuid);
 
   if (backend_zero (b, METADATA_BITMAP, 0, 0) == -1 ||
@@ -430,6 +536,7 @@ metadata_create (struct backend *b, const struct superblock *sb,
   struct superblock empty = *sb;
   struct metadata *md;
 
+  empty.version = METADATA_VERSION;
   empty.flags = METADATA_CLEAN;
   md = metadata_begin (b, &empty, log);
   if (md == NULL)
@@ -448,7 +555,10 @@ static void
 refuse_superblocks (const struct superblocks *found, const struct backend *b,
                     const struct log *log)
 {
-  if (found->wrong[0])
+  if (found->unsupported[0])
+    log_error (log, "metadata %s: this program does not know %s; use a newer "
+               "one", b->name, found->unsupported);
+  else if (found->wrong[0])
     log_error (log, "metadata %s: both superblocks are damaged: %s at offset "
                "%d, %s at offset %d; " WHAT_TO_DO, b->name,
                found->wrong[0], METADATA_SUPERBLOCK_A,
@@ -465,6 +575,7 @@ metadata_open (struct backend *b, const struct log *log)
   struct superblocks found;
   struct metadata *md;
   uint64_t wanted;
+  uint32_t unknown;
 
   if (metadata_read_superblocks (b, &found) == -1) {
     log_error (log, "metadata %s: cannot read the superblocks: %m", b->name);
@@ -472,6 +583,13 @@ metadata_open (struct backend *b, const struct log *log)
   }
   if (found.current == -1) {
     refuse_superblocks (&found, b, log);
+    return NULL;
+  }
+  unknown = found.sb[found.current].ro_compat & ~METADATA_RO_COMPAT;
+  if (unknown) {
+    log_error (log, "metadata %s: this program does not know ro_compat "
+               "features 0x%" PRIx32 ", and must not serve the clone; use a "
+               "newer one", b->name, unknown);
     return NULL;
   }
 
@@ -484,6 +602,7 @@ metadata_open (struct backend *b, const struct log *log)
   md->log = log;
   md->current = found.current;
   md->sb = found.sb[found.current];
+  md->generation = md->sb.generation;
 
   wanted = metadata_store_size (md->sb.size, md->sb.region_size);
   if (b->size < wanted) {

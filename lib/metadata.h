@@ -4,7 +4,7 @@
 
 /* The metadata: which regions are valid, durably.
  *
- * FORMAT, version 1.  All integers are little-endian.
+ * FORMAT, versions 1 and 2.  All integers are little-endian.
  *
  *   offset          content
  *   0               superblock A (512 bytes)
@@ -16,7 +16,7 @@
  *
  *   superblock: bytes
  *     0..7      magic "NBDCLONE"
- *     8..11     version, 1
+ *     8..11     version, 1 or 2
  *     12..15    CRC32C of the 512 bytes, with these four taken as zero
  *     16..31    UUID of this store
  *     32..39    generation, counts the superblock's updates
@@ -24,8 +24,22 @@
  *     48..55    region size, bytes
  *     56..59    flags: 1 clean, 2 complete
  *     60..63    zero
- *     64..191   fingerprint of the source: 32 CRC32C values (fingerprint.h)
+ *     64..191   fingerprint of the source: 32 CRC32C values (fingerprint.h),
+ *               0 where the sample could not be read when it was taken
+ *   in version 1
  *     192..511  zero
+ *   in version 2
+ *     192..195  compat: features that a program need not know
+ *     196..199  ro_compat: features that it must know to serve the clone, but
+ *               not to read the metadata
+ *     200..203  incompat: features that it must know to read the metadata
+ *     204..207  zero
+ *     208..215  destination: inode number of the regular file
+ *     216..223  its time of birth, seconds since 1970, signed
+ *     224..227  nanoseconds of that.  Both are 0 where the file system does not
+ *               know it, and all three where the destination is no regular file
+ *     228..231  zero
+ *     232..511  belong to the features; zero where there are none
  *
  *   bitmap sector s: bytes
  *     0..503    63 words of 64 bits; bit b of word w stands for region
@@ -33,19 +47,29 @@
  *     504..507  magic "CLBM"
  *     508..511  CRC32C of the UUID, of s as 64 bits, and of bytes 0..507
  *
+ * Each bit of compat, ro_compat and incompat is a feature; this program knows
+ * none.  Who changes a superblock keeps the compat bits, and bytes 232..511, as
+ * they are.
+ *
  * A superblock is valid if and only if its magic, version and CRC are right,
  * size is from 1 to 2^63 - 1, the region size is a power of two from 4K to 1G
- * that gives at most 2^31 regions, no unknown flag is set and the bytes said to
- * be zero are zero.  A bitmap sector is valid if and only if its magic and CRC
- * are right and no bit is set that stands for no region.
+ * that gives at most 2^31 regions, no unknown flag and no unknown incompat
+ * feature is set, the nanoseconds are less than 10^9, and the bytes said to be
+ * zero are zero.  A bitmap sector is valid if and only if its magic and CRC are
+ * right and no bit is set that stands for no region.
  *
- * A store is valid if and only if it is not shorter than that, at least one
- * superblock is valid, two valid ones agree in all but generation and flags,
- * every bitmap sector is valid, and where the complete flag is set every
- * region's bit is 1.  The superblock that counts is the valid one of the higher
- * generation, A where they are equal.  A store in which both superblocks are
- * all zeroes is not there: creation did not get to its end.
- * (Not so in a file, which gets its name after its creation has.)
+ * A store is valid if and only if it is not shorter than that; at least one
+ * superblock is valid, and none has a right magic and CRC with another version
+ * or an unknown incompat feature; two valid ones have the same version, UUID,
+ * size and region size, and in version 1 the same fingerprint, in version 2 the
+ * same bytes where they have the same generation; every bitmap sector is valid;
+ * and where the complete flag is set every region's bit is 1.  The superblock
+ * that counts is the valid one of the higher generation, A where they are
+ * equal.  A store in which both superblocks are all zeroes is not there:
+ * creation did not get to its end.  (Not so in a file, which gets its name
+ * after its creation has.)
+ *
+ * New stores are of version 2.  A store of version 1 is never made one of 2.
  *
  * WHY A CRASH DOES NO HARM.  The unit that is written in one piece is a sector
  * of 512 bytes.  Bits go from 0 to 1 only, and whatever mix of old and new
@@ -54,8 +78,11 @@
  * was not in a commit's snapshot.  The order that makes such bits true is
  * commit.h's.  The two superblocks are written one after the other with a flush
  * between them, the one that does not count first, so that one of them is whole
- * at any time; and what differs between them is never more than generation and
- * flags, which only save work.
+ * at any time, and the new one counts as soon as it is durable.  Each update
+ * has a generation of its own, also one that failed halfway, so that two
+ * superblocks of one generation never say different things.  Either of them may
+ * count after a crash: the flags only save work, and an old identity of the
+ * destination is noticed, and replaced, once more.
  *
  * A bit that flipped, or a sector that was lost, breaks a CRC or a magic, and
  * the store is refused: to read damage as "invalid" would silently bring the
@@ -65,13 +92,15 @@
 #ifndef CLONE_METADATA_H
 #define CLONE_METADATA_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "backend.h"
 #include "fingerprint.h"
 #include "region-map.h"
 
-#define METADATA_VERSION 1
+#define METADATA_VERSION 2 /* of new stores */
+#define METADATA_VERSION_MIN 1
 #define METADATA_SECTOR 512
 #define METADATA_UUID_SIZE 16
 
@@ -83,21 +112,34 @@
 #define METADATA_CLEAN 1    /* closed in order: every valid bit is on disk */
 #define METADATA_COMPLETE 2 /* every bit is 1: the source is not needed */
 
+/* Features that this program knows. */
+#define METADATA_COMPAT 0
+#define METADATA_RO_COMPAT 0
+#define METADATA_INCOMPAT 0
+
+/* Where the features' own bytes begin. */
+#define METADATA_FEATURE_AREA 232
+
 struct superblock {
+  uint32_t version;
   uint8_t uuid[METADATA_UUID_SIZE];
   uint64_t generation;
   uint64_t size;        /* bytes */
   uint64_t region_size; /* bytes */
   uint32_t flags;
   struct fingerprint fingerprint;
+  /* All zero in version 1. */
+  uint32_t compat, ro_compat, incompat;
+  struct backend_identity destination;
+  uint8_t feature_area[METADATA_SECTOR - METADATA_FEATURE_AREA];
 };
 
 struct metadata {
   struct backend *backend; /* owned */
   const struct log *log;
-  struct superblock sb;    /* as on disk */
-  unsigned current;        /* which copy that is: 0 for A, 1 for B */
-  _Atomic unsigned losses; /* of the server, see metadata_lost */
+  struct superblock sb;    /* as on disk, in both copies if no update failed */
+  unsigned current;        /* the copy that counts: 0 for A, 1 for B */
+  uint64_t generation;     /* of the last update, also if it failed */
 };
 
 enum metadata_presence {
@@ -107,6 +149,7 @@ enum metadata_presence {
   METADATA_PRESENT,       /* at least one valid superblock */
   METADATA_DAMAGED,       /* superblocks that are ours, but none is valid */
   METADATA_FOREIGN,       /* something else */
+  METADATA_UNSUPPORTED,   /* of another version, or with unknown features */
 };
 
 /* The two superblocks of a store, A and B, as they are found. */
@@ -114,8 +157,14 @@ struct superblocks {
   enum metadata_presence presence;
   const char *wrong[2];    /* NULL where it is valid, else what is wrong */
   struct superblock sb[2]; /* where it is valid */
-  /* The one that counts; -1 where none is valid or the two do not agree. */
+  /* The one that counts; -1 where none is valid, the two do not agree, or the
+   * store is not supported.
+   */
   int current;
+  /* What of a store that is not supported is not known, for example "format
+   * version 3"; empty otherwise.
+   */
+  char unsupported[64];
 };
 
 /* How many bytes a store for this disk takes. */
@@ -143,9 +192,9 @@ extern enum metadata_presence metadata_probe (struct backend *b,
  * durable leaves a store that is not there, after it a valid one.
  *
  * The caller has made sure that nothing is lost by this, and that nothing can
- * have been written to the destination under an older store.  sb->uuid,
- * generation and flags are filled in here.  On success the new object owns b;
- * on failure NULL, and the reason is logged.
+ * have been written to the destination under an older store.  sb->version,
+ * uuid, generation and flags are filled in here.  On success the new object
+ * owns b; on failure NULL, and the reason is logged.
  */
 extern struct metadata *metadata_create (struct backend *b,
                                          const struct superblock *sb,
@@ -154,16 +203,17 @@ extern struct metadata *metadata_create (struct backend *b,
 /* The same in steps, for a store that begins with bits: metadata_begin leaves
  * a store that is not there; metadata_write must then write every sector; and
  * metadata_finish makes it there, durably, or fails with errno, nothing logged.
- * A crash before leaves a store that is not there.  sb->flags are used as they
- * are, and must be true of the bits.
+ * A crash before leaves a store that is not there.  sb->version is used as it
+ * is, and so are the flags, which must be true of the bits.
  */
 extern struct metadata *metadata_begin (struct backend *b,
                                         const struct superblock *sb,
                                         const struct log *log);
 extern int metadata_finish (struct metadata *md);
 
-/* Open a store: its superblock, not its bitmap.  On success the new object owns
- * b; on failure NULL, and the reason is logged.
+/* Open a store that a clone is to be served with: its superblock, not its
+ * bitmap.  On success the new object owns b; on failure NULL, and the reason is
+ * logged.
  */
 extern struct metadata *metadata_open (struct backend *b,
                                        const struct log *log);
@@ -203,21 +253,29 @@ extern int metadata_decode (const struct metadata *md, uint32_t s,
 /* Write n sectors, images[i] being that of sector sectors[i]; the numbers
  * ascend.  Neighbours become one write.  Not durable before metadata_flush.
  * -1 with errno as backend_pwrite, nothing is logged.
+ *
+ * A server may be lost between the two, with what was written, and be back for
+ * the flush.  The caller sees to it that both, and each metadata_set_..., reach
+ * one incarnation of the server, or fail with ENOTCONN (commit.h).
  */
 extern int metadata_write (struct metadata *md, const uint32_t *sectors,
                            uint8_t (*images)[METADATA_SECTOR], size_t n);
 extern int metadata_flush (struct metadata *md);
 
-/* The server was lost, with perhaps everything that had been written and not
- * flushed, and nothing has reached it again yet.  Whoever writes and flushes
- * looks at md->losses before and after, and begins again where it has changed.
- * Any thread may call this.
- */
-extern void metadata_lost (struct metadata *md);
-
 /* Durably set the flags.  Every bit that the flags speak of is durable before.
- * Not thread safe.  -1 with errno; the store is valid whatever happens.
+ * Not thread safe.  -1 with errno; the store is valid whatever happens, and has
+ * old or new flags.
  */
 extern int metadata_set_flags (struct metadata *md, uint32_t flags);
+
+/* Are both the same file, or both not known? */
+extern bool metadata_same_identity (const struct backend_identity *a,
+                                    const struct backend_identity *b);
+
+/* As metadata_set_flags, for the identity of the destination.  A store of
+ * version 1 has no place for it, and is left as it is.
+ */
+extern int metadata_set_destination (struct metadata *md,
+                                     const struct backend_identity *id);
 
 #endif /* CLONE_METADATA_H */

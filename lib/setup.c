@@ -27,6 +27,7 @@ struct work {
   struct metadata *md;
   struct region_map *map;
   bool created_dest, created_meta;
+  bool moved_dest; /* another file than before */
 };
 
 uint64_t
@@ -70,6 +71,7 @@ open_destination (struct work *w)
   const struct backend_params params = {
     .role = "destination", .name = w->s->destination, .lock = true,
     .connections = w->s->destination_connections,
+    .deadline = w->s->deadline,
   };
 
   return backend_open (&params, w->log);
@@ -80,7 +82,7 @@ open_metadata (struct work *w)
 {
   const struct backend_params params = {
     .role = "metadata", .name = w->metadata_name, .lock = true,
-    .connections = 1,
+    .connections = 1, .deadline = w->s->deadline,
   };
 
   return backend_open (&params, w->log);
@@ -93,6 +95,7 @@ open_source (struct work *w)
   const struct backend_params params = {
     .role = "source", .name = w->s->source, .readonly = true,
     .connections = w->s->source_connections,
+    .timeout = w->s->timeout, .deadline = w->s->deadline,
   };
 
   if (w->s->source == NULL) {
@@ -254,6 +257,84 @@ new_map (struct work *w)
 
 /* ---- going on with a clone ---- */
 
+/* Is there nothing at all in the destination, as in a file that was just made?
+ * Zeroes that were written are something.  1 yes, 0 no, -1 error, logged.
+ */
+static int
+destination_is_empty (struct work *w)
+{
+  CLEANUP_EXTENTS_FREE struct extents list = EXTENTS_INIT;
+  const uint64_t size = w->md->sb.size;
+  uint64_t offset = 0;
+
+  while (offset < size) {
+    extents_clear (&list);
+    if (backend_extents (w->dest, size - offset, offset, 0, &list) == -1) {
+      log_error (w->log, "destination %s: cannot tell whether it is empty: %m",
+                 w->dest->name);
+      return -1;
+    }
+    for (size_t i = 0; i < list.len; ++i)
+      if (!(list.extent[i].flags & EXTENT_HOLE))
+        return 0;
+    offset = extents_end (&list);
+  }
+  return 1;
+}
+
+/* Is the destination the file that the metadata were made for?  One that was
+ * deleted and made anew is refused: it has nothing of what the metadata call
+ * valid.  Another file with content was moved here, or restored from a copy.
+ */
+static int
+check_destination_identity (struct work *w)
+{
+  static const struct backend_identity none;
+  const uint64_t valid = region_map_count_durable (w->map);
+  struct backend_identity stored = w->md->sb.destination, id;
+
+  backend_file_identity (w->dest, &id);
+  if (metadata_same_identity (&stored, &none) ||
+      metadata_same_identity (&stored, &id) || valid == 0)
+    return 0;
+  switch (destination_is_empty (w)) {
+  case 0:
+    w->moved_dest = true;
+    return 0;
+  case 1:
+    log_error (w->log, "destination %s is another file than before, and empty, "
+               "but %" PRIu64 " of %" PRIu64 " regions are in it by metadata "
+               "%s: it was deleted and made anew; bring the file back that had "
+               "the inode %" PRIu64 ", or remove the metadata to start over",
+               w->dest->name, valid, region_map_regions (w->map),
+               w->meta->name, stored.inode);
+    return -1;
+  default:
+    return -1;
+  }
+}
+
+/* The store's changes before clients come. */
+static int
+update_store (struct work *w)
+{
+  const uint32_t flags = w->md->sb.flags;
+  struct backend_identity id;
+
+  backend_file_identity (w->dest, &id);
+  if (metadata_set_destination (w->md, &id) == -1 ||
+      (!(flags & METADATA_COMPLETE) &&
+       metadata_set_flags (w->md, flags & ~METADATA_CLEAN) == -1)) {
+    log_error (w->log, "metadata %s: cannot write: %m", w->meta->name);
+    return -1;
+  }
+  if (w->moved_dest)
+    log_info (w->log, "destination %s is another file than the one that "
+              "metadata %s were last used with: it was moved, or restored from "
+              "a copy; going on with it", w->dest->name, w->meta->name);
+  return 0;
+}
+
 static int
 reuse (struct work *w)
 {
@@ -287,16 +368,10 @@ reuse (struct work *w)
       return -1;
   }
   if (check_block_size (w, w->dest, "destination", sb->region_size) == -1 ||
-      new_map (w) == -1 || metadata_load (w->md, w->map) == -1)
+      new_map (w) == -1 || metadata_load (w->md, w->map) == -1 ||
+      check_destination_identity (w) == -1)
     return -1;
-
-  /* The last change to the store before clients come. */
-  if (!(sb->flags & METADATA_COMPLETE) &&
-      metadata_set_flags (w->md, sb->flags & ~METADATA_CLEAN) == -1) {
-    log_error (w->log, "metadata %s: cannot write: %m", w->meta->name);
-    return -1;
-  }
-  return 0;
+  return update_store (w);
 }
 
 /* ---- a new clone ---- */
@@ -421,6 +496,7 @@ create (struct work *w, enum metadata_presence presence)
 
   if (create_files (w, &sb) == -1)
     return -1;
+  backend_file_identity (w->dest, &sb.destination);
   w->md = metadata_create (w->meta, &sb, w->log);
   if (w->md == NULL)
     return -1;
@@ -453,8 +529,9 @@ make_clone (struct work *w)
       return NULL;
   }
 
-  if (presence == METADATA_PRESENT || presence == METADATA_DAMAGED) {
-    if (reuse (w) == -1)        /* says what the damage is */
+  if (presence == METADATA_PRESENT || presence == METADATA_DAMAGED ||
+      presence == METADATA_UNSUPPORTED) {
+    if (reuse (w) == -1)        /* says what is wrong with it */
       return NULL;
   }
   else if (create (w, presence) == -1)

@@ -27,7 +27,8 @@ struct setup {
   enum setup_create create;
   uint64_t region_size;    /* bytes; 0: choose */
   unsigned source_connections, destination_connections;
-  unsigned timeout, deadline;
+  unsigned timeout;        /* seconds until opening the source fails; 0: 60 */
+  unsigned deadline;       /* for tests, as in backend_params */
   struct clone_options options;
 };
 

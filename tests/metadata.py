@@ -6,12 +6,14 @@
 #
 #   metadata.py decode FILE           JSON, or an error where it is not valid
 #   metadata.py fingerprint DISK      of a source, a JSON array
+#   metadata.py old-fingerprint DISK  the same without partitions
 #   metadata.py example POD           the example of the manual page, to stdout
 #   metadata.py flip FILE OFFSET      change a byte
 #   metadata.py zero FILE OFFSET COUNT
 #   metadata.py superblock FILE COPY OFFSET LENGTH VALUE
 #   metadata.py bitmap FILE SECTOR BYTE VALUE
 #                                     change a field, with a right CRC
+#   metadata.py version-1 FILE        make it one of version 1
 
 import json
 import re
@@ -48,21 +50,47 @@ def bitmap_crc(store_uuid, s, sector):
     return crc32c(store_uuid + struct.pack("<Q", s) + sector[:508])
 
 
+def is_whole(sb):
+    return sb[:8] == b"NBDCLONE" and u32(sb, 12) == superblock_crc(sb)
+
+
+def is_supported(sb):
+    version = u32(sb, 8)
+    return version == 1 or version == 2 and u32(sb, 200) == 0
+
+
 def decode_superblock(sb):
-    size, region_size, flags = u64(sb, 40), u64(sb, 48), u32(sb, 56)
-    if sb[:8] != b"NBDCLONE" or u32(sb, 8) != 1 or \
-       u32(sb, 12) != superblock_crc(sb):
+    if not is_whole(sb):
         return None
+    assert is_supported(sb), "version or incompat features"
+    version = u32(sb, 8)
+    size, region_size, flags = u64(sb, 40), u64(sb, 48), u32(sb, 56)
     if not 1 <= size < 1 << 63 or region_size & (region_size - 1) or \
        not 4096 <= region_size <= 1 << 30 or \
        -(-size // region_size) > 1 << 31:
         return None
-    if flags > 3 or any(sb[60:64]) or any(sb[192:]):
+    if flags > 3 or any(sb[60:64]):
         return None
+    features = {"compat": 0, "ro_compat": 0, "incompat": 0}
+    destination = None
+    if version == 1:
+        if any(sb[192:]):
+            return None
+    else:
+        features["compat"], features["ro_compat"] = u32(sb, 192), u32(sb, 196)
+        inode, seconds, nanoseconds = struct.unpack_from("<QqI", sb, 208)
+        if any(sb[204:208]) or any(sb[228:232]) or nanoseconds >= 10**9:
+            return None
+        if not any(sb[192:204]) and any(sb[232:]):
+            return None
+        if inode or seconds or nanoseconds:
+            destination = {"inode": inode, "birth_seconds": seconds,
+                           "birth_nanoseconds": nanoseconds}
     return {
-        "uuid": str(uuid.UUID(bytes=sb[16:32])), "version": 1,
+        "uuid": str(uuid.UUID(bytes=sb[16:32])), "version": version,
         "generation": u64(sb, 32), "size": size, "region_size": region_size,
         "flags": {"clean": bool(flags & 1), "complete": bool(flags & 2)},
+        "features": features, "destination": destination,
         "fingerprint": ["%08x" % u32(sb, 64 + 4 * i) for i in range(32)],
     }
 
@@ -70,8 +98,12 @@ def decode_superblock(sb):
 def decode(data):
     sbs = [decode_superblock(data[o:o + 512]) for o in COPIES]
     if sbs[0] and sbs[1]:
-        for key in "uuid", "size", "region_size", "fingerprint":
+        for key in "version", "uuid", "size", "region_size":
             assert sbs[0][key] == sbs[1][key], key
+        if sbs[0]["version"] == 1:
+            assert sbs[0]["fingerprint"] == sbs[1]["fingerprint"]
+        elif sbs[0]["generation"] == sbs[1]["generation"]:
+            assert data[:512] == data[4096:4608]
         which = sbs[1]["generation"] > sbs[0]["generation"]
     else:
         assert sbs[0] or sbs[1], "no superblock"
@@ -105,18 +137,84 @@ def decode(data):
     return out
 
 
-def fingerprint(disk):
+HEAD = (0, 4096, 8192, 12288, 1048576, 1114112)
+EXTENDED = (0x05, 0x0f, 0x85)
+
+
+def gpt_sectors(disk, s):
+    """The first sectors of a GPT's partitions, or None: there is no GPT."""
+    if disk[s:s + 8] != b"EFI PART":
+        return None
+    at = s * u64(disk, s + 72)
+    count, size = u32(disk, s + 80), u32(disk, s + 84)
+    found = []
+    while size >= 128 and count > 0 and at + size <= 16384:
+        if any(disk[at:at + 16]):
+            found.append(u64(disk, at + 32))
+        at += size
+        count -= 1
+    return found
+
+
+def is_table(disk, e):
+    return disk[512 * e + 510:512 * e + 512] == b"\x55\xaa"
+
+
+def mbr_sectors(disk):
+    def entry(e, i):
+        at = 512 * e + 446 + 16 * i
+        return disk[at + 4], u32(disk, at + 8)
+
+    found, extended = [], None
+    for i in range(4):
+        kind, sector = entry(0, i)
+        if kind in EXTENDED:
+            extended = sector if extended is None else extended
+        elif kind != 0:
+            found.append(sector)
+    e = extended
+    for _ in range(25):
+        if e is None or not is_table(disk, e):
+            break
+        kind, sector = entry(e, 0)
+        if kind != 0:
+            found.append(e + sector)
+        kind, sector = entry(e, 1)
+        e = extended + sector if kind in EXTENDED else None
+    return found
+
+
+def partitions(disk):
+    if not is_table(disk, 0):
+        return []
+    for s in 512, 4096:
+        sectors = gpt_sectors(disk, s)
+        if sectors is not None:
+            break
+    else:
+        s, sectors = 512, mbr_sectors(disk)
+    starts = []
+    for start in (s * sector for sector in sectors):
+        if start + 4096 <= len(disk) and start not in HEAD and \
+           start not in starts:
+            starts.append(start)
+    return starts[:25]
+
+
+def fingerprint(disk, with_partitions):
     size = len(disk)
-    head = (0, 4096, 8192, 12288, 1048576, 1114112)
+    starts = partitions(disk) if with_partitions and size > 131072 else []
     out = []
     for i in range(32):
         if size <= 131072:
             start, end = size * i // 32, size * (i + 1) // 32
         else:
-            if i < 6 and head[i] + 4096 <= size:
-                start = head[i]
+            if i < 6 and HEAD[i] + 4096 <= size:
+                start = HEAD[i]
             elif i == 31:
                 start = size - 4096
+            elif 0 <= i - 6 < len(starts):
+                start = starts[i - 6]
             else:
                 start = size // 32 * i // 4096 * 4096
             end = start + 4096
@@ -145,12 +243,18 @@ def write(path, offset, data):
         f.write(data)
 
 
+def seal(sb):
+    """A superblock with a right CRC."""
+    sb[12:16] = struct.pack("<I", superblock_crc(bytes(sb)))
+    return sb
+
+
 def main(command, path, *args):
     args = [int(a, 0) for a in args]
     if command == "decode":
         print(json.dumps(decode(read(path))))
-    elif command == "fingerprint":
-        print(json.dumps(fingerprint(read(path))))
+    elif command in ("fingerprint", "old-fingerprint"):
+        print(json.dumps(fingerprint(read(path), command == "fingerprint")))
     elif command == "example":
         sys.stdout.buffer.write(example(read(path).decode()))
     elif command == "flip":
@@ -161,8 +265,12 @@ def main(command, path, *args):
         copy, at, length, value = args
         sb = bytearray(read(path)[COPIES[copy]:COPIES[copy] + 512])
         sb[at:at + length] = value.to_bytes(length, "little")
-        sb[12:16] = struct.pack("<I", superblock_crc(bytes(sb)))
-        write(path, COPIES[copy], sb)
+        write(path, COPIES[copy], seal(sb))
+    elif command == "version-1":
+        for at in COPIES:
+            sb = bytearray(read(path)[at:at + 192]).ljust(512, b"\0")
+            sb[8:12] = struct.pack("<I", 1)
+            write(path, at, seal(sb))
     elif command == "bitmap":
         s, at, value = args
         data = read(path)

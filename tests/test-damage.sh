@@ -4,7 +4,8 @@
 
 # Proves that metadata which were damaged are refused with a message, and never
 # read as "invalid", which would bring the source's old content back; and that
-# one damaged superblock of the two does no harm.
+# one damaged superblock of the two does no harm; in both versions of the
+# format.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -38,47 +39,55 @@ bad ()
   refused "$1" "$tmp/src" destination="$tmp/dest" hydration=off
 }
 
-# A bit of the bitmap: in each sector, in the bits and behind them.
-for offset in 8192 8500 8695 8696 8703 8704 9215 9216 9727; do
-  flip $offset
-  bad 'damage|corrupt|checksum|crc'
-done
-# A sector that was lost, or is another's.
-cp "$tmp/good" "$meta"
-dd if=/dev/zero of="$meta" bs=512 seek=17 count=1 conv=notrunc status=none
-bad 'damage|corrupt|checksum|crc|bitmap'
-cp "$tmp/good" "$meta"
-dd if="$tmp/good" of="$meta" bs=512 skip=16 seek=17 count=1 conv=notrunc \
-   status=none
-bad 'damage|corrupt|checksum|crc|bitmap'
-# Shorter than it was.
-used=$((8192 + 3 * 512))
-test "$size" -ge $used
-for length in 0 1 511 512 4095 4096 4607 4608 8191 8192 8703 8704 \
-              $((used - 512)) $((used - 1)); do
-  cp "$tmp/good" "$meta"
-  truncate -s $length "$meta"
-  bad .
-done
-# Both superblocks, each in its own way; or both gone, with a destination that
-# was written to.
-flip 20
-dd if=/dev/zero of="$meta" bs=512 seek=8 count=1 conv=notrunc status=none
-bad 'damage|corrupt|checksum|crc|superblock|metadata'
-cp "$tmp/good" "$meta"
-dd if=/dev/zero of="$meta" bs=4608 count=1 conv=notrunc status=none
-bad .
-# No metadata at all.
-rm "$meta"
-bad .
+for version in 2 1; do
+  if [ $version -eq 1 ]; then
+    $python "$srcdir/metadata.py" version-1 "$tmp/good"
+  fi
 
-# One superblock is enough.
-for offset in 0 20 70 4096 4120 4300; do
-  flip $offset
-  serve_clone "$tmp/src" destination="$tmp/dest" hydration=off
-  "${model[@]}"
-  stop clone
+  # A bit of the bitmap: in each sector, in the bits and behind them.
+  for offset in 8192 8500 8695 8696 8703 8704 9215 9216 9727; do
+    flip $offset
+    bad 'damage|corrupt|checksum|crc'
+  done
+  # A sector that was lost, or is another's.
+  cp "$tmp/good" "$meta"
+  dd if=/dev/zero of="$meta" bs=512 seek=17 count=1 conv=notrunc status=none
+  bad 'damage|corrupt|checksum|crc|bitmap'
+  cp "$tmp/good" "$meta"
+  dd if="$tmp/good" of="$meta" bs=512 skip=16 seek=17 count=1 conv=notrunc \
+     status=none
+  bad 'damage|corrupt|checksum|crc|bitmap'
+  # Shorter than it was.
+  used=$((8192 + 3 * 512))
+  test "$size" -ge $used
+  for length in 0 1 511 512 4095 4096 4607 4608 8191 8192 8703 8704 \
+                $((used - 512)) $((used - 1)); do
+    cp "$tmp/good" "$meta"
+    truncate -s $length "$meta"
+    bad .
+  done
+  # Both superblocks, each in its own way; or both gone, with a destination that
+  # was written to.
+  flip 20
+  dd if=/dev/zero of="$meta" bs=512 seek=8 count=1 conv=notrunc status=none
+  bad 'damage|corrupt|checksum|crc|superblock|metadata'
+  cp "$tmp/good" "$meta"
+  dd if=/dev/zero of="$meta" bs=4608 count=1 conv=notrunc status=none
+  bad .
+  # No metadata at all.
+  rm "$meta"
+  bad .
+
+  # One superblock is enough.
+  for offset in 0 20 70 4096 4120 4300; do
+    flip $offset
+    serve_clone "$tmp/src" destination="$tmp/dest" hydration=off
+    "${model[@]}"
+    stop clone
+  done
+  $python "$srcdir/metadata.py" decode "$meta" | jq -e ".version == $version"
 done
+
 cp "$tmp/good" "$meta"
 serve_clone "$tmp/src" destination="$tmp/dest"
 "${model[@]}"

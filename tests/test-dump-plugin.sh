@@ -14,7 +14,7 @@ grep -x 'name=clone' "$tmp/dump"
 grep -x 'magic_config_key=source' "$tmp/dump"
 grep -x 'max_thread_model=parallel' "$tmp/dump"
 grep -x 'thread_model=parallel' "$tmp/dump"
-grep -E -x 'clone_metadata_version=1' "$tmp/dump"
+grep -E -x 'clone_metadata_version=2' "$tmp/dump"
 version=$(sed -n 's/^version=//p' "$tmp/dump")
 test -n "$version"
 nbdkit --version "$plugin" | grep -F "clone $version"

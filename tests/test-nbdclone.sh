@@ -258,16 +258,112 @@ fresh "$tmp/good"
 "${edit[@]}" superblock "$meta" 1 16 1 0x55
 expect 2 check "$meta"
 said 'different stores'
-fresh "$tmp/good"
-for copy in 0 1; do "${edit[@]}" superblock "$meta" $copy 8 4 2; done
-expect 2 check "$meta"
-said 'version'
+for version in 0 3; do
+  fresh "$tmp/good"
+  for copy in 0 1; do
+    "${edit[@]}" superblock "$meta" $copy 8 4 $version
+    # Not even with a good copy beside it.
+    expect 2 check "$meta"
+    said "format version $version" 'not damaged' 'newer'
+    expect 2 dump "$meta"
+    expect 2 repair --unknown=valid "$meta" "$new"
+  done
+done
+test ! -e "$new"
 fresh "$tmp/good"
 "${edit[@]}" zero "$meta" 0 8192
 expect 2 check "$meta"
 said 'all zeroes'
 expect 2 check "$tmp/src"
 said 'not a clone'\''s metadata'
+
+# ---- features
+
+# set_features COMPAT RO_COMPAT INCOMPAT: in both superblocks.
+set_features ()
+{
+  local copy
+  fresh "$tmp/good"
+  for copy in 0 1; do
+    "${edit[@]}" superblock "$meta" $copy 192 4 "$1"
+    "${edit[@]}" superblock "$meta" $copy 196 4 "$2"
+    "${edit[@]}" superblock "$meta" $copy 200 4 "$3"
+    # What belongs to a feature.
+    "${edit[@]}" superblock "$meta" $copy 500 4 0x12345678
+  done
+}
+
+json "$tmp/good" ".version == 2 and
+                  .features == {compat: 0, ro_compat: 0, incompat: 0} and
+                  .destination.inode == $(stat -c %i "$tmp/dest")"
+# Nothing belongs to no feature.
+set_features 0 0 0
+expect 2 check "$meta"
+said 'should be zero'
+# compat: used, noted, kept by the plugin, given up by repair.
+set_features 0x80000001 0 0
+expect 0 check "$meta"
+said 'note: it has compat features' 0x80000001
+json "$meta" '.features.compat == 2147483649'
+serves "$meta"
+expect 0 check "$meta"
+json "$meta" '.features.compat == 2147483649 and .generation > 2'
+test "$(od -An -tx4 -j500 -N4 "$meta")" = ' 12345678'
+rm -f "$new"
+expect 0 repair "$meta" "$new"
+said 'given up: compat features' 0x80000001 'written: 19 of 10240'
+expect 0 check "$new"
+json "$new" ".features.compat == 0 and
+             .destination.inode == $(stat -c %i "$tmp/dest")"
+rm "$new"
+# ro_compat: read, not written, not served.
+set_features 0 0x10 0
+expect 0 check "$meta"
+said 'note: it has ro_compat features' 0x10
+has_runs "$meta" "$all"
+expect 3 repair "$meta" "$new"
+said 0x10
+test ! -e "$new"
+refused 'ro_compat features 0x10.*newer' "$tmp/src" destination="$tmp/dest" \
+        metadata="$meta"
+# incompat: not even read.
+set_features 1 1 0x40
+for command in check dump 'dump --json'; do
+  # shellcheck disable=SC2086
+  expect 2 $command "$meta"
+  said 'incompat features 0x40' 'not damaged' 'newer'
+  test ! -s "$tmp/out"
+done
+refused 'incompat features 0x40.*newer' "$tmp/src" destination="$tmp/dest" \
+        metadata="$meta"
+
+# ---- version 1
+
+fresh "$tmp/good"
+"${edit[@]}" version-1 "$meta"
+expect 0 check "$meta"
+expect 0 dump "$meta"
+said 'version:        1' 'destination:    unknown'
+json "$meta" '.version == 1 and .destination == null'
+has_runs "$meta" "$all"
+cp "$meta" "$tmp/good-1"
+for damage in 'flip 20' 'zero 0 512' 'flip 4160' 'flip 500'; do
+  fresh "$tmp/good-1"
+  # shellcheck disable=SC2086
+  "${edit[@]}" "${damage%% *}" "$meta" ${damage#* }
+  expect 1 check "$meta"
+  expect 0 repair "$meta" "$new"
+  expect 0 check "$new"
+  json "$new" '.version == 1'
+  has_runs "$new" "$all"
+done
+serves "$new"
+json "$new" '.version == 1 and .generation > 1'
+# Byte 192 is of no use in this version.
+fresh "$tmp/good-1"
+for copy in 0 1; do "${edit[@]}" superblock "$meta" $copy 192 1 1; done
+expect 2 check "$meta"
+said 'should be zero'
 
 # ---- complete
 
@@ -316,11 +412,11 @@ expect 0 check "$new"
 # ---- cut
 
 used=$((8192 + 3 * 512))
-for length in 0 1 7 191 192 511 512 4095 4096 4200 4607 4608 8191 8192 8703 \
+for length in 0 1 7 191 228 511 512 4095 4096 4200 4607 4608 8191 8192 8703 \
               8704 9215 9216 $((used - 1)) $used 12287; do
   fresh "$tmp/good"
   truncate -s $length "$meta"
-  if [ $length -lt 192 ]; then
+  if [ $length -lt 228 ]; then
     expect 2 check "$meta"
     continue
   fi

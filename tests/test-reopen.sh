@@ -3,7 +3,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 # Proves that a clone that was stopped goes on where it was with the same
-# command, and that a command which names another disk is refused (I12).
+# command, with metadata of either version, and that a command which names
+# another disk is refused (I12): another source, or a destination that was
+# deleted and made anew.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -21,7 +23,11 @@ test "$hydrated" -gt 0
 stop clone
 
 args=(destination="$tmp/dest" hydration=off)
-refused 'fingerprint|another|differ' "$tmp/other" "${args[@]}"
+refused 'other differs from what it was in bytes 0..4095' "$tmp/other" \
+        "${args[@]}"
+# It says what may help to find out why.
+refused "inode is $(stat -c %i "$tmp/other"), and .*$(date -u +%Y)" \
+        "$tmp/other" "${args[@]}"
 refused size "$tmp/longer" "${args[@]}"
 refused size "$tmp/shorter" "${args[@]}"
 refused region-size "$tmp/src" "${args[@]}" region-size=4K
@@ -67,8 +73,87 @@ serve_clone "$tmp/other" "${args[@]}" source-check=false
 stop clone
 refused size "$tmp/longer" "${args[@]}" source-check=false
 
+# The first bytes of a partition are in the fingerprint.  Metadata from before
+# they were, of version 1, are used with the same source, and stay as they are.
+metadata=("$python" "$srcdir/metadata.py")
+args3=(destination="$tmp/dest3" hydration=off)
+make_disk "$tmp/parts" 64M
+$python "$srcdir/partitions.py" logical "$tmp/parts"
+cp "$tmp/parts" "$tmp/mkfs"
+printf xyz | dd of="$tmp/mkfs" bs=1 seek=$((5001216 + 1080)) conv=notrunc
+serve_clone "$tmp/parts" "${args3[@]}"
+stop clone
+refused 'differs .* bytes 5001216..5005311' "$tmp/mkfs" "${args3[@]}"
+serve_clone "$tmp/parts" "${args3[@]}"
+stop clone
+
+"${metadata[@]}" version-1 "$tmp/dest3.clone"
+i=0
+for crc in $("${metadata[@]}" old-fingerprint "$tmp/parts" | jq -r '.[]'); do
+  for copy in 0 1; do
+    "${metadata[@]}" superblock "$tmp/dest3.clone" $copy $((64 + 4 * i)) 4 \
+                     $((16#$crc))
+  done
+  i=$((i + 1))
+done
+fields='del (.generation, .superblock, .flags)'
+"${metadata[@]}" decode "$tmp/dest3.clone" | jq -S "$fields" >"$tmp/before"
+cp "$tmp/parts" "$tmp/other3"
+printf xyz | dd of="$tmp/other3" bs=1 seek=30M conv=notrunc
+refused 'differs .* bytes 31457280..31461375' "$tmp/other3" "${args3[@]}"
+for source in parts mkfs; do # what was never compared, still is not
+  serve_clone "$tmp/$source" "${args3[@]}"
+  stop clone
+done
+"${metadata[@]}" decode "$tmp/dest3.clone" | jq -S "$fields" >"$tmp/after"
+diff "$tmp/before" "$tmp/after"
+jq -e '.version == 1 and .destination == null' "$tmp/after"
+
+# The destination is known, too: one that was deleted and made anew, empty, is
+# refused.  One with content was moved, or is a copy; that is said once.
+said='another file than the one that metadata'
+times_said () { grep -c "$said" "$tmp/clone.log" || :; }
+inode () { "${metadata[@]}" decode "$tmp/dest.clone" | jq .destination.inode; }
+test "$(times_said)" -eq 1 # the copy above
+mv "$tmp/dest" "$tmp/moved"
+truncate -s 8M "$tmp/dest"
+refused "made anew; bring .*inode $(inode)" "$tmp/src" "${args[@]}"
+refused "made anew" "$tmp/src" "${args[@]}" create=always
+mv "$tmp/moved" "$tmp/dest"
+serve_clone "$tmp/src" "${args[@]}"
+stop clone
+test "$(times_said)" -eq 1
+cp "$tmp/dest" "$tmp/copy"
+mv "$tmp/copy" "$tmp/dest"
+for i in 1 2; do
+  serve_clone "$tmp/src" "${args[@]}"
+  "${model[@]}"
+  stop clone
+  test "$(times_said)" -eq 2
+  test "$(inode)" -eq "$(stat -c %i "$tmp/dest")"
+done
+# Where nothing is valid there is nothing to be lost.
+rm -f "$tmp"/dest3*
+serve_clone "$tmp/parts" "${args3[@]}"
+stop clone
+truncate -s 64M "$tmp/copy"
+mv "$tmp/copy" "$tmp/dest3"
+serve_clone "$tmp/parts" "${args3[@]}"
+stop clone
+test "$(times_said)" -eq 2
+
 serve_clone "$tmp/src" destination="$tmp/dest"
 wait_complete
 "${model[@]}"
 stop clone
 same "$tmp/dest" "$tmp/model"
+
+# A complete clone likewise.
+mv "$tmp/dest" "$tmp/moved"
+truncate -s 8M "$tmp/dest"
+refused 'made anew' "${args[@]}"
+cp "$tmp/moved" "$tmp/dest"
+serve_clone "${args[@]}"
+stop clone
+test "$(times_said)" -eq 3
+test "$(inode)" -eq "$(stat -c %i "$tmp/dest")"

@@ -116,6 +116,14 @@ dump_runs (const struct store *store, bool json)
   return 0;
 }
 
+static bool
+has_destination (const struct backend_identity *id)
+{
+  static const struct backend_identity none;
+
+  return !metadata_same_identity (id, &none);
+}
+
 /* ---- text ---- */
 
 static void
@@ -127,6 +135,18 @@ print_flags (uint32_t flags)
           flags & METADATA_COMPLETE ? "complete" : flags ? "" : "none");
 }
 
+static void
+print_destination (const struct backend_identity *id)
+{
+  if (!has_destination (id))
+    printf ("destination:    unknown\n");
+  else if (id->birth_sec == 0 && id->birth_nsec == 0)
+    printf ("destination:    inode %" PRIu64 "\n", id->inode);
+  else
+    printf ("destination:    inode %" PRIu64 ", made at %" PRId64 ".%09" PRIu32
+            "\n", id->inode, id->birth_sec, id->birth_nsec);
+}
+
 static int
 dump_text (const struct store *store)
 {
@@ -135,11 +155,15 @@ dump_text (const struct store *store)
 
   uuid_unparse_lower (sb->uuid, uuid);
   printf ("uuid:           %s\n", uuid);
-  printf ("version:        %d\n", METADATA_VERSION);
+  printf ("version:        %" PRIu32 "\n", sb->version);
   printf ("size:           %" PRIu64 "\n", sb->size);
   printf ("region size:    %" PRIu64 "\n", sb->region_size);
   print_flags (sb->flags);
   printf ("generation:     %" PRIu64 "\n", sb->generation);
+  printf ("features:       compat 0x%" PRIx32 ", ro_compat 0x%" PRIx32
+          ", incompat 0x%" PRIx32 "\n", sb->compat, sb->ro_compat,
+          sb->incompat);
+  print_destination (&sb->destination);
   printf ("superblock:     %c\n", "AB"[store->found.current]);
   printf ("bitmap sectors: %" PRIu32 ", damaged: %" PRIu32 "\n",
           store->sectors, store->damaged);
@@ -185,7 +209,9 @@ superblock_json (const struct store *store, unsigned i)
                     "wrong", wrong);
 }
 
-/* All but the generation, whose 64 bits no json_int_t has, and the runs. */
+/* All but the generation and the destination, because their 64 bits fit in no
+ * json_int_t, and the runs.
+ */
 static json_t *
 head_json (const struct store *store)
 {
@@ -193,15 +219,19 @@ head_json (const struct store *store)
   char uuid[UUID_STR_LEN];
 
   uuid_unparse_lower (sb->uuid, uuid);
-  return json_pack ("{s:s, s:i, s:I, s:I, s:{s:b, s:b}, s:s, s:[o, o],"
-                    " s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:b}",
+  return json_pack ("{s:s, s:I, s:I, s:I, s:{s:b, s:b}, s:{s:I, s:I, s:I},"
+                    " s:s, s:[o, o], s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:b}",
                     "uuid", uuid,
-                    "version", METADATA_VERSION,
+                    "version", (json_int_t)sb->version,
                     "size", (json_int_t)sb->size,
                     "region_size", (json_int_t)sb->region_size,
                     "flags",
                       "clean", !!(sb->flags & METADATA_CLEAN),
                       "complete", !!(sb->flags & METADATA_COMPLETE),
+                    "features",
+                      "compat", (json_int_t)sb->compat,
+                      "ro_compat", (json_int_t)sb->ro_compat,
+                      "incompat", (json_int_t)sb->incompat,
                     "superblock", store->found.current ? "B" : "A",
                     "superblocks", superblock_json (store, 0),
                                    superblock_json (store, 1),
@@ -215,6 +245,17 @@ head_json (const struct store *store)
                     "damaged", !store_is_clean (store));
 }
 
+static void
+print_destination_json (const struct backend_identity *id)
+{
+  if (!has_destination (id))
+    printf (" \"destination\": null,\n");
+  else
+    printf (" \"destination\": {\"inode\": %" PRIu64 ", \"birth_seconds\": "
+            "%" PRId64 ", \"birth_nanoseconds\": %" PRIu32 "},\n", id->inode,
+            id->birth_sec, id->birth_nsec);
+}
+
 static int
 dump_json (const struct store *store)
 {
@@ -226,8 +267,10 @@ dump_json (const struct store *store)
   if (text == NULL)
     log_error (&tool_log, "no memory for JSON");
   else {
-    printf ("{%s,\n \"generation\": %" PRIu64 ",\n \"runs\": [", text,
+    printf ("{%s,\n \"generation\": %" PRIu64 ",\n", text,
             store->sb->generation);
+    print_destination_json (&store->sb->destination);
+    printf (" \"runs\": [");
     r = dump_runs (store, true);
     printf ("]}\n");
   }

@@ -150,11 +150,28 @@ note_range (const struct store *store, uint64_t start, uint64_t end)
   return 0;
 }
 
+static void
+note_features (const struct store *store)
+{
+  const uint32_t compat = store->sb->compat & ~METADATA_COMPAT;
+  const uint32_t ro_compat = store->sb->ro_compat & ~METADATA_RO_COMPAT;
+
+  if (compat)
+    printf ("%s: note: it has compat features that this program does not know, "
+            "0x%" PRIx32 ": harmless\n", store->backend->name, compat);
+  if (ro_compat)
+    printf ("%s: note: it has ro_compat features that this program does not "
+            "know, 0x%" PRIx32 ": only a newer one can serve the clone or "
+            "repair this\n", store->backend->name, ro_compat);
+}
+
 int
 findings_print_notes (const struct store *store)
 {
   const struct superblocks *found = &store->found;
   const unsigned old = 1 - found->current;
+
+  note_features (store);
 
   if (!found->wrong[old] &&
       found->sb[old].generation != store->sb->generation)

@@ -117,8 +117,8 @@ print_help (void)
 static int
 print_version (void)
 {
-  printf ("nbdclone %s (metadata version %d)\n", PACKAGE_VERSION,
-          METADATA_VERSION);
+  printf ("nbdclone %s (metadata versions %d to %d)\n", PACKAGE_VERSION,
+          METADATA_VERSION_MIN, METADATA_VERSION);
   return EXIT_CLEAN;
 }
 

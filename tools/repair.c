@@ -87,7 +87,9 @@ write_store (const struct store *store, struct metadata *md, bool as_valid,
   return 0;
 }
 
-/* The superblock of a new store with this many valid regions. */
+/* The superblock of a new store with this many valid regions.  It is of the
+ * version of the old one.
+ */
 static struct superblock
 new_superblock (const struct store *store, uint64_t valid)
 {
@@ -97,6 +99,10 @@ new_superblock (const struct store *store, uint64_t valid)
     sb.flags &= ~METADATA_COMPLETE;
   if (!store_is_clean (store))
     sb.flags &= ~METADATA_CLEAN;
+  /* What is not known cannot be brought along. */
+  sb.compat &= METADATA_COMPAT;
+  if (!sb.compat && !sb.ro_compat && !sb.incompat)
+    memset (sb.feature_area, 0, sizeof sb.feature_area);
   return sb;
 }
 
@@ -147,6 +153,9 @@ print_result (const struct store *store, const char *name, bool as_valid)
   if (store->unknown > 0)
     printf ("%s: given up: the state of %" PRIu64 " regions; they are %s now\n",
             name, store->unknown, as_valid ? "valid" : "invalid");
+  if (store->sb->compat & ~METADATA_COMPAT)
+    printf ("%s: given up: compat features that this program does not know, "
+            "0x%" PRIx32 "\n", name, store->sb->compat & ~METADATA_COMPAT);
   if (was_complete && valid != store->regions)
     printf ("%s: given up: it is not complete any more, and needs the "
             "source\n", name);
@@ -161,6 +170,14 @@ static int
 repair (struct store *store, const char *name, enum decision decision,
         bool all)
 {
+  const uint32_t features = store->sb->ro_compat & ~METADATA_RO_COMPAT;
+
+  if (features) {
+    log_error (&tool_log, "%s has ro_compat features that this program does "
+               "not know, 0x%" PRIx32 "; use a newer one to repair it",
+               store->backend->name, features);
+    return EXIT_TROUBLE;
+  }
   if (findings_print (store, all) == -1)
     return EXIT_TROUBLE;
   if (store->unknown > 0 && decision == UNDECIDED) {

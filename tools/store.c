@@ -22,6 +22,10 @@ say_lost (const struct store *store)
   const char *name = store->backend->name;
 
   switch (store->found.presence) {
+  case METADATA_UNSUPPORTED:
+    log_error (&tool_log, "%s is not damaged, but this program does not know "
+               "%s; use a newer one", name, store->found.unsupported);
+    break;
   case METADATA_ABSENT:
     log_error (&tool_log, "%s holds no metadata: both superblocks, at offsets "
                "%d and %d, are all zeroes, as where their creation was "

@@ -9,10 +9,13 @@
  * in memory nor in the store.  And if it loads,
  *
  *   - the superblock that counts, and every bitmap sector, have the right magic
- *     and checksum,
+ *     and checksum, and no superblock with a right checksum is of an unknown
+ *     version or has an incompat feature,
+ *   - nor has the one that counts a ro_compat feature,
  *   - a region is valid in the map if and only if its bit is 1 in the store,
  *   - complete means that all of them are,
- *   - to set flags changes none of that, and the store opens again.
+ *   - to set flags, and the destination's identity, changes none of that, nor a
+ *     byte that belongs to features, and the store opens again.
  *
  * All of these are found out here from metadata.h's description of the format,
  * with a checksum of our own.
@@ -293,28 +296,70 @@ make_store (const uint8_t *data, size_t size)
 
 /* ---- what must be true of a store that was loaded ---- */
 
+static bool
+is_whole (const uint8_t *sb)
+{
+  return memcmp (sb, "NBDCLONE", 8) == 0 &&
+    get_le (sb + 12, 4) == superblock_crc (sb);
+}
+
+static bool
+is_zero_in (const uint8_t *sb, unsigned from, unsigned to)
+{
+  while (from < to && sb[from] == 0)
+    from++;
+  return from == to;
+}
+
+/* Is the tail that differs between the versions as it should be? */
+static bool
+has_right_tail (const uint8_t *sb)
+{
+  if (get_le (sb + 8, 4) == 1)
+    return is_zero_in (sb, 192, METADATA_SECTOR);
+  return is_zero_in (sb, 204, 208) && is_zero_in (sb, 228, 232) &&
+    get_le (sb + 224, 4) < 1000000000 &&
+    (!is_zero_in (sb, 192, 204) || is_zero_in (sb, 232, METADATA_SECTOR));
+}
+
 static void
 check_superblock (const struct metadata *md)
 {
   const uint8_t *sb = superblock (md->current), *other;
+  const uint64_t version = get_le (sb + 8, 4);
 
-  CHECK (memcmp (sb, "NBDCLONE", 8) == 0);
-  CHECK (get_le (sb + 8, 4) == METADATA_VERSION);
-  CHECK (get_le (sb + 12, 4) == superblock_crc (sb));
+  CHECK (is_whole (sb));
+  CHECK (version == 1 || version == 2);
+  CHECK (version == md->sb.version);
+  CHECK (has_right_tail (sb));
+  if (version == 2) {
+    CHECK (get_le (sb + 192, 4) == md->sb.compat);
+    CHECK (get_le (sb + 196, 8) == 0); /* ro_compat and incompat */
+    CHECK (get_le (sb + 208, 8) == md->sb.destination.inode);
+    CHECK (get_le (sb + 216, 8) == (uint64_t)md->sb.destination.birth_sec);
+    CHECK (get_le (sb + 224, 4) == md->sb.destination.birth_nsec);
+  }
   CHECK (get_le (sb + 32, 8) == md->sb.generation);
   CHECK (get_le (sb + 40, 8) == md->sb.size);
   CHECK (get_le (sb + 48, 8) == md->sb.region_size);
   CHECK (get_le (sb + 56, 4) == md->sb.flags);
 
-  /* The other copy is older, or broken. */
+  /* The other copy is broken, or older, or the same. */
   other = superblock (1 - md->current);
-  if (memcmp (other, "NBDCLONE", 8) == 0 &&
-      get_le (other + 12, 4) == superblock_crc (other) &&
+  if (!is_whole (other))
+    return;
+  CHECK (get_le (other + 8, 4) == 1 || get_le (other + 8, 4) == 2);
+  CHECK (get_le (other + 8, 4) == 1 || get_le (other + 200, 4) == 0);
+  if (get_le (other + 8, 4) == version &&
       memcmp (other + 16, sb + 16, METADATA_UUID_SIZE) == 0 &&
       memcmp (other + 40, sb + 40, 16) == 0 && get_le (other + 56, 4) <= 3 &&
-      get_le (other + 8, 4) == METADATA_VERSION &&
-      memcmp (other + 60, sb + 60, METADATA_SECTOR - 60) == 0)
+      is_zero_in (other, 60, 64) && has_right_tail (other)) {
     CHECK (get_le (other + 32, 8) <= md->sb.generation);
+    if (version == 1)
+      CHECK (memcmp (other + 64, sb + 64, 128) == 0);
+    else if (get_le (other + 32, 8) == md->sb.generation)
+      CHECK (memcmp (other, sb, METADATA_SECTOR) == 0);
+  }
 }
 
 static void
@@ -367,14 +412,24 @@ load (struct metadata *md)
 }
 
 static void
-set_flags_and_load_again (struct metadata *md)
+change_and_load_again (struct metadata *md)
 {
   const uint32_t flags = md->sb.flags ^ METADATA_CLEAN;
   const uint64_t generation = md->sb.generation;
+  const struct backend_identity id = { md->sb.destination.inode + 1, -1, 0 };
+  const uint8_t *sb = superblock (md->current);
+  uint8_t features[16], area[METADATA_SECTOR - METADATA_FEATURE_AREA];
   struct region_map *map;
   struct metadata *again;
 
+  memcpy (features, sb + 192, sizeof features);
+  memcpy (area, sb + METADATA_FEATURE_AREA, sizeof area);
   CHECK (metadata_set_flags (md, flags) == 0);
+  for (unsigned i = 0; i < 2; ++i) {
+    CHECK (memcmp (superblock (i) + 192, features, sizeof features) == 0);
+    CHECK (memcmp (superblock (i) + METADATA_FEATURE_AREA, area,
+                   sizeof area) == 0);
+  }
   again = metadata_open (&backend, &messages);
   CHECK (again != NULL);
   CHECK (again->sb.flags == flags);
@@ -382,6 +437,10 @@ set_flags_and_load_again (struct metadata *md)
   map = load (again);
   CHECK (map != NULL);
   region_map_free (map);
+  CHECK (metadata_set_destination (again, &id) == 0);
+  CHECK (memcmp (superblock (0), superblock (1), METADATA_SECTOR) == 0);
+  CHECK (get_le (superblock (0) + 208, 8) ==
+         (md->sb.version == 1 ? 0 : id.inode));
   metadata_close (again);
 }
 
@@ -408,7 +467,7 @@ LLVMFuzzerTestOneInput (const uint8_t *data, size_t size)
     map = load (md);
     CHECK ((map != NULL) == (errors == 0));
     if (map)
-      set_flags_and_load_again (md);
+      change_and_load_again (md);
     region_map_free (map);
     metadata_close (md);
   }

@@ -28,11 +28,18 @@ def crc32c(data):
     return crc ^ 0xffffffff
 
 
-def superblock(regions, generation=1, flags=1, region_size=4096, short=0):
+def superblock(regions, generation=1, flags=1, region_size=4096, short=0,
+               version=2, compat=0, ro_compat=0, incompat=0, area=b""):
+    tail = struct.pack("<IIIIQqII", compat, ro_compat, incompat, 0,
+                       131073, 1767323045, 123456789, 0) + area
+    if version == 1:
+        tail = b""
+
     def image(crc):
-        return struct.pack("<8sII16sQQQII", b"NBDCLONE", 1, crc, UUID,
+        head = struct.pack("<8sII16sQQQII", b"NBDCLONE", version, crc, UUID,
                            generation, regions * region_size - short,
-                           region_size, flags, 0).ljust(512, b"\0")
+                           region_size, flags, 0)
+        return (head.ljust(192, b"\0") + tail).ljust(512, b"\0")
     return image(crc32c(image(0)))
 
 
@@ -108,7 +115,18 @@ def metadata(out):
          sector(1, 2 * PER_SECTOR, some), sector(0, 2 * PER_SECTOR, some))
     seed("nothing", 0, bytes(1536))
     seed("foreign", 0, b"QFI\xfb".ljust(1536, b"x"))
-    seed("other-version", FIX_SUPERBLOCKS, a[:8], b"\2", a[9:], bytes(512))
+    seed("other-version", FIX_SUPERBLOCKS, a[:8], b"\3", a[9:], bytes(512))
+    old, older = superblock(100, 2, version=1), superblock(100, version=1)
+    seed("version-1", 0, old, older, sectors(100, some))
+    seed("version-1-fixed", FIX | SAME_STORE, old, old, sectors(100, some))
+    full = superblock(100, 3, 3, version=1)
+    seed("version-1-complete", 0, full, full, sectors(100, every))
+    for feature in "compat", "ro_compat", "incompat":
+        with_it = superblock(100, 2, **{feature: 0x80000001}, area=b"area")
+        seed(feature.replace("_", "-"), 0, a, with_it, sectors(100, some))
+    seed("nothing-of-features", FIX_SUPERBLOCKS, a, a[:300], b"x", a[301:],
+         sectors(100, some))
+    seed("one-generation", 0, a, superblock(100, flags=0), sectors(100, some))
     seed("fixed", FIX | SAME_STORE, a, b, sectors(100, some))
     seed("fitted", FIX | SAME_STORE | FIT, a, b, sectors(100, none))
     raw = a.ljust(4096, b"\0") + b.ljust(4096, b"\0") + sectors(100, some)
