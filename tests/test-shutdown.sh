@@ -187,7 +187,7 @@ slow_flush ()
     kill -TERM "$pid"
     eventually is_held_or_over "$pid"
     # The source may have been closed; or it is given up after a second.
-    for ((i = 0; i < 60; i++)); do
+    for ((i = 0; i < 30; i++)); do
       if has_no_source; then break; fi
       sleep 0.05
     done
