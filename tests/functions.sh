@@ -169,9 +169,9 @@ is_all ()
 # prints it.
 left_to_all ()
 {
-  { set +x; } 2>/dev/null
+  { local traced=${-//[^x]/}; set +x; } 2>/dev/null
   echo "left to --all: $(basename "$0"): $*"
-  set -x
+  [ -z "$traced" ] || set -x
 }
 
 # long_or_short LONG SHORT: how many are tried with --all, and without.
