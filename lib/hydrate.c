@@ -839,20 +839,25 @@ finish (struct worker *w)
     begin_again (h);
 }
 
-/* A commit has ended, perhaps the one that finish asked for. */
+/* A commit has ended, perhaps the one that finish asked for.  When the metadata
+ * cannot be written, on_tick goes on once that works again.
+ */
 static void
 committed (void *opaque, int error)
 {
   struct hydrate *h = opaque;
-  bool last;
+  const bool full = error == ENOSPC && commit_may_set (&h->clone->commit);
+  bool failed, last;
 
+  failed = error && error != ENOTCONN && !full;
   {
     LOCK_FOR_SCOPE (&h->lock);
-    last = h->finishing && !h->stopping;
+    last = h->finishing && !is_over (h);
+    h->stopped_by_mode |= last && failed;
   }
-  if (!last || is_over (h))
+  if (!last)
     return;
-  if (error && error != ENOTCONN && error != ENOSPC) {
+  if (failed) {
     errno = error;
     log_error (h->log, "hydration stopped: the last commit failed: %m; remove "
                "the cause, then resume hydration or start again");

@@ -925,6 +925,27 @@ START_TEST (loops_do_not_commit)
 }
 END_TEST
 
+/* The last commit fails because of the metadata, and then the destination is lost,
+ * so that there is more to copy: as soon as the metadata can be written again all
+ * goes on by itself.  Until then nobody tries in vain again and again, whatever
+ * the error is.
+ */
+START_TEST (metadata_fails_in_the_last_commit)
+{
+  new_servers (M, 4 * K);
+  mock_fail (d->meta, _i & 1 ? MOCK_FLUSH : MOCK_PWRITE, MOCK_ANYWHERE, 1, 0,
+             _i & 2 ? ENOSPC : EIO);
+  begin (&defaults, false);
+  wait_for (HYDRATE_FAILED);
+  lose (d->dest);
+  mock_server_back (d->dest);
+  ck_assert_uint_eq (region_map_count_valid (d->clone->map), 0);
+  mock_heal (d->meta);
+  ck_assert_int_eq (clone_commit (d->clone, false), 0);
+  check_complete ();
+}
+END_TEST
+
 /* The destination is full, which the last commit is told: what it has lost is
  * copied again, and the clone becomes complete by itself when there is room.
  */
@@ -1028,6 +1049,7 @@ main (void)
   tcase_add_loop_test (tc, stop_in_flight, 0, 2);
   tcase_add_loop_test (tc, servers_are_lost, 0, 4);
   tcase_add_test (tc, loops_do_not_commit);
+  tcase_add_loop_test (tc, metadata_fails_in_the_last_commit, 0, 4);
   tcase_add_loop_test (tc, full_in_the_last_commit, 0, 2);
   tcase_add_loop_test (tc, stress, 0, 2);
   suite_add_tcase (suite, tc);
