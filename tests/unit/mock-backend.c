@@ -1148,17 +1148,30 @@ mock_set_server (struct mock *m)
   m->b.is_file = false;
 }
 
+/* The backend may be closed at any moment. */
+static struct backend_service
+service_of (struct mock *m)
+{
+  LOCK_FOR_SCOPE (&m->lock);
+
+  return m->service;
+}
+
 static void
 server_changed (struct mock *m)
 {
-  if (m->service.changed)
-    m->service.changed (m->service.opaque);
+  const struct backend_service service = service_of (m);
+
+  if (service.changed)
+    service.changed (service.opaque);
 }
 
 void
 mock_server_crash (struct mock *m,
                    bool (*keep) (uint64_t sector, void *opaque), void *opaque)
 {
+  struct backend_service service;
+
   {
     LOCK_FOR_SCOPE (&m->lock);
 
@@ -1169,8 +1182,9 @@ mock_server_crash (struct mock *m,
   mock_crash (m, keep, opaque);
   record_content (m);
   server_changed (m);
-  if (m->service.lost)
-    m->service.lost (m->service.opaque);
+  service = service_of (m);
+  if (service.lost)
+    service.lost (service.opaque);
 }
 
 void

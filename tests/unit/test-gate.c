@@ -19,13 +19,21 @@
 #include "run-suite.h"
 
 static struct gate g;
-static atomic_bool flag;
+static atomic_bool flag, may_open;
+
+static bool
+is_true (void *opaque)
+{
+  return *(atomic_bool *)opaque;
+}
 
 static void
-close_and_set (void *opaque)
+close_and_open (void *opaque)
 {
   gate_close (&g);
   flag = true;
+  mock_wait_until (is_true, &may_open);
+  gate_open (&g);
 }
 
 static void
@@ -42,7 +50,7 @@ static void
 setup (void)
 {
   gate_init (&g);
-  flag = false;
+  flag = may_open = false;
 }
 
 static void
@@ -67,17 +75,17 @@ START_TEST (closing_waits)
 
   gate_enter (&g, &first);
   ck_assert (gate_try_enter (&g, &second));
-  closer = mock_thread (close_and_set, NULL);
+  closer = mock_thread (close_and_open, NULL);
   mock_wait_until (is_closed, NULL);
   ck_assert (!gate_try_enter (&g, &late));
   gate_leave (&g, &second);
   mock_settle ();
   ck_assert (!flag);
   gate_leave (&g, &first);
-  mock_join (closer);
-  ck_assert (flag);
+  mock_wait_until (is_true, &flag);
   ck_assert (!gate_try_enter (&g, &late));
-  gate_open (&g);
+  may_open = true;
+  mock_join (closer);
   ck_assert (gate_try_enter (&g, &late));
   gate_leave (&g, &late);
 }
@@ -108,14 +116,14 @@ START_TEST (one_closes)
   struct mock_thread *thread;
 
   gate_close (&g);
-  thread = mock_thread (close_and_set, NULL);
+  may_open = true;
+  thread = mock_thread (close_and_open, NULL);
   mock_settle ();
   ck_assert (!flag);
   gate_open (&g);
   mock_join (thread);
   ck_assert (flag);
   ck_assert_uint_eq (gate_closings (&g), 2);
-  gate_open (&g);
 }
 END_TEST
 
