@@ -21,8 +21,9 @@ if [ -n "$tool" ]; then
 fi
 
 cuts=$(long_or_short 20000 4000)
-# A few cut points of many histories: most controls are caught in one of the first
-# ten, the rarest, which need a loss at the right moment, in one of some hundred.
+# A few cut points of many histories: most controls are caught in one of the
+# first ten, the rarest, which need a loss at the right moment, in one of some
+# hundred.
 histories=3000
 
 # make's own variables would make these part of the outer make.

@@ -3,10 +3,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 # Proves that the scenarios of unit/test-scenarios and the cells of
-# unit/test-losses can tell: each build that is broken by one of controls/*.patch
-# fails at least one of them.  A patch that does not apply to lib/ any more fails
-# the test, and so does a build that passes.  Controls that test-crash.sh catches
-# are left to --all.
+# unit/test-losses can tell: each build that is broken by one of
+# controls/*.patch fails at least one of them.  A patch that does not apply to
+# lib/ any more fails the test, and so does a build that passes.  Controls that
+# test-crash.sh catches are left to --all.
 
 . "$(dirname "$0")/functions.sh"
 

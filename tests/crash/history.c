@@ -305,10 +305,10 @@ wait_for_the_end (struct hydrate *h)
   }
 }
 
-/* The server of the destination, of the metadata, or both, crashes once, at some
- * time, and of what it had not flushed nothing is left, or some.  It comes back
- * at once, or later.  Between a loss of the metadata and one of the destination
- * there is time for a commit, which fails.
+/* The server of the destination, of the metadata, or both, crashes once, at
+ * some time, and of what it had not flushed nothing is left, or some.  It comes
+ * back at once, or later.  Between a loss of the metadata and one of the
+ * destination there is time for a commit, which fails.
  */
 struct loser {
   struct history *history;

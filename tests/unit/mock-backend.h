@@ -125,9 +125,9 @@ extern const uint8_t *mock_durable (struct mock *m);
 /* How the device behaves. */
 enum mock_trim { MOCK_TRIM_ZEROES, MOCK_TRIM_NOTHING, MOCK_TRIM_GARBAGE };
 extern void mock_set_trim (struct mock *m, enum mock_trim trim);
-/* It can share blocks with other mocks: a MOCK_PWRITE of what they hold, without
- * a call of theirs.  Each so many-th range is refused with this errno; 0: none
- * is.
+/* It can share blocks with other mocks: a MOCK_PWRITE of what they hold,
+ * without a call of theirs.  Each so many-th range is refused with this errno;
+ * 0: none is.
  */
 extern void mock_set_share (struct mock *m, unsigned refused, int error);
 /* How many ranges it was asked to share. */
@@ -191,10 +191,11 @@ extern void mock_crash (struct mock *m,
 /* There is a server behind it, which can be lost (struct backend_service). */
 extern void mock_set_server (struct mock *m);
 
-/* The server crashes: as mock_crash, but calls that are running, also those that
- * are stopped at a gate, fail with ENOTCONN, as does every one that begins.  The
- * backend's user is told, as by a backend's own thread: this returns when
- * `lost' has.  The log shows it as a write with FUA of all that is left.
+/* The server crashes: as mock_crash, but calls that are running, also those
+ * that are stopped at a gate, fail with ENOTCONN, as does every one that
+ * begins.  The backend's user is told, as by a backend's own thread: this
+ * returns when `lost' has.  The log shows it as a write with FUA of all that is
+ * left.
  */
 extern void mock_server_crash (struct mock *m,
                                bool (*keep) (uint64_t sector, void *opaque),
@@ -263,8 +264,9 @@ extern struct mock_thread *mock_thread (void (*func) (void *opaque),
                                         void *opaque);
 extern void mock_join (struct mock_thread *thread);
 
-/* How many seconds a test waits for what must happen: many, since machines may be
- * busy.  MOCK_PATIENCE in the environment changes it, for tests that must fail.
+/* How many seconds a test waits for what must happen: many, since machines may
+ * be busy.  MOCK_PATIENCE in the environment changes it, for tests that must
+ * fail.
  */
 extern unsigned mock_patience (void);
 /* Wait a moment: for what should not happen to have its chance. */

@@ -1155,8 +1155,9 @@ START_TEST (source_fails)
 }
 END_TEST
 
-/* The source cannot read what a client has written meanwhile: a read of that and
- * of invalid regions around it works, and one try is enough where it does not.
+/* The source cannot read what a client has written meanwhile: a read of that
+ * and of invalid regions around it works, and one try is enough where it does
+ * not.
  */
 START_TEST (source_fails_in_a_gap)
 {
@@ -1569,9 +1570,9 @@ source_was_read (void *opaque)
   return mock_count (d->source, MOCK_PREAD) > 0;
 }
 
-/* A client writes to a part of a region, and waits for the source, which is lost,
- * or slow.  It goes away.  Another client writes to the region, and when the
- * source answers, the old write does not land on top of that (L11).
+/* A client writes to a part of a region, and waits for the source, which is
+ * lost, or slow.  It goes away.  Another client writes to the region, and when
+ * the source answers, the old write does not land on top of that (L11).
  */
 START_TEST (gone_client_does_not_write)
 {
@@ -1605,8 +1606,8 @@ START_TEST (gone_client_does_not_write)
 }
 END_TEST
 
-/* With source-timeout a request that needs a lost source fails with EIO, and one
- * that does not need it is done at once.
+/* With source-timeout a request that needs a lost source fails with EIO, and
+ * one that does not need it is done at once.
  */
 START_TEST (source_timeout)
 {
@@ -1635,8 +1636,8 @@ END_TEST
  */
 START_TEST (requests_wait)
 {
-  /* Regions 0 to 3, of 16K, are valid and durable; no region is made valid by two
-   * of these.
+  /* Regions 0 to 3, of 16K, are valid and durable; no region is made valid by
+   * two of these.
    */
   static const struct {
     enum op_type type;
@@ -1696,9 +1697,9 @@ START_TEST (requests_wait)
 }
 END_TEST
 
-/* What a client has written is lost with the destination's server: each client's
- * next flush fails, once; so does that of a client which comes before anybody was
- * told, but not that of a later one.
+/* What a client has written is lost with the destination's server: each
+ * client's next flush fails, once; so does that of a client which comes before
+ * anybody was told, but not that of a later one.
  */
 START_TEST (losses_are_told_once)
 {
@@ -1734,9 +1735,9 @@ START_TEST (losses_are_told_once)
 }
 END_TEST
 
-/* A flush finds a local destination full: the client learns why, then each client
- * is told of the loss once.  What was lost is read from the source, can be copied
- * again when there is room, and the clone becomes complete (L13).
+/* A flush finds a local destination full: the client learns why, then each
+ * client is told of the loss once.  What was lost is read from the source, can
+ * be copied again when there is room, and the clone becomes complete (L13).
  */
 START_TEST (full_at_a_flush)
 {

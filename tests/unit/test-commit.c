@@ -143,8 +143,8 @@ keep_none (uint64_t sector, void *opaque)
   return false;
 }
 
-/* Setting back: what is not durable is forgotten.  A loss is counted if and only
- * if clients had changed something that no whole commit covered.
+/* Setting back: what is not durable is forgotten.  A loss is counted if and
+ * only if clients had changed something that no whole commit covered.
  */
 START_TEST (set_back)
 {
@@ -256,8 +256,8 @@ lose_metadata (void *opaque)
   commit_metadata_lost (&commit);
 }
 
-/* Whoever has to let a new connection to the metadata into use waits for steps 3
- * to 5.
+/* Whoever has to let a new connection to the metadata into use waits for steps
+ * 3 to 5.
  */
 START_TEST (metadata_loss_waits_for_steps)
 {
@@ -280,9 +280,9 @@ START_TEST (metadata_loss_waits_for_steps)
 }
 END_TEST
 
-/* The server of the metadata is lost between step 3 and step 4: the commit fails
- * without a word, since that is no failure of the disk, and the next one does
- * both again.
+/* The server of the metadata is lost between step 3 and step 4: the commit
+ * fails without a word, since that is no failure of the disk, and the next one
+ * does both again.
  */
 START_TEST (lost_metadata)
 {
@@ -563,8 +563,8 @@ START_TEST (failed_background_flush_is_told)
 END_TEST
 
 /* A flush that fails for want of space: the client learns that, nothing becomes
- * durable by a later flush, and after the map was set back all works again.  The
- * loss is counted, even where no change was.
+ * durable by a later flush, and after the map was set back all works again.
+ * The loss is counted, even where no change was.
  */
 START_TEST (no_space)
 {
@@ -586,9 +586,10 @@ START_TEST (no_space)
 }
 END_TEST
 
-/* Metadata that could not be written is tried by each commit although no region is
- * dirty any more, because the map was set back: the periodic one and, where there
- * is none, a client's flush.  It needs no metadata then, and does not fail.
+/* Metadata that could not be written is tried by each commit although no region
+ * is dirty any more, because the map was set back: the periodic one and, where
+ * there is none, a client's flush.  It needs no metadata then, and does not
+ * fail.
  */
 START_TEST (failed_metadata_is_tried_with_nothing_dirty)
 {

@@ -4,7 +4,8 @@
 
 /* The gate (lib/gate.h): while it is closed nobody is inside, whoever closes it
  * waits for those who are, and nobody stays outside for ever.  And the outage
- * (lib/outage.h), which those who wait for servers sleep in: no event is missed.
+ * (lib/outage.h), which those who wait for servers sleep in: no event is
+ * missed.
  */
 
 #include <config.h>

@@ -877,9 +877,9 @@ is_idle (void *opaque)
 }
 
 /* A copy whose source or destination is lost while it reads or writes gives its
- * range back: nothing is under way until the server is there again, and then all
- * is copied, also what was copied before and the destination has lost.  No error
- * is told.  A region may be copied in pieces.
+ * range back: nothing is under way until the server is there again, and then
+ * all is copied, also what was copied before and the destination has lost.  No
+ * error is told.  A region may be copied in pieces.
  */
 START_TEST (servers_are_lost)
 {
@@ -906,8 +906,8 @@ START_TEST (servers_are_lost)
 }
 END_TEST
 
-/* The last commit waits for a disk, on a thread that may: the loops end while it
- * does.
+/* The last commit waits for a disk, on a thread that may: the loops end while
+ * it does.
  */
 START_TEST (loops_do_not_commit)
 {
@@ -925,10 +925,10 @@ START_TEST (loops_do_not_commit)
 }
 END_TEST
 
-/* The last commit fails because of the metadata, and then the destination is lost,
- * so that there is more to copy: as soon as the metadata can be written again all
- * goes on by itself.  Until then nobody tries in vain again and again, whatever
- * the error is.
+/* The last commit fails because of the metadata, and then the destination is
+ * lost, so that there is more to copy: as soon as the metadata can be written
+ * again all goes on by itself.  Until then nobody tries in vain again and
+ * again, whatever the error is.
  */
 START_TEST (metadata_fails_in_the_last_commit)
 {

@@ -3,22 +3,22 @@
  */
 
 /* A matrix of losses: each server is lost, at each moment of a commit, while
- * another device fails, and then all goes on, or the clone ends, with or without
- * the server.  In each cell two clients write, flush, and go on; what their
- * flushes have acknowledged must be there after a power cut, nothing may ever be
- * read that nobody wrote, and nobody hangs.  Where the clone does not end, it
- * becomes complete by itself.
+ * another device fails, and then all goes on, or the clone ends, with or
+ * without the server.  In each cell two clients write, flush, and go on; what
+ * their flushes have acknowledged must be there after a power cut, nothing may
+ * ever be read that nobody wrote, and nobody hangs.  Where the clone does not
+ * end, it becomes complete by itself.
  *
  * WHAT MUST BE THERE.  Each client writes to regions of its own.  A write is
- * settled when it has succeeded with FUA, or a flush of its client has succeeded
- * after it, unless the client was told of a loss in between: then one of its
- * flushes has failed.  A sector holds its last settled write or a later one, the
- * source's bytes where nothing is settled, nothing else.
+ * settled when it has succeeded with FUA, or a flush of its client has
+ * succeeded after it, unless the client was told of a loss in between: then one
+ * of its flushes has failed.  A sector holds its last settled write or a later
+ * one, the source's bytes where nothing is settled, nothing else.
  *
- * The moments are held by test points and by gates of the mocks, so nothing here
- * depends on a clock.  A moment that a cell's fault makes unreachable is not
- * waited for.  Builds that are broken by patches in tests/controls must fail
- * here: test-scenarios.sh sees to that.
+ * The moments are held by test points and by gates of the mocks, so nothing
+ * here depends on a clock.  A moment that a cell's fault makes unreachable is
+ * not waited for.  Builds that are broken by patches in tests/controls must
+ * fail here: test-scenarios.sh sees to that.
  */
 
 #include <config.h>
@@ -110,8 +110,8 @@ lost_server (void)
 
 #define CLIENTS 2
 
-/* What clients have done to each sector: numbers of writes.  They are unique, so
- * that a sector tells which of them it holds.
+/* What clients have done to each sector: numbers of writes.  They are unique,
+ * so that a sector tells which of them it holds.
  */
 static struct sector {
   uint32_t settled;  /* the last one that must not be lost, 0: none */
