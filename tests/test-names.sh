@@ -59,7 +59,6 @@ start_source ()
 }
 start_source
 
-deadline 1000
 serve_clone "nbd://$name:$port/" destination="$tmp/dest" region-size=64K \
             hydration=off source-connections=2
 status_is '.source.connected'
