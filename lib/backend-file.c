@@ -920,6 +920,20 @@ backend_file_identity (struct backend *b, struct backend_identity *id)
   }
 }
 
+int
+backend_file_place (struct backend *b, uint64_t *device, uint64_t *inode,
+                    uint64_t *size)
+{
+  struct stat st;
+
+  if (b->ops != &file_ops || fstat (to_file (b)->fd, &st) == -1)
+    return -1;
+  *device = to_file (b)->is_block ? st.st_rdev : st.st_dev;
+  *inode = to_file (b)->is_block ? 0 : st.st_ino;
+  *size = to_file (b)->is_block ? b->size : 0;
+  return 0;
+}
+
 void
 backend_file_unlink (struct backend *b)
 {

@@ -305,4 +305,11 @@ struct backend_identity {
 extern void backend_file_identity (struct backend *b,
                                    struct backend_identity *id);
 
+/* Where a file or block device is on this machine, as long as that runs: the
+ * device and inode numbers, and the size of a block device (0 for a file).  -1
+ * where it is neither.
+ */
+extern int backend_file_place (struct backend *b, uint64_t *device,
+                               uint64_t *inode, uint64_t *size);
+
 #endif /* CLONE_BACKEND_H */

@@ -12,6 +12,7 @@
 #include "cleanup.h"
 #include "clock.h"
 #include "clone.h"
+#include "inherit.h"
 #include "iszero.h"
 #include "rounding.h"
 #include "test-point.h"
@@ -246,6 +247,10 @@ clone_start (struct clone *c, const struct clone_service *service)
   };
 
   c->source_timeout = service->source_timeout;
+  if (!commit_is_complete (&c->commit)) {
+    inheritance_open (&c->inheritance, c->dest, c->metadata, c->map, c->log);
+    c->commit.inheritance = c->inheritance;
+  }
   if (backend_start (c->dest, &dest) == -1 ||
       backend_start (c->metadata->backend, &md) == -1 ||
       (c->source && backend_start (c->source, &source) == -1))
@@ -285,7 +290,9 @@ clone_close (struct clone *c)
   r = clone_commit (c, true);
   if (r == 0)
     r = commit_mark_clean (&c->commit);
-  if (r == -1)
+  if (r == 0)
+    inheritance_remove (c->inheritance);
+  else
     log_error (c->log, "the last commit failed: what clients wrote and did "
                "not flush may be lost");
 
@@ -293,6 +300,7 @@ clone_close (struct clone *c)
   backend_close (c->dest);
   metadata_close (c->metadata);
   region_map_free (c->map);
+  inheritance_close (c->inheritance);
   commit_destroy (&c->commit);
   committer_destroy (&c->committer);
   outage_destroy (&c->outage);
@@ -301,6 +309,22 @@ clone_close (struct clone *c)
   pthread_mutex_destroy (&c->source_lock);
   pthread_rwlock_destroy (&c->events_lock);
   free (c);
+  return r;
+}
+
+int
+clone_halt (struct clone *c)
+{
+  int r;
+
+  gate_close (&c->gate);
+  r = commit_flush (&c->commit);
+  if (r == 0)
+    r = commit_mark_clean (&c->commit);
+  if (r == 0)
+    inheritance_remove (c->inheritance);
+  else
+    log_error (c->log, "the last commit failed: %m");
   return r;
 }
 

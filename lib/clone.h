@@ -88,6 +88,7 @@ struct clone {
   struct ownership ownership;
   struct commit commit;
   struct committer committer;
+  struct inheritance *inheritance; /* NULL: there is none */
   struct outage outage;
   unsigned source_timeout;      /* seconds that a request waits, 0: for ever */
   _Atomic uint64_t losses_told; /* of commit_losses: some client knows */
@@ -156,6 +157,15 @@ extern void clone_listen (struct clone *c, const struct clone_events *events);
 extern void clone_interrupt (struct clone *c);
 extern void clone_stop (struct clone *c);
 extern int clone_close (struct clone *c);
+
+/* ANOTHER END, for clients that reconnect and send again what was not answered:
+ * let no request get to the destination any more, and make everything durable
+ * that was.  The caller then ends the process.  Requests that are under way never
+ * return, as far as they need the destination.  -1 with errno where the commit
+ * failed, which is logged; the next process takes over what is not durable
+ * (inherit.h).
+ */
+extern int clone_halt (struct clone *c);
 
 extern int clone_pread (struct clone *c, void *buf, uint32_t count,
                         uint64_t offset);

@@ -12,6 +12,7 @@
 
 #include "cleanup.h"
 #include "commit.h"
+#include "inherit.h"
 #include "rounding.h"
 #include "test-point.h"
 
@@ -83,6 +84,7 @@ destination_has_failed (struct commit *c)
 {
   if (errno == ENOTCONN)
     return;
+  inheritance_spoil (c->inheritance, true);
   c->flush_error = errno;
   if (commit_wants_set_back (c))
     log_error (c->log, "destination %s: flush failed: %m; what was written "
@@ -227,6 +229,7 @@ mark_complete (struct commit *c)
   }
   metadata_has_succeeded (c);
   c->complete = true;
+  inheritance_remove (c->inheritance);
   return 0;
 }
 
@@ -397,6 +400,7 @@ commit_set_back (struct commit *c)
   if (lost)
     c->losses++;
   c->flush_error = 0;
+  inheritance_spoil (c->inheritance, false);
 
   if (forgotten)
     log_info (c->log, "destination %s: %" PRIu64 " regions that were not "

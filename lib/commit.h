@@ -102,6 +102,7 @@ struct commit {
   struct region_map *map;    /* not owned */
   const struct log *log;
   bool counts_changes;       /* the destination is a server */
+  struct inheritance *inheritance; /* not owned; may be NULL */
   size_t max_sectors;        /* that one round writes: COMMIT_SECTORS, but tests
                               * lower it before the first commit */
 

@@ -106,6 +106,7 @@ struct request {
   uint64_t body_received; /* bytes, whether they are kept or not */
   bool received;          /* completely; it counts as unanswered */
   bool wait_is_over;      /* answer, complete or not */
+  bool stops;             /* the process is to end when it is answered */
   struct request *prev, *next; /* in waiters */
 };
 
@@ -206,6 +207,14 @@ post_resume (struct request *r)
   return answer_status (r);
 }
 
+/* The process ends when this has been answered: on_request_done. */
+static enum MHD_Result
+post_stop (struct request *r)
+{
+  r->stops = true;
+  return answer_status (r);
+}
+
 static enum MHD_Result
 get_settings (struct request *r)
 {
@@ -261,6 +270,7 @@ static const struct endpoint endpoints[] = {
   { "/wait", "GET", get_wait },
   { "/pause", "POST", post_pause },
   { "/resume", "POST", post_resume },
+  { "/stop", "POST", post_stop },
   { "/settings", "GET", get_settings },
   { "/settings", "PATCH", patch_settings },
 };
@@ -481,6 +491,8 @@ on_request_done (void *opaque, struct MHD_Connection *connection,
     return;
   if (r->received)
     r->control->unanswered--;
+  if (r->stops)
+    r->control->service->stop ();
   free (r->body);
   free (r);
   *request = NULL;

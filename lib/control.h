@@ -8,6 +8,7 @@
  *   GET /wait        the status, when it is complete or failed
  *   POST /pause      pause hydration; the status
  *   POST /resume     resume it, also after a failure; the status
+ *   POST /stop       end the process; the status before that
  *   GET /settings    the settings
  *   PATCH /settings  change some, all or none; all settings
  *

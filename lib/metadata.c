@@ -353,6 +353,15 @@ metadata_set_flags (struct metadata *md, uint32_t flags)
   return update_superblock (md, &sb);
 }
 
+int
+metadata_set_generation (struct metadata *md, uint64_t generation)
+{
+  struct superblock sb = md->sb;
+
+  md->generation = generation - 1;
+  return update_superblock (md, &sb);
+}
+
 bool
 metadata_same_identity (const struct backend_identity *a,
                         const struct backend_identity *b)

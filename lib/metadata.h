@@ -19,7 +19,7 @@
  *     8..11     version, 1 or 2
  *     12..15    CRC32C of the 512 bytes, with these four taken as zero
  *     16..31    UUID of this store
- *     32..39    generation, counts the superblock's updates
+ *     32..39    generation, higher with each update of the superblock
  *     40..47    size of the source, bytes
  *     48..55    region size, bytes
  *     56..59    flags: 1 clean, 2 complete
@@ -267,6 +267,9 @@ extern int metadata_flush (struct metadata *md);
  * old or new flags.
  */
 extern int metadata_set_flags (struct metadata *md, uint32_t flags);
+
+/* The same, for a generation that is higher than the one that counts. */
+extern int metadata_set_generation (struct metadata *md, uint64_t generation);
 
 /* Are both the same file, or both not known? */
 extern bool metadata_same_identity (const struct backend_identity *a,

@@ -42,6 +42,7 @@ struct region_map {
    */
   _Atomic uint64_t *valid;
   _Atomic uint64_t *durable;
+  bool moved;       /* the valid bits are in the user's memory */
   _Atomic uint64_t nr_valid;
   _Atomic uint64_t nr_durable;
 
@@ -118,7 +119,8 @@ region_map_free (struct region_map *map)
 {
   if (map == NULL)
     return;
-  free (map->valid);
+  if (!map->moved)
+    free (map->valid);
   free (map->durable);
   free (map->dirty_next);
   pthread_mutex_destroy (&map->dirty_lock);
@@ -433,5 +435,46 @@ region_map_load (struct region_map *map, uint32_t sector,
     atomic_fetch_add (&map->nr_valid, n);
     region_map_set_durable (map, sector, words);
   }
+  return 0;
+}
+
+size_t
+region_map_words_size (const struct region_map *map)
+{
+  return (size_t)map->sectors * WORDS_PER_SECTOR * sizeof *map->valid;
+}
+
+int
+region_map_move (struct region_map *map, void *words, uint64_t *regions)
+{
+  _Atomic uint64_t *to = words;
+  uint64_t sector[WORDS_PER_SECTOR];
+
+  /* Only the last sector has bits that stand for no region. */
+  copy_words (to, map->sectors - 1, sector);
+  if (region_map_has_stray_bits (map->regions, map->sectors - 1, sector)) {
+    errno = EINVAL;
+    return -1;
+  }
+
+  *regions = 0;
+  for (uint32_t s = 0; s < map->sectors; ++s) {
+    const uint64_t first = (uint64_t)s * WORDS_PER_SECTOR;
+
+    for (uint64_t w = first; w < first + WORDS_PER_SECTOR; ++w) {
+      const uint64_t valid = map->valid[w], news = to[w] & ~valid;
+
+      if (to[w] != (valid | news))
+        to[w] = valid | news;
+      *regions += __builtin_popcountll (news);
+      if ((valid | news) != map->durable[w])
+        list_sector (map, s);
+    }
+  }
+  map->nr_valid += *regions;
+  if (!map->moved)
+    free (map->valid);
+  map->valid = to;
+  map->moved = true;
   return 0;
 }

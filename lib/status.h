@@ -36,6 +36,8 @@
 struct service {
   struct clone *clone;
   struct hydrate *hydrate;
+  /* End the process as POST /stop does.  Returns at once. */
+  void (*stop) (void);
 };
 
 /* One look at it.  The numbers are taken one after the other, in an order in

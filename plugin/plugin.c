@@ -21,6 +21,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -353,6 +354,8 @@ client_is_gone (void)
   return nbdkit_nanosleep (0, 1) == -1;
 }
 
+static void stop_now (void);
+
 static int
 clone_get_ready (void)
 {
@@ -371,6 +374,7 @@ clone_get_ready (void)
   setup.timeout = clone_service.source_timeout;
   setup.deadline = clone_debug_deadline;
   setup.options.client_is_gone = client_is_gone;
+  service.stop = stop_now;
   service.clone = setup_clone (&setup, &nbdkit_log);
   if (service.clone == NULL)
     goto error;
@@ -444,6 +448,29 @@ end_service (void)
   progress = NULL;
   control = NULL;
   service = (struct service){ 0 };
+}
+
+/* POST /stop.  Not through nbdkit, which would answer every request that is
+ * under way with ESHUTDOWN, an I/O error for a guest, and then wait for its
+ * clients.
+ */
+static void *
+stopper (void *arg)
+{
+  hydrate_pause (service.hydrate);
+  log_info (&nbdkit_log, "stopping: making everything durable");
+  _exit (clone_halt (service.clone) == 0 ? EXIT_SUCCESS : EXIT_FAILURE);
+}
+
+static void
+stop_now (void)
+{
+  static atomic_flag stopping = ATOMIC_FLAG_INIT;
+  pthread_t thread;
+
+  if (!atomic_flag_test_and_set (&stopping) &&
+      thread_start (&thread, "stop", stopper, NULL, &nbdkit_log) == -1)
+    atomic_flag_clear (&stopping);
 }
 
 static int
