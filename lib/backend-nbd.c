@@ -584,7 +584,7 @@ check_conn (void *opaque, struct nbd_conn *conn, struct nbd_conn *witness,
   struct nbd a = alone (n, conn);
   int r = 0;
 
-  *why = differs (n, nbd_conn_handle (conn));
+  *why = differs (n, conn->nbd);
   if (*why)
     return 1;
   if (n->fingerprint)

@@ -18,12 +18,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/queue.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <ev.h>
 #include <libnbd.h>
 
 #include "cleanup.h"
@@ -50,72 +48,14 @@
  */
 #define CONNECT_TICK 100
 
-/* A thread in nbd_conn_call, on its stack.  Protected by the connection's
- * lock.
- */
-struct nbd_worker {
-  size_t pending; /* requests not done yet */
-  pthread_t thread;
-  bool waiting; /* on the connection's list */
-  TAILQ_ENTRY (nbd_worker) link;
-
-  /* A condition variable would make it wake up only to wait for the lock, and
-   * each unlock after that a system call.
-   */
-  sem_t wakeup;
-  bool called;  /* it has been posted, or will be by unlock_conn */
-  struct nbd_worker *next_called;
-};
-
-struct nbd_attachment {
-  struct nbd_conn *conn;
-  struct ev_loop *loop;
-  ev_prepare prepare;
-  ev_io io;
-  int armed;          /* what io polls for, 0 when it is stopped */
-  uint64_t turn;      /* conn->turn when io was last looked at */
-  ev_async wakeup;
-
-  /* Protected by the connection's lock. */
-  unsigned in_flight;
-  bool busy;          /* the driver, and inside libnbd */
-  struct nbd_req *done, **done_end;
-  struct nbd_attachment *next;
-};
-
-struct nbd_conn {
-  struct nbd_handle *nbd;
-  int fd;            /* the socket: not libnbd's descriptor, which is closed
-                      * when the handle dies, but another; the lock protects it
-                      * until it is connected */
-  ino_t socket;      /* which one that is */
-  int wakeup;        /* eventfd, polled by the worker that drives */
-  atomic_uint load;  /* requests in flight */
-  atomic_uint slow;  /* of these, as in struct nbd_view */
-  atomic_ullong progress;
-  atomic_ullong turns; /* counts calls of notify */
-  atomic_bool alive;
-  void (*on_death) (void *opaque);
-  void *opaque;
-
-  pthread_mutex_t lock;
-  /* The driver: at most one of these is not NULL. */
-  struct nbd_worker *worker;
-  struct nbd_attachment *loop;
-  uint64_t turn;     /* counts the changes of the driver */
-  /* Workers that wait for another driver, in order of arrival. */
-  TAILQ_HEAD (, nbd_worker) workers;
-  struct nbd_worker *called; /* to be woken when the lock is free */
-  struct nbd_attachment *attachments;
-  bool died;         /* why is not known yet, */
-  pthread_t died_on; /* but to this thread */
-  char *why;         /* NULL: nobody said why */
-};
+/* Callers are woken after at most so many turns of the driver. */
+#define BATCH_MAX 16
 
 /* ---- Connecting ---- */
 
-const char *
-nbd_conn_strerror (void)
+/* What libnbd said last on this thread, without the name of its function. */
+static const char *
+libnbd_error (void)
 {
   const char *error = nbd_get_error ();
   const char *colon;
@@ -184,7 +124,7 @@ adopt_socket (struct nbd_conn *conn, int syn_retries)
   LOCK_FOR_SCOPE (&conn->lock);
 
   if (fd == -1 || fstat (fd, &st) == -1)
-    return nbd_conn_strerror ();
+    return libnbd_error ();
   if (conn->fd >= 0 && st.st_ino == conn->socket)
     return NULL;
   if (conn->fd >= 0)
@@ -254,7 +194,7 @@ wait_connected (struct nbd_conn *conn, const char *uri, int syn_retries)
   struct addrinfo *list = NULL, *next = NULL;
   int error = EINPROGRESS;
 
-  while (why == NULL && error && nbd_conn_is_alive (conn)) {
+  while (why == NULL && error && conn->alive) {
     socklen_t len = sizeof error;
 
     if (poll (&pfd, 1, CONNECT_TICK) <= 0)
@@ -280,9 +220,9 @@ wait_connected (struct nbd_conn *conn, const char *uri, int syn_retries)
 static const char *
 negotiate (struct nbd_conn *conn)
 {
-  while (nbd_conn_is_alive (conn) && nbd_aio_is_connecting (conn->nbd))
+  while (conn->alive && nbd_aio_is_connecting (conn->nbd))
     if (nbd_poll (conn->nbd, CONNECT_TICK) == -1)
-      return nbd_conn_strerror ();
+      return libnbd_error ();
   make_progress (conn);
   return NULL;
 }
@@ -294,7 +234,7 @@ static int
 on_opt_go (void *opaque, int *error)
 {
   if (*error)
-    nbd_conn_kill (opaque, nbd_conn_strerror ());
+    nbd_conn_kill (opaque, libnbd_error ());
   return 1;
 }
 
@@ -311,17 +251,17 @@ handshake (struct nbd_conn *conn, const char *role, const char *uri,
   const char *why;
 
   if (set_up (conn, role) == -1 || nbd_aio_connect_uri (conn->nbd, uri) == -1)
-    return nbd_conn_strerror ();
+    return libnbd_error ();
   why = wait_connected (conn, uri, syn_retries);
   if (why == NULL)
     why = negotiate (conn);
   if (why == NULL && nbd_aio_is_negotiating (conn->nbd)) {
     if (nbd_aio_opt_go (conn->nbd, completion) == -1)
-      return nbd_conn_strerror ();
+      return libnbd_error ();
     why = negotiate (conn);
   }
   if (why == NULL && !nbd_aio_is_ready (conn->nbd))
-    why = "the server closed the connection";
+    why = "the server closed it";
   return why;
 }
 
@@ -334,35 +274,36 @@ nbd_conn_connect (struct nbd_conn *conn, const char *role, const char *uri,
 
   if (why)
     nbd_conn_kill (conn, why);
-  return nbd_conn_is_alive (conn);
+  return conn->alive;
 }
 
+/* ---- Life and death ---- */
+
 struct nbd_conn *
-nbd_conn_new (void (*on_death) (void *opaque), void *opaque)
+nbd_conn_new (void)
 {
   struct nbd_conn *conn = calloc (1, sizeof *conn);
 
   if (conn == NULL)
     return NULL;
   pthread_mutex_init (&conn->lock, NULL);
-  TAILQ_INIT (&conn->workers);
-  conn->on_death = on_death;
-  conn->opaque = opaque;
+  conn->users = 1;
   conn->alive = true;
+  pthread_mutex_init (&conn->driving, NULL);
   conn->fd = -1;
   conn->wakeup = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (conn->wakeup >= 0)
     return conn;
-  nbd_conn_close (conn);
+  nbd_conn_put (conn);
   return NULL;
 }
 
 void
-nbd_conn_close (struct nbd_conn *conn)
+nbd_conn_put (struct nbd_conn *conn)
 {
-  if (conn == NULL)
+  if (conn == NULL || atomic_fetch_sub (&conn->users, 1) > 1)
     return;
-  assert (conn->attachments == NULL && TAILQ_EMPTY (&conn->workers));
+  assert (conn->load == 0);
 
   /* Say goodbye where that takes no waiting. */
   if (conn->nbd && conn->alive)
@@ -373,35 +314,8 @@ nbd_conn_close (struct nbd_conn *conn)
   if (conn->wakeup >= 0)
     close (conn->wakeup);
   pthread_mutex_destroy (&conn->lock);
-  free (conn->why);
+  pthread_mutex_destroy (&conn->driving);
   free (conn);
-}
-
-struct nbd_handle *
-nbd_conn_handle (struct nbd_conn *conn)
-{
-  return conn->nbd;
-}
-
-unsigned
-nbd_conn_load (struct nbd_conn *conn)
-{
-  return atomic_load_explicit (&conn->load, memory_order_relaxed);
-}
-
-bool
-nbd_conn_is_alive (struct nbd_conn *conn)
-{
-  return atomic_load_explicit (&conn->alive, memory_order_relaxed);
-}
-
-/* The lock is held. */
-static void
-set_why (struct nbd_conn *conn, const char *why)
-{
-  conn->died = false;
-  conn->why = strdup (why);
-  conn->on_death (conn->opaque);
 }
 
 void
@@ -409,208 +323,46 @@ nbd_conn_kill (struct nbd_conn *conn, const char *why)
 {
   LOCK_FOR_SCOPE (&conn->lock);
 
-  if (!conn->alive)
-    return;
   conn->alive = false;
-  /* Whoever drives it finds its end.  Not libnbd's descriptor, which may be
-   * another's by now.
+  if (conn->why[0] == '\0')
+    snprintf (conn->why, sizeof conn->why, "%s", why);
+  /* The driver finds its end.  Not libnbd's descriptor, which may be another's
+   * by now.
    */
   if (conn->fd >= 0)
     shutdown (conn->fd, SHUT_RDWR);
-  set_why (conn, why);
 }
 
 const char *
-nbd_conn_why_lost (struct nbd_conn *conn)
+nbd_conn_why (struct nbd_conn *conn)
 {
-  LOCK_FOR_SCOPE (&conn->lock);
-
-  if (conn->alive || conn->died)
-    return NULL;
-  return conn->why ? conn->why : "out of memory";
+  nbd_conn_kill (conn, conn->nbd && nbd_aio_is_closed (conn->nbd)
+                 ? "the server closed it" : "sending failed");
+  return conn->why;
 }
 
 uint64_t
-nbd_conn_progress (struct nbd_conn *conn)
+nbd_conn_received (const struct nbd_conn *conn)
 {
-  return atomic_load_explicit (&conn->progress, memory_order_relaxed);
-}
-
-void
-nbd_conn_look (struct nbd_conn *conn, struct nbd_view *view)
-{
-  struct pollfd pfd = { .fd = conn->fd, .events = POLLIN | POLLRDHUP };
   struct tcp_info info = { 0 };
   socklen_t len = sizeof info;
 
-  view->fd = conn->fd;
-  view->slow = atomic_load_explicit (&conn->slow, memory_order_relaxed);
   getsockopt (conn->fd, IPPROTO_TCP, TCP_INFO, &info, &len);
-  view->received = info.tcpi_bytes_received;
-  view->turns = atomic_load_explicit (&conn->turns, memory_order_relaxed);
-  if (nbd_aio_get_direction (conn->nbd) & LIBNBD_AIO_DIRECTION_WRITE)
-    pfd.events |= POLLOUT;
-  view->waits = poll (&pfd, 1, 0) > 0;
-  view->ended = (pfd.revents & POLLRDHUP) != 0;
+  return info.tcpi_bytes_received;
 }
 
-/* ---- Waking workers ---- */
-
-/* The lock is held.  The worker is woken by the next unlock_conn; so whoever
- * calls libnbd, which calls this through complete, must come to one soon.
- */
-static void
-call_worker (struct nbd_conn *conn, struct nbd_worker *w)
+bool
+nbd_conn_has_unread (const struct nbd_conn *conn)
 {
-  if (w->called)
-    return;
-  w->called = true;
-  w->next_called = conn->called;
-  conn->called = w;
-}
+  struct pollfd pfd = { .fd = conn->fd, .events = POLLIN };
 
-/* A worker that was woken may be gone at once. */
-static void
-unlock_conn (struct nbd_conn *conn)
-{
-  struct nbd_worker *w = conn->called, *next;
-
-  conn->called = NULL;
-  pthread_mutex_unlock (&conn->lock);
-  for (; w; w = next) {
-    next = w->next_called;
-    sem_post (&w->wakeup);
-  }
-}
-
-static void
-cleanup_unlock_conn (struct nbd_conn **conn)
-{
-  unlock_conn (*conn);
-}
-
-/* As LOCK_FOR_SCOPE, and wake workers at its end. */
-#define LOCK_CONN_FOR_SCOPE(conn)                                       \
-  __attribute__ ((cleanup (cleanup_unlock_conn))) struct nbd_conn       \
-  *scope_conn_ = (conn);                                                \
-  pthread_mutex_lock (&scope_conn_->lock)
-
-/* The lock is held, and is given up for the time that takes. */
-static void
-sleep_until_called (struct nbd_conn *conn, struct nbd_worker *me)
-{
-  unlock_conn (conn);
-  while (sem_wait (&me->wakeup) == -1)
-    ;
-  pthread_mutex_lock (&conn->lock);
-  me->called = false;
-}
-
-/* ---- The role of the driver ---- */
-
-/* The lock is held.  Make the driver look again at what it polls for, and at
- * what is left for it to do.
- */
-static void
-wake_driver (struct nbd_conn *conn)
-{
-  /* A counter that is full wakes as well as one that was written to. */
-  if (conn->worker)
-    (void)!eventfd_write (conn->wakeup, 1);
-  else if (conn->loop)
-    ev_async_send (conn->loop->loop, &conn->loop->wakeup);
-}
-
-/* The lock is held, and the caller gives up the role.  A worker that waits is
- * woken, but not made the driver before it runs: another thread that comes by
- * until then may drive, so that replies do not wait for the scheduler.  It will
- * pass the role in its turn, so that no worker is forgotten.
- */
-static void
-pass_role (struct nbd_conn *conn)
-{
-  struct nbd_attachment *a = conn->attachments;
-
-  conn->worker = NULL;
-  conn->loop = NULL;
-  conn->turn++;
-
-  if (!TAILQ_EMPTY (&conn->workers)) {
-    call_worker (conn, TAILQ_FIRST (&conn->workers));
-    return;
-  }
-  while (a && a->in_flight == 0)
-    a = a->next;
-  conn->loop = a;
-  wake_driver (conn);
-}
-
-/* Whoever was in a libnbd call calls this afterwards.  libnbd keeps the reason
- * for each thread, so that only one can tell it.
- */
-static void
-learn_why (struct nbd_conn *conn)
-{
-  const char *why;
-
-  if (nbd_conn_is_alive (conn))
-    return;
-  why = nbd_aio_is_closed (conn->nbd) ? "the server closed it"
-        : nbd_conn_strerror ();
-
-  LOCK_FOR_SCOPE (&conn->lock);
-  if (conn->died && pthread_equal (conn->died_on, pthread_self ()))
-    set_why (conn, why);
-}
-
-static void
-notify (struct nbd_conn *conn, bool readable)
-{
-  atomic_fetch_add_explicit (&conn->turns, 1, memory_order_relaxed);
-  /* Errors reach the requests' completions. */
-  if (readable)
-    nbd_aio_notify_read (conn->nbd);
-  else
-    nbd_aio_notify_write (conn->nbd);
-  learn_why (conn);
+  return poll (&pfd, 1, 0) > 0;
 }
 
 /* ---- Completion: called by libnbd, with the handle's lock held ---- */
 
-/* The connection's lock is held. */
-static void
-unlist_worker (struct nbd_conn *conn, struct nbd_worker *w)
-{
-  TAILQ_REMOVE (&conn->workers, w, link);
-  w->waiting = false;
-}
-
-/* A driver sees by itself what it completes.  But a connection may die in the
- * hands of another thread, which submits.
- */
-static void
-worker_completion (struct nbd_conn *conn, struct nbd_worker *w)
-{
-  if (--w->pending > 0)
-    return;
-  if (w->waiting) {
-    unlist_worker (conn, w);
-    call_worker (conn, w);
-  }
-  else if (conn->worker == w && !pthread_equal (w->thread, pthread_self ()))
-    wake_driver (conn);
-}
-
-static void
-loop_completion (struct nbd_attachment *a, struct nbd_req *req)
-{
-  a->in_flight--;
-  req->next = NULL;
-  *a->done_end = req;
-  a->done_end = &req->next;
-  if (!a->busy)
-    ev_async_send (a->loop, &a->wakeup);
-}
+/* What was completed on this thread, and is to be delivered. */
+static _Thread_local struct nbd_req *completed;
 
 /* May the server take as long as it likes for this? */
 static bool
@@ -620,29 +372,37 @@ is_slow (const struct nbd_req *req)
          req->type == NBD_REQ_TRIM || req->flags & LIBNBD_CMD_FLAG_FUA;
 }
 
-/* After this the request belongs to its caller again. */
 static void
 complete (struct nbd_req *req, int error)
 {
   struct nbd_conn *conn = req->conn;
-  LOCK_FOR_SCOPE (&conn->lock);
 
   /* No server sends this one: it is libnbd's when a handle dies. */
-  if (error == ENOTCONN && conn->alive) {
+  if (error == ENOTCONN)
     conn->alive = false;
-    conn->died = true;
-    conn->died_on = pthread_self ();
-  }
-  req->error = error;
-  if (error != ENOTCONN)
-    make_progress (conn);
-  atomic_fetch_sub_explicit (&conn->load, 1, memory_order_relaxed);
-  if (is_slow (req))
-    atomic_fetch_sub_explicit (&conn->slow, 1, memory_order_relaxed);
-  if (req->worker)
-    worker_completion (conn, req->worker);
   else
-    loop_completion (req->attachment, req);
+    make_progress (conn);
+  if (is_slow (req))
+    conn->slow--;
+  conn->load--;
+  req->error = error;
+  req->next = completed;
+  completed = req;
+}
+
+/* After each call of libnbd that may have completed something: give the
+ * requests back to their callers.
+ */
+static void
+deliver (void)
+{
+  struct nbd_req *req = completed, *next;
+
+  completed = NULL;
+  for (; req; req = next) {
+    next = req->next;
+    req->done (req);
+  }
 }
 
 static int
@@ -749,306 +509,181 @@ issue (struct nbd_handle *nbd, struct nbd_req *req)
   __builtin_unreachable ();
 }
 
-/* The request is in flight, or has been completed with an error. */
-static void
-submit (struct nbd_conn *conn, struct nbd_req *req)
+static bool
+is_dead (const struct nbd_conn *conn)
 {
+  return nbd_aio_get_direction (conn->nbd) == 0;
+}
+
+static void
+read_wakeup (struct nbd_conn *conn)
+{
+  eventfd_t ignored;
+
+  (void)!eventfd_read (conn->wakeup, &ignored);
+}
+
+static void
+wake_driver (struct nbd_conn *conn)
+{
+  /* A counter that is full wakes as well as one that was written to. */
+  (void)!eventfd_write (conn->wakeup, 1);
+}
+
+void
+nbd_conn_submit (struct nbd_conn *conn, struct nbd_req *req)
+{
+  unsigned direction;
+
   req->conn = conn;
-  atomic_fetch_add_explicit (&conn->load, 1, memory_order_relaxed);
+  conn->load++;
   if (is_slow (req))
-    atomic_fetch_add_explicit (&conn->slow, 1, memory_order_relaxed);
+    conn->slow++;
   if (issue (conn->nbd, req) == -1) {
     int error = nbd_get_errno ();
     bool dead = nbd_aio_is_dead (conn->nbd) || nbd_aio_is_closed (conn->nbd);
 
     complete (req, dead ? ENOTCONN : error ? error : EIO);
   }
-  learn_why (conn);
+  direction = nbd_aio_get_direction (conn->nbd);
+  if (direction == 0 || direction & ~conn->armed)
+    wake_driver (conn);
+  deliver ();
 }
 
-/* ---- Workers ---- */
+/* ---- The driver ---- */
+
+static void
+notify (struct nbd_conn *conn, bool readable)
+{
+  if ((readable ? nbd_aio_notify_read (conn->nbd)
+       : nbd_aio_notify_write (conn->nbd)) == -1)
+    nbd_conn_kill (conn, libnbd_error ());
+}
 
 /* One wait and one notification. */
 static void
 drive_once (struct nbd_conn *conn)
 {
-  unsigned direction = nbd_aio_get_direction (conn->nbd);
   struct pollfd fds[2] = {
     { .fd = conn->fd },
     { .fd = conn->wakeup, .events = POLLIN },
   };
-  eventfd_t ignored;
+  unsigned armed;
 
-  if (direction & LIBNBD_AIO_DIRECTION_READ)
+  /* A submitter changes the direction before it looks at armed. */
+  do
+    conn->armed = armed = nbd_aio_get_direction (conn->nbd);
+  while (armed != nbd_aio_get_direction (conn->nbd));
+  if (armed & LIBNBD_AIO_DIRECTION_READ)
     fds[0].events |= POLLIN;
-  if (direction & LIBNBD_AIO_DIRECTION_WRITE)
+  if (armed & LIBNBD_AIO_DIRECTION_WRITE)
     fds[0].events |= POLLOUT;
-  /* A handle that died has completed all requests, ours included. */
-  if (direction == 0)
-    return;
-  if (poll (fds, 2, -1) == -1)
-    return;
+  /* Wake callers when no more is to be had for now: each wake-up may cost this
+   * thread its processor.
+   */
+  poll (fds, 2, completed ? 0 : -1);
+  conn->armed = ~0u;
   if (fds[1].revents)
-    (void)!eventfd_read (conn->wakeup, &ignored);
+    read_wakeup (conn);
+  if (fds[0].revents == 0) {
+    deliver ();
+    return;
+  }
   /* Reading may change what there is to write, so one at a time; and the
    * reply is older than what waits to be sent.
    */
-  if (fds[0].revents)
-    notify (conn, (fds[0].revents & ~POLLOUT) != 0);
+  notify (conn, (fds[0].revents & ~POLLOUT) != 0);
+  if (conn->load == 0 || ++conn->turns % BATCH_MAX == 0)
+    deliver ();
 }
 
-/* The lock is held.  A loop that is not inside libnbd notices when it next
- * looks that it is not the driver any more.
- */
-static bool
-take_role (struct nbd_conn *conn, struct nbd_worker *me)
-{
-  if (conn->worker || (conn->loop && conn->loop->busy))
-    return false;
-  conn->loop = NULL;
-  conn->worker = me;
-  conn->turn++;
-  return true;
-}
-
-/* The lock is held, and is given up for the time that takes. */
+/* Until nothing is pending, or it is dead.  The mutex is held, and released. */
 static void
-drive (struct nbd_conn *conn, struct nbd_worker *me)
+drive (struct nbd_conn *conn, const atomic_uint *pending)
 {
-  while (me->pending > 0) {
-    unlock_conn (conn);
+  while (!is_dead (conn) && (*pending > 0 || !conn->alive))
     drive_once (conn);
-    pthread_mutex_lock (&conn->lock);
-  }
-  pass_role (conn);
+  deliver ();
+  conn->armed = 0;
+  pthread_mutex_unlock (&conn->driving);
 }
 
+/* Until the thread should drive, or the connection ends.  What woke it is left
+ * for the driver to read, which may be a caller that has just begun.
+ */
 static void
-worker_wait (struct nbd_conn *conn, struct nbd_worker *me)
+wait_idle (struct nbd_conn *conn)
 {
-  LOCK_CONN_FOR_SCOPE (conn);
+  struct pollfd fds[2] = {
+    { .fd = conn->fd, .events = POLLRDHUP },
+    { .fd = conn->wakeup, .events = POLLIN },
+  };
 
-  while (me->pending > 0) {
-    if (take_role (conn, me)) {
-      if (me->waiting)
-        unlist_worker (conn, me);
-      drive (conn, me);
-      return;
-    }
-    if (!me->waiting) {
-      TAILQ_INSERT_TAIL (&conn->workers, me, link);
-      me->waiting = true;
-      if (nbd_aio_get_direction (conn->nbd) & LIBNBD_AIO_DIRECTION_WRITE)
-        wake_driver (conn);
-    }
-    sleep_until_called (conn, me);
+  poll (fds, 2, -1);
+  if (fds[0].revents && conn->load == 0)
+    nbd_conn_kill (conn, "the server closed it");
+}
+
+void
+nbd_conn_drive (struct nbd_conn *conn)
+{
+  while (!is_dead (conn) && !conn->leaving) {
+    if (conn->load == 0 && conn->alive)
+      wait_idle (conn);
+    pthread_mutex_lock (&conn->driving);
+    conn->armed = ~0u;
+    read_wakeup (conn);
+    drive (conn, &conn->load);
   }
+}
+
+void
+nbd_conn_leave (struct nbd_conn *conn)
+{
+  conn->leaving = true;
+  wake_driver (conn);
+}
+
+/* ---- Callers ---- */
+
+/* On the caller's stack: gone when its semaphore has been posted. */
+struct call {
+  atomic_uint pending;
+  sem_t done;
+};
+
+static void
+call_done (struct nbd_req *req)
+{
+  struct call *call = req->opaque;
+
+  if (atomic_fetch_sub (&call->pending, 1) == 1)
+    sem_post (&call->done);
 }
 
 void
 nbd_conn_call (struct nbd_conn *conn, struct nbd_req *req, size_t n)
 {
-  struct nbd_worker me = {
-    .pending = n,
-    .thread = pthread_self (),
-  };
+  struct call call = { .pending = n };
+  bool drives;
 
   assert_may_wait ();
-  sem_init (&me.wakeup, 0, 0);
+  drives = pthread_mutex_trylock (&conn->driving) == 0;
+  if (drives)
+    conn->armed = ~0u;
+  sem_init (&call.done, 0, 0);
   for (size_t i = 0; i < n; i++) {
-    req[i].worker = &me;
-    submit (conn, &req[i]);
+    req[i].done = call_done;
+    req[i].opaque = &call;
+    nbd_conn_submit (conn, &req[i]);
   }
-  worker_wait (conn, &me);
-  sem_destroy (&me.wakeup);
-}
-
-/* ---- Loops ---- */
-
-/* Give the role away if there is nothing in flight for this loop, or somebody
- * to whom more depends on it.  The lock is held.
- */
-static void
-settle_role (struct nbd_attachment *a)
-{
-  struct nbd_conn *conn = a->conn;
-
-  if (conn->loop == a && (a->in_flight == 0 || !TAILQ_EMPTY (&conn->workers)))
-    pass_role (conn);
-}
-
-static struct nbd_req *
-take_done (struct nbd_attachment *a)
-{
-  LOCK_CONN_FOR_SCOPE (a->conn);
-  struct nbd_req *done = a->done;
-
-  a->done = NULL;
-  a->done_end = &a->done;
-  settle_role (a);
-  return done;
-}
-
-static void
-call_done (struct nbd_attachment *a)
-{
-  struct nbd_req *req, *next;
-
-  for (req = take_done (a); req; req = next) {
-    next = req->next;
-    req->done (req);
+  if (drives) {
+    drive (conn, &call.pending);
+    if (conn->load > 0 || is_dead (conn))
+      wake_driver (conn);
   }
-}
-
-static void
-wakeup_cb (struct ev_loop *loop, ev_async *w, int revents)
-{
-  call_done (w->data);
-}
-
-/* Is the readiness that the loop found still true?  Not when another driver
- * has had a turn since: it may have read what there was.
- */
-static bool
-begin_notify (struct nbd_attachment *a)
-{
-  LOCK_FOR_SCOPE (&a->conn->lock);
-
-  a->busy = a->conn->loop == a && a->conn->turn == a->turn &&
-            a->in_flight > 0;
-  return a->busy;
-}
-
-static void
-end_notify (struct nbd_attachment *a)
-{
-  LOCK_CONN_FOR_SCOPE (a->conn);
-
-  a->busy = false;
-  settle_role (a);
-}
-
-static void
-io_cb (struct ev_loop *loop, ev_io *w, int revents)
-{
-  struct nbd_attachment *a = w->data;
-
-  if (!begin_notify (a))
-    return;
-  notify (a->conn, (revents & EV_READ) != 0);
-  end_notify (a);
-  call_done (a);
-}
-
-/* What to poll for: nothing, unless this loop drives. */
-static int
-wanted_events (struct nbd_attachment *a)
-{
-  LOCK_FOR_SCOPE (&a->conn->lock);
-  unsigned direction;
-
-  a->turn = a->conn->turn;
-  if (a->conn->loop != a || a->in_flight == 0)
-    return 0;
-  direction = nbd_aio_get_direction (a->conn->nbd);
-  return (direction & LIBNBD_AIO_DIRECTION_READ ? EV_READ : 0) |
-         (direction & LIBNBD_AIO_DIRECTION_WRITE ? EV_WRITE : 0);
-}
-
-static void
-prepare_cb (struct ev_loop *loop, ev_prepare *w, int revents)
-{
-  struct nbd_attachment *a = w->data;
-  int events = wanted_events (a);
-
-  if (events == a->armed)
-    return;
-  ev_io_stop (loop, &a->io);
-  a->armed = events;
-  if (events) {
-    ev_io_set (&a->io, a->conn->fd, events);
-    ev_io_start (loop, &a->io);
-  }
-}
-
-struct nbd_attachment *
-nbd_conn_attach (struct nbd_conn *conn, struct ev_loop *loop)
-{
-  struct nbd_attachment *a = calloc (1, sizeof *a);
-
-  if (a == NULL)
-    return NULL;
-  a->conn = conn;
-  a->loop = loop;
-  a->done_end = &a->done;
-  ev_io_init (&a->io, io_cb, conn->fd, 0);
-  ev_prepare_init (&a->prepare, prepare_cb);
-  ev_async_init (&a->wakeup, wakeup_cb);
-  a->io.data = a->prepare.data = a->wakeup.data = a;
-  ev_prepare_start (loop, &a->prepare);
-  ev_async_start (loop, &a->wakeup);
-
-  LOCK_FOR_SCOPE (&conn->lock);
-  a->next = conn->attachments;
-  conn->attachments = a;
-  return a;
-}
-
-void
-nbd_conn_detach (struct nbd_attachment *a)
-{
-  if (a == NULL)
-    return;
-  {
-    struct nbd_attachment **p = &a->conn->attachments;
-    LOCK_CONN_FOR_SCOPE (a->conn);
-
-    assert (a->in_flight == 0 && a->done == NULL);
-    settle_role (a);
-    while (*p != a)
-      p = &(*p)->next;
-    *p = a->next;
-  }
-  ev_io_stop (a->loop, &a->io);
-  ev_prepare_stop (a->loop, &a->prepare);
-  ev_async_stop (a->loop, &a->wakeup);
-  free (a);
-}
-
-static void
-begin_submit (struct nbd_attachment *a)
-{
-  LOCK_FOR_SCOPE (&a->conn->lock);
-
-  a->in_flight++;
-}
-
-/* Somebody must drive what was sent.  The loop's own poll is set right by
- * prepare_cb, before it next waits.
- */
-static void
-end_submit (struct nbd_attachment *a)
-{
-  struct nbd_conn *conn = a->conn;
-  LOCK_CONN_FOR_SCOPE (conn);
-
-  if (conn->worker == NULL && conn->loop == NULL) {
-    if (a->in_flight > 0) {
-      conn->loop = a;
-      conn->turn++;
-    }
-  }
-  else if (conn->loop != a &&
-           nbd_aio_get_direction (conn->nbd) & LIBNBD_AIO_DIRECTION_WRITE)
-    wake_driver (conn);
-}
-
-void
-nbd_attachment_submit (struct nbd_attachment *a, struct nbd_req *req)
-{
-  req->worker = NULL;
-  req->attachment = a;
-  begin_submit (a);
-  submit (a->conn, req);
-  end_submit (a);
+  while (sem_wait (&call.done) == -1)
+    ;
+  sem_destroy (&call.done);
 }

@@ -2,39 +2,29 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* One connection to an NBD server, and who drives it.
+/* One connection to an NBD server.
  *
- * Requests of many threads and loops are in flight on one libnbd handle.
- * Somebody must poll its socket and hand what arrives to libnbd: the driver.
- * There is no thread for that.  The driver is
+ * Any number of threads and loops have requests in flight on one libnbd handle.
+ * They send them themselves, under libnbd's lock; one thread, the driver, polls
+ * the socket and receives for all.  This is whoever holds a mutex:
  *
- *   - a worker, a thread in nbd_conn_call, until its own requests are done; or
- *   - an attached loop, as long as no worker waits; or
- *   - nobody, if and only if nothing is in flight or a worker has just been
- *     woken to take the role.
- *
- *   nobody -> worker   take_role: a worker has to wait
- *   loop   -> worker   take_role: the same, and the loop is not inside libnbd
- *   nobody -> loop     end_submit: the loop has sent a request
- *   worker -> loop     pass_role: no worker waits, the loop has requests
- *   worker -> nobody   pass_role: nothing in flight, or a worker was woken
- *   loop   -> loop     settle_role: its requests are done, another's are not
- *   loop   -> nobody   settle_role: nothing in flight, or a worker was woken
- *
- * So a lone worker sends, polls and receives itself, with no hop to another
- * thread; and sixteen workers have sixteen requests in flight, of which one
- * receives for all.  Workers go before loops because clients wait for them.
+ *   - the connection's own thread, as long as anything is in flight; or
+ *   - a caller that finds that nobody drives, until its own requests are done.
+ *     So a lone caller receives its reply with no hop to another thread; and
+ *     before nbd_conn_drive runs, while the process may still fork, no thread
+ *     is needed.
  *
  * What must stay true:
  *
  *   - Only the driver calls nbd_aio_notify_*, and only while something is in
- *     flight: a notify_read that finds nothing leaves libnbd in the middle of
- *     a reply, where new commands are queued and not sent.
- *   - Whoever submits and finds that not everything went out wakes the driver,
- *     which may be polling for input only.
- *   - Locks are taken in the order libnbd's handle, nbd_conn.  libnbd calls
- *     completions with its lock held, so nothing here calls libnbd with
- *     nbd_conn's lock held, but for nbd_aio_get_direction, which takes none.
+ *     flight: a notify_read that finds nothing leaves libnbd in the middle of a
+ *     reply, where new commands are queued and not sent.
+ *   - A submitter wakes driver and thread where libnbd wants more than is
+ *     polled for: nobody drives, not everything went out, or the handle has
+ *     died.  A caller that ceases to drive wakes the thread if anything is in
+ *     flight, or the handle has died: its wake-up may have been for the thread.
+ *   - Completions, which libnbd calls with its lock held, only put the request
+ *     on a list of the thread.  Its done is called when libnbd has returned.
  *
  * Nothing here has an end of its own: a server that is silent, or that sends
  * for ever, keeps whoever connects or calls.  (libnbd does not return as long
@@ -45,25 +35,20 @@
  *
  * A connection that was lost does not come back: nbd-pool.h makes another.
  * Requests in flight, and all that follow, fail with ENOTCONN.
- *
- * Connecting makes no thread and no loop: a process may fork afterwards, and
- * one of the two may go on with the connection.
  */
 
 #ifndef CLONE_NBD_CONN_H
 #define CLONE_NBD_CONN_H
 
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
+#include <time.h>
 
 #include "extents.h"
-
-struct ev_loop;
-struct nbd_attachment;
-struct nbd_conn;
-struct nbd_handle;
-struct nbd_worker;
 
 enum nbd_req_type {
   NBD_REQ_READ, NBD_REQ_WRITE, NBD_REQ_ZERO, NBD_REQ_TRIM, NBD_REQ_FLUSH,
@@ -85,8 +70,11 @@ struct nbd_req {
   struct extents *extents; /* NBD_REQ_EXTENTS: filled in, at most
                             * EXTENTS_MAX_REPLY; empty before.  May stay empty,
                             * may cover more than was asked */
-  /* On a loop: called on its thread, when error is set. */
+  /* Called when error is set, by the driver or by the submitter.  It must not
+   * wait, and not use the connection.  (nbd_conn_call has its own.)
+   */
   void (*done) (struct nbd_req *req);
+  void *opaque;
 
   /* When done: 0, an errno that the server sent, or ENOTCONN: the connection is
    * lost.  (A server that says ESHUTDOWN is taken at its word.)
@@ -95,36 +83,67 @@ struct nbd_req {
 
   /* Below: nbd-conn.c's. */
   struct nbd_conn *conn;
-  struct nbd_worker *worker;
-  struct nbd_attachment *attachment;
   struct nbd_req *next;
   uint64_t received; /* bytes of a read that came */
   uint64_t mark;     /* up to here the read's buffer is initialised */
 };
 
-/* A connection that is not connected yet, so that another thread can watch how
- * it gets on.  on_death is called when the connection is lost and
- * nbd_conn_why_lost knows why, on any thread.  It must neither wait nor call
- * anything here.  NULL with errno set on failure.
+struct nbd_conn {
+  struct nbd_handle *nbd;  /* for questions about the server */
+  atomic_uint users;
+  atomic_bool alive;       /* false: lost */
+  atomic_uint load;        /* requests in flight, */
+  atomic_uint slow;        /* of which so many may take a server very long:
+                            * flush, zero, trim, and what has FUA */
+
+  /* nbd-conn.c's */
+  atomic_ullong progress;  /* counts replies and, before them, steps of
+                            * connecting */
+  unsigned turns;          /* the driver's */
+  atomic_uint armed;       /* what the driver polls for, 0 without one */
+  atomic_bool leaving;
+  pthread_mutex_t driving; /* whoever has it drives */
+  int wakeup;              /* eventfd, polled by the driver */
+  int fd;                  /* the socket: not libnbd's descriptor, which is
+                            * closed when the handle dies, but another */
+  ino_t socket;            /* which one that is */
+  pthread_mutex_t lock;    /* protects fd until it is connected, and */
+  char why[256];           /* it was lost, or empty */
+
+  /* The pool's, under its lock. */
+  bool in_use;             /* else it is being made */
+  bool missed;             /* its deadline */
+  unsigned channels;
+  clockid_t clock;         /* processor time of the thread that makes it, */
+  int64_t cpu;             /* and what had been used at the beginning */
+  int64_t born, pause;     /* when it came into use, the pause before that */
+  int64_t since;           /* the last progress, or nothing was in flight, */
+  uint64_t seen, received; /* and what had come until then */
+};
+
+/* A connection that is not connected yet, for one user.  NULL with errno set on
+ * failure.
  */
-extern struct nbd_conn *nbd_conn_new (void (*on_death) (void *opaque),
-                                      void *opaque);
+extern struct nbd_conn *nbd_conn_new (void);
+
+/* One user less.  The last one closes it; nothing may be in flight then.  NULL
+ * is allowed.
+ */
+extern void nbd_conn_put (struct nbd_conn *conn);
 
 /* Connect, once.  role is for libnbd's messages; with again a host that does
- * not answer the kernel is given less time.  False: it is dead,
- * nbd_conn_why_lost says why.
+ * not answer the kernel is given less time.  False: it is dead.
  */
 extern bool nbd_conn_connect (struct nbd_conn *conn, const char *role,
                               const char *uri, bool again);
 
-/* Nothing may be in flight or attached.  NULL is allowed. */
-extern void nbd_conn_close (struct nbd_conn *conn);
+/* Drive it, on its own thread, until it is dead and nothing is in flight any
+ * more; or until nothing is in flight and nbd_conn_leave was called.
+ */
+extern void nbd_conn_drive (struct nbd_conn *conn);
+extern void nbd_conn_leave (struct nbd_conn *conn);
 
-/* For questions about the server.  Never use it for requests. */
-extern struct nbd_handle *nbd_conn_handle (struct nbd_conn *conn);
-
-/* What libnbd said last on this thread, without the name of its function. */
-extern const char *nbd_conn_strerror (void);
+extern void nbd_conn_submit (struct nbd_conn *conn, struct nbd_req *req);
 
 /* Do these requests, all in flight together, and return when all are done.  Not
  * on a loop's thread.
@@ -132,52 +151,21 @@ extern const char *nbd_conn_strerror (void);
 extern void nbd_conn_call (struct nbd_conn *conn, struct nbd_req *req,
                            size_t n);
 
-/* How many requests are in flight, at a glance. */
-extern unsigned nbd_conn_load (struct nbd_conn *conn);
-
-/* False when the connection was lost. */
-extern bool nbd_conn_is_alive (struct nbd_conn *conn);
-
-/* Make it a lost one, for this reason.  What is in flight fails soon, on the
- * threads that drive the connection, and connecting ends.  Nothing happens to
- * one that was lost.
+/* Make it a lost one, for this reason; the first one counts.  What is in flight
+ * fails soon, and connecting ends.  Any thread.
  */
 extern void nbd_conn_kill (struct nbd_conn *conn, const char *why);
 
-/* Why it was lost: "the server closed it", for example.  NULL: on_death is
- * still to be called.  The text lives as long as the connection.
+/* Why it was lost: "the server closed it", for example.  Only where connecting
+ * or nbd_conn_call has failed on this thread, or nbd_conn_drive has returned.
+ * The text lives as long as the connection.
  */
-extern const char *nbd_conn_why_lost (struct nbd_conn *conn);
+extern const char *nbd_conn_why (struct nbd_conn *conn);
 
-/* ---- for whoever watches it ---- */
-
-/* Counts replies to requests and, before that, the steps of connecting. */
-extern uint64_t nbd_conn_progress (struct nbd_conn *conn);
-
-/* What else there is to see of a connection that was connected. */
-struct nbd_view {
-  int fd;            /* to poll for the peer's end */
-  unsigned slow;     /* requests in flight that may take a server very long:
-                      * flush, zero, trim, and what has FUA */
-  uint64_t received; /* bytes that came, 0 where the kernel does not count */
-  uint64_t turns;    /* counts what we did to receive and to send */
-  bool waits;        /* something can be received, or sent, by us */
-  bool ended;        /* the peer has closed it, which what is in flight tells,
-                      * too, when it is received */
-};
-extern void nbd_conn_look (struct nbd_conn *conn, struct nbd_view *view);
-
-/* Let a loop send requests on this connection.  Any number of loops may, at
- * the same time as workers.  NULL with errno set on failure.
- *
- * All three are called on the loop's thread, or before that runs.  Done is
- * never called from within nbd_attachment_submit, and it must not detach.
+/* Of one that is in use: bytes that came, 0 where the kernel does not count;
+ * and do some wait for the driver?
  */
-extern struct nbd_attachment *nbd_conn_attach (struct nbd_conn *conn,
-                                               struct ev_loop *loop);
-extern void nbd_attachment_submit (struct nbd_attachment *attachment,
-                                   struct nbd_req *req);
-/* Nothing of this loop's may be in flight.  NULL is allowed. */
-extern void nbd_conn_detach (struct nbd_attachment *attachment);
+extern uint64_t nbd_conn_received (const struct nbd_conn *conn);
+extern bool nbd_conn_has_unread (const struct nbd_conn *conn);
 
 #endif /* CLONE_NBD_CONN_H */

@@ -14,38 +14,37 @@
  * requests for which there is no connection, fail with ENOTCONN at once.
  * Nothing here waits for the server or sends a request again.
  *
- * HEALING.  From nbd_pool_start on a thread of the pool's own, the healer,
- * watches the connections and sees to it that there are as many as there were.
+ * HEALING.  From nbd_pool_start on each connection has a thread for its life:
  *
- *   alive --> dead       the socket was closed, the kernel or libnbd found it
- *                        broken, the server said that it shuts down
- *                        (ESHUTDOWN), or it made no progress, see below
- *   dead  --> none       at once; whoever still has requests on it keeps it
- *   none  --> alive      after a pause a new one was made, and it shows the
- *                        same export
+ *   waits for its turn --> connects, and shows that it is the same export
+ *     --> is in use, and is driven --> is dead --> waits for its turn
+ *
+ * It is dead when the socket was closed, the kernel or libnbd found it broken,
+ * the server said that it shuts down (ESHUTDOWN), or it was killed.  Whoever
+ * still has requests on it keeps the memory.  One more thread, the watcher,
+ * kills what makes no progress, and tells the user and the log what has
+ * happened.
  *
  * A server that is reached again may have crashed, and have lost what it had
  * not flushed.  So where the export is written to, the connections die
  * together: when one is lost, all others are killed; then lost is called
  * (struct backend_service); and only then is one made again, which is in use at
- * once.  Each further one comes into use after an older one has answered a
- * request that was sent when the new one was connected: both lead to the same
- * incarnation of the server.
+ * once.  Each further one comes into use after an older one, the witness, has
+ * answered a request that was sent when the new one was connected: both lead to
+ * the same incarnation of the server.
  *
  * PROGRESS.  A connection with requests in flight is killed when there was no
  * progress for the deadline for replies.  Progress is a reply, or as many bytes
  * as a slow line would bring.  The time during which the server waits for us
  * does not count, nor that during which a flush, zero or trim is in flight on
  * any connection: these may take a server very long.  The deadline is doubled
- * when it was missed, since perhaps the server is only slow.
- *
- * Whatever else can take for ever (connecting, and before nbd_pool_start each
- * call) is an attempt: it runs on a thread of its own while the caller, or the
- * healer, watches it and kills its connection.  Before nbd_pool_start that
- * thread has ended when the function returns, so that the process may fork.
+ * when it was missed, since perhaps the server is only slow.  Connecting has a
+ * deadline of its own, as have calls before nbd_pool_start.  These all run on
+ * the caller's thread; the watcher has ended when they return, so that the
+ * process may fork.
  *
  * PAUSES.  There is one pause for the pool, not one for each connection.  It is
- * doubled when an attempt fails, and when a connection dies that lived shorter
+ * doubled when connecting fails, and when a connection dies that lived shorter
  * than the pause before it; else it begins anew.  After a pause as many
  * connections are made as are missing, one after the other, until one fails.
  *
@@ -65,7 +64,6 @@
 #include "nbd-conn.h"
 
 struct nbd_pool;
-struct nbd_slot; /* one connection, and its place */
 
 struct nbd_pool_params {
   const char *role, *uri; /* must outlive the pool */
@@ -91,16 +89,16 @@ extern struct nbd_pool *nbd_pool_open (const struct nbd_pool_params *params);
 /* Make the others, as far as the server plays along. */
 extern void nbd_pool_connect_further (struct nbd_pool *pool);
 
-/* Nobody uses it any more.  Waits for an attempt that is under way: no longer
- * than for the resolution of a host's name.  NULL is allowed.
+/* Nobody uses it any more.  Waits no longer than for the resolution of a host's
+ * name.  NULL is allowed.
  */
 extern void nbd_pool_close (struct nbd_pool *pool);
 
 /* For questions about the server, before nbd_pool_start. */
 extern struct nbd_handle *nbd_pool_handle (struct nbd_pool *pool);
 
-/* Start the healer, after the process has forked for the last time.  Before,
- * lost connections are not made again.  -1, logged.
+/* Start the threads, after the process has forked for the last time.  Before,
+ * lost connections are not made again, and one thread calls.  -1, logged.
  */
 extern int nbd_pool_start (struct nbd_pool *pool,
                            const struct backend_service *service);
@@ -122,19 +120,14 @@ extern void nbd_pool_call (struct nbd_pool *pool, struct nbd_req *req,
 
 /* ---- for channels ---- */
 
-/* Get a slot whose connection is alive, that with the fewest channels, rather
- * one that clients do not use; NULL if there is none.  The connection stays
- * until it is given back, be it dead.
+/* Get a connection that is alive, that with the fewest channels, rather one
+ * that clients do not use; NULL if there is none.  To be given back, be it
+ * dead.
  */
-extern struct nbd_slot *nbd_pool_take (struct nbd_pool *pool);
-extern void nbd_pool_give_back (struct nbd_pool *pool, struct nbd_slot *slot);
-extern struct nbd_conn *nbd_slot_conn (struct nbd_slot *slot);
+extern struct nbd_conn *nbd_pool_take (struct nbd_pool *pool);
+extern void nbd_pool_give_back (struct nbd_pool *pool, struct nbd_conn *conn);
 
-/* Changes when a connection was lost or made: a reason to ask the next. */
+/* Changes when a connection was lost or made: a reason to take anew. */
 extern unsigned nbd_pool_generation (struct nbd_pool *pool);
-
-/* Would nbd_pool_take find a clearly better one, now? */
-extern bool nbd_pool_has_better (struct nbd_pool *pool,
-                                 const struct nbd_slot *slot);
 
 #endif /* CLONE_NBD_POOL_H */

@@ -297,7 +297,7 @@ serve_one (int fd, const struct request *r)
   static const uint8_t moments[] = {
     [0] = AT_READ, [1] = AT_WRITE, [3] = AT_FLUSH, [7] = AT_STATUS
   };
-  static char disk[SIZE];
+  static _Thread_local char disk[SIZE];
   static const char zeroes[SIZE];
   const uint16_t type = be16toh (r->type);
   const uint32_t length = be32toh (r->length);
@@ -1112,6 +1112,78 @@ START_TEST (channel_changes_link)
 }
 END_TEST
 
+/* ---- many at once ---- */
+
+/* Small reads, and writes that do not fit into the socket's buffer. */
+static void *
+busy_thread (void *arg)
+{
+  static const char zeroes[SIZE / 2];
+
+  for (int i = 0; i < 300; i++) {
+    ck_assert (read_some () % ENOTCONN == 0);
+    if (i % 10 == 0 && backend_pwrite (b, zeroes, sizeof zeroes, 0, 0) == -1)
+      ck_assert_int_eq (errno, ENOTCONN);
+  }
+  return NULL;
+}
+
+/* Callers, a loop and the connection's thread take turns in receiving, and no
+ * request is forgotten, also when the connection dies meanwhile.
+ */
+START_TEST (all_get_replies)
+{
+  struct ev_loop *loop = ev_loop_new (EVFLAG_NOENV);
+  static struct my_io m;
+  struct channel *ch;
+  pthread_t threads[8];
+
+  start_server (false, false);
+  open_backend (_i, 0);
+  start_backend (NULL);
+  ch = channel_new (b, loop);
+  for (int i = 0; i < 8; i++)
+    ck_assert_int_eq (pthread_create (&threads[i], NULL, busy_thread, NULL), 0);
+  for (int i = 0; i < 300; i++) {
+    submit (ch, &m, loop);
+    ck_assert (finish (&m) % ENOTCONN == 0);
+    if (i % 100 == 50) {
+      cut (CLIENTS_MAX, CLIENTS_MAX);
+      wait_connections (_i);
+    }
+  }
+  for (int i = 0; i < 8; i++)
+    pthread_join (threads[i], NULL);
+  channel_free (ch);
+  ev_loop_destroy (loop);
+  end ();
+}
+END_TEST
+
+/* A caller that receives for another, and then has its own reply, leaves nobody
+ * waiting.
+ */
+START_TEST (driver_leaves)
+{
+  struct call read, flush = { .flush = true };
+
+  start_server (false, false);
+  open_backend (1, 0);
+  start_backend (NULL);
+  set (AT_READ, HOLD);
+  set (AT_FLUSH, HOLD);
+  begin_call (&read, false);
+  ck_assert_int_eq (pthread_create (&flush.thread, NULL, call_thread, &flush),
+                    0);
+  usleep (100000); /* it has been sent by now, else this proves less */
+  set (AT_READ, GOOD);
+  ck_assert_int_eq (end_call (&read), 0);
+  set (AT_FLUSH, GOOD);
+  ck_assert_int_eq (end_call (&flush), 0);
+  end ();
+}
+END_TEST
+
 /* ---- the end ---- */
 
 /* After an interrupt what is in flight fails, and a connection that is being
@@ -1170,6 +1242,8 @@ suite (void)
   tcase_add_test (tc, steady_reply);
   tcase_add_loop_test (tc, unread_is_no_silence, 0, 2);
   tcase_add_test (tc, channel_changes_link);
+  tcase_add_test (tc, driver_leaves);
+  tcase_add_loop_test (tc, all_get_replies, 1, 4);
   tcase_add_test (tc, interrupt_ends);
   suite_add_tcase (s, tc);
   return s;
