@@ -251,6 +251,20 @@ backend_reason (struct backend *b, char *buf, size_t size)
     b->ops->reason (b, buf, size);
 }
 
+void
+backend_log_failure (struct backend *b, const char *role, const char *what)
+{
+  char reason[256] = "";
+
+  if (errno == ENOTCONN)
+    backend_reason (b, reason, sizeof reason);
+  if (reason[0])
+    log_error (b->log, "%s %s: %s: %s; see whether its server is well, and "
+               "start again", role, b->name, what, reason);
+  else
+    log_error (b->log, "%s %s: %s: %m", role, b->name, what);
+}
+
 /* ---- Is it all zero? ---- */
 
 /* The same, of an extent that is not known to be zero.  The buffer is made at

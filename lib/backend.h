@@ -272,6 +272,11 @@ extern void backend_interrupt (struct backend *b, int grace);
 extern bool backend_has_peer (const struct backend *b);
 extern enum backend_state backend_state (struct backend *b);
 extern void backend_reason (struct backend *b, char *buf, size_t size);
+/* Log that something failed, with errno's text, or, where the peer is lost, with
+ * the reason for that: "ROLE NAME: WHAT: WHY".
+ */
+extern void backend_log_failure (struct backend *b, const char *role,
+                                 const char *what);
 
 /* backend-file.c */
 extern struct backend *backend_file_open (const struct backend_params *params,

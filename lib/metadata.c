@@ -307,7 +307,7 @@ metadata_probe (struct backend *b, const struct log *log)
 
   if (metadata_read_superblocks (b, &found) == 0)
     return found.presence;
-  log_error (log, "metadata %s: cannot read the superblocks: %m", b->name);
+  backend_log_failure (b, "metadata", "cannot read the superblocks");
   return METADATA_IO_ERROR;
 }
 
@@ -494,7 +494,7 @@ metadata_begin (struct backend *b, const struct superblock *sb,
 
   if (backend_zero (b, METADATA_BITMAP, 0, 0) == -1 ||
       backend_flush (b) == -1) {
-    log_error (log, "metadata %s: cannot create it: %m", b->name);
+    backend_log_failure (b, "metadata", "cannot create it");
     free (md);
     return NULL;
   }
@@ -552,7 +552,7 @@ metadata_create (struct backend *b, const struct superblock *sb,
     return NULL;
 
   if (write_empty_bitmap (md) == -1 || metadata_finish (md) == -1) {
-    log_error (log, "metadata %s: cannot create it: %m", b->name);
+    backend_log_failure (b, "metadata", "cannot create it");
     free (md);
     return NULL;
   }
@@ -587,7 +587,7 @@ metadata_open (struct backend *b, const struct log *log)
   uint32_t unknown;
 
   if (metadata_read_superblocks (b, &found) == -1) {
-    log_error (log, "metadata %s: cannot read the superblocks: %m", b->name);
+    backend_log_failure (b, "metadata", "cannot read the superblocks");
     return NULL;
   }
   if (found.current == -1) {

@@ -613,11 +613,6 @@ nbd_pool_call (struct nbd_pool *pool, struct nbd_req *req, size_t n)
     watcher_end (pool);
     if (!conn->alive)
       set_reason (pool, nbd_conn_why (conn));
-    if (conn->missed)
-      log_error (pool->params.log, "%s %s: the server did not answer for %g "
-                 "seconds; see whether it is well, and start again",
-                 pool->params.role, pool->params.uri,
-                 pool->reply_normal / 1000.0);
   }
   nbd_conn_put (conn);
 }

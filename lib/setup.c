@@ -325,7 +325,7 @@ update_store (struct work *w)
   if (metadata_set_destination (w->md, &id) == -1 ||
       (!(flags & METADATA_COMPLETE) &&
        metadata_set_flags (w->md, flags & ~METADATA_CLEAN) == -1)) {
-    log_error (w->log, "metadata %s: cannot write: %m", w->meta->name);
+    backend_log_failure (w->meta, "metadata", "cannot write");
     return -1;
   }
   if (w->moved_dest)
@@ -411,7 +411,7 @@ check_creation_rules (struct work *w, enum metadata_presence presence,
                  "overwrite it", w->dest->name, w->metadata_name);
       return -1;
     default:
-      log_error (w->log, "destination %s: cannot read it: %m", w->dest->name);
+      backend_log_failure (w->dest, "destination", "cannot read it");
       return -1;
     }
   }
@@ -490,7 +490,7 @@ create (struct work *w, enum metadata_presence presence)
     return -1;
   }
   if (fingerprint_take (w->source, &sb.fingerprint) == -1) {
-    log_error (w->log, "source %s: cannot read it: %m", w->source->name);
+    backend_log_failure (w->source, "source", "cannot read it");
     return -1;
   }
 
@@ -503,7 +503,7 @@ create (struct work *w, enum metadata_presence presence)
   if (new_map (w) == -1)
     return -1;
   if (metadata_set_flags (w->md, w->md->sb.flags & ~METADATA_CLEAN) == -1) {
-    log_error (w->log, "metadata %s: cannot write: %m", w->meta->name);
+    backend_log_failure (w->meta, "metadata", "cannot write");
     return -1;
   }
   /* Under its name a metadata file is whole at any time, so that one which is
