@@ -53,6 +53,11 @@
 /* So many messages about what has become bad, then a summary for each walk. */
 #define MAX_BAD_SAID 8
 
+/* A range whose reads have cost the connection so often, one after the other, is
+ * bad: perhaps the server does not survive being asked for it.
+ */
+#define MAX_LOST_READS 5
+
 /* With a rate limit a copy is at most what may be read in this time. */
 #define RATE_SLICE 0.25
 
@@ -132,6 +137,8 @@ struct hydrate {
   uint64_t valid_at_rest; /* bytes valid when it began */
   unsigned bad_said;    /* ranges that became bad, with a message, */
   unsigned bad_unsaid;  /* and without one, since the last summary */
+  uint64_t suspect;     /* where a range begins whose reads are lost, */
+  unsigned lost_reads;  /* and how many; 0: there is none */
   double rate_next;     /* when the rate limit allows the next copy */
   uint64_t valid_then;  /* bytes valid at the last tick */
   double rate;          /* bytes a second */
@@ -461,6 +468,26 @@ source_failed (struct copy *copy, int error)
   }
 }
 
+/* Its read was lost, or not.  Is the range to be taken for bad?  Of those that
+ * were lost the first one is watched, until it can be read.
+ */
+static bool
+suspect (struct copy *copy, bool lost)
+{
+  struct hydrate *h = copy->w->h;
+  const uint64_t start = copy->range.start;
+  LOCK_FOR_SCOPE (&h->lock);
+
+  if (lost && (h->lost_reads == 0 || start < h->suspect)) {
+    h->suspect = start;
+    h->lost_reads = 0;
+  }
+  if (h->suspect != start)
+    return false;
+  h->lost_reads = lost ? (h->lost_reads + 1) % MAX_LOST_READS : 0;
+  return lost && h->lost_reads == 0;
+}
+
 /* No region can become valid now.  The commit has said why, and when it says
  * that this is over, on_tick goes on.
  */
@@ -612,6 +639,8 @@ was_read (struct io *io)
   struct copy *copy = io->opaque;
   struct plan_range *range = &copy->range;
 
+  if (suspect (copy, io->error == ENOTCONN))
+    io->error = EIO;
   if (io->error) {
     source_failed (copy, io->error);
     abandon_copy (copy);

@@ -672,6 +672,31 @@ START_TEST (bad_sector)
 }
 END_TEST
 
+static bool
+all_but (void *opaque)
+{
+  return region_map_bytes_valid (d->clone->map) + *(uint64_t *)opaque >= d->size;
+}
+
+/* A source that drops the connection whenever a certain sector is read, and is
+ * back at once: that range does not keep all others from being copied.  Without
+ * an end to trying it again hydration would never get past it.
+ */
+START_TEST (sector_that_kills)
+{
+  uint64_t batch = 64 * K;
+
+  new_disk (4 * M, 4 * K, _i);
+  mock_fail (d->source, MOCK_PREAD, 512, 512, 1, 0, ENOTCONN);
+  begin (&(struct hydrate_settings){ .threshold = batch, .batch = batch },
+         false);
+  mock_wait_until (all_but, &batch);
+  mock_heal (d->source);
+  hydrate_resume (h);
+  check_complete ();
+}
+END_TEST
+
 /* Many bad places: the first ones are told one by one, the others together. */
 START_TEST (many_bad_sectors)
 {
@@ -1040,6 +1065,7 @@ main (void)
   tcase_add_test (tc, copier_waits_for_client);
   tcase_add_loop_test (tc, errors, 0, 4);
   tcase_add_loop_test (tc, bad_sector, 0, 9);
+  tcase_add_loop_test (tc, sector_that_kills, 0, 2);
   tcase_add_loop_test (tc, many_bad_sectors, 0, 2);
   tcase_add_test (tc, bad_source_then_destination);
   tcase_add_test (tc, bad_and_paused);
