@@ -62,7 +62,8 @@ for other in content larger smaller; do
     wait_complete
     stop clone
   fi
-  stop src
+  # nbdkit 1.32 may have aborted when a client left it with a reply on the way.
+  kill9 src
   same "$tmp/dest" "$tmp/model"
 done
 
