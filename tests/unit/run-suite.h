@@ -25,6 +25,17 @@ is_under_tool (void)
   return tool && *tool;
 }
 
+/* Is it the long run, `tests/run --all'?  What another one leaves out, it says on
+ * a line of standard output that begins with "left to --all: ".
+ */
+static inline bool
+is_all (void)
+{
+  const char *all = getenv ("CLONE_ALL");
+
+  return all && *all;
+}
+
 /* Run the suite, free it, and return the exit status. */
 static inline int
 run_suite (Suite *suite)

@@ -74,6 +74,9 @@ static struct cell {
   enum end end;
 } cell;
 
+/* Every so many cells are tried. */
+static int stride = 1;
+
 /* Of all cells, which are processes of their own. */
 static struct counts {
   _Atomic unsigned begun, ended, reached, acknowledged, told, settled;
@@ -507,12 +510,13 @@ check_all (void)
 
 START_TEST (matrix)
 {
+  const int n = _i * stride;
   struct mock_thread *loser;
 
   cell = (struct cell){
-    .server = _i % SERVERS, .fault = _i / SERVERS % FAULTS,
-    .moment = _i / SERVERS / FAULTS % MOMENTS,
-    .end = _i / SERVERS / FAULTS / MOMENTS,
+    .server = n % SERVERS, .fault = n / SERVERS % FAULTS,
+    .moment = n / SERVERS / FAULTS % MOMENTS,
+    .end = n / SERVERS / FAULTS / MOMENTS,
   };
   counts->begun++;
   new_disk ();
@@ -580,7 +584,14 @@ main (void)
     return 1;
   tcase_set_timeout (tc, 120);
   tcase_add_checked_fixture (tc, NULL, teardown);
-  tcase_add_loop_test (tc, matrix, 0, CELLS);
+  /* Seven has no divisor in common with the table's sides, so that each server,
+   * fault, moment and end is among the cells that are left.
+   */
+  if (is_under_tool () && !is_all ()) {
+    stride = 7;
+    printf ("left to --all: unit/test-losses: six of seven cells\n");
+  }
+  tcase_add_loop_test (tc, matrix, 0, (CELLS + stride - 1) / stride);
   suite_add_tcase (suite, tc);
   status = run_suite (suite);
   printf ("losses: %u cells, %u of them at their moment, %u flushes "
