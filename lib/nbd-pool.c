@@ -474,6 +474,7 @@ fill (struct place *place)
   if (r == 0) {
     conn->in_use = true;
     conn->born = conn->since = monotonic_ms ();
+    conn->seen = conn->progress; /* of making it */
     conn->pause = pool->pause;
     pool->connect_deadline = pool->connect_normal;
     pool->refused = false;

@@ -116,6 +116,12 @@ backend_flush (struct backend *b)
 }
 
 void
+backend_log_failure (struct backend *b, const char *role, const char *what)
+{
+  log_error (b->log, "%s %s: %s: %m", role, b->name, what);
+}
+
+void
 backend_close (struct backend *b)
 {
 }
