@@ -35,6 +35,8 @@ p.add_argument("--preferred", type=int, default=4096)
 p.add_argument("--maximum", type=int, default=32 << 20, help="block size")
 p.add_argument("--delay", type=float, default=0,
                help="milliseconds: at most so much, at random, for each reply")
+p.add_argument("--wait", type=float, default=0,
+               help="milliseconds: and always so much")
 p.add_argument("--reverse", action="store_true",
                help="what is asked within 2 ms is answered last first")
 p.add_argument("--extents", default="right", choices=(
@@ -291,7 +293,7 @@ class Connection:
             self.batch.insert(0, (order, kind, cookie, offset, count))
             if len(self.batch) == 1:
                 self.start(self.answer_batch())
-        elif args.delay:
+        elif args.delay or args.wait:
             self.start(self.answer_later(order, kind, cookie, offset, count))
         else:
             self.answer(order, kind, cookie, offset, count)
@@ -327,7 +329,7 @@ class Connection:
             self.answer(*request)
 
     async def answer_later(self, *request):
-        await asyncio.sleep(rand.random() * args.delay / 1000)
+        await asyncio.sleep((args.wait + rand.random() * args.delay) / 1000)
         self.answer(*request)
 
     def answer(self, order, kind, cookie, offset, count):
