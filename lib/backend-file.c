@@ -928,9 +928,19 @@ backend_file_place (struct backend *b, uint64_t *device, uint64_t *inode,
 
   if (b->ops != &file_ops || fstat (to_file (b)->fd, &st) == -1)
     return -1;
-  *device = to_file (b)->is_block ? st.st_rdev : st.st_dev;
-  *inode = to_file (b)->is_block ? 0 : st.st_ino;
-  *size = to_file (b)->is_block ? b->size : 0;
+  if (!to_file (b)->is_block) {
+    *device = st.st_dev;
+    *inode = st.st_ino;
+    *size = 0;
+    return 0;
+  }
+  *device = st.st_rdev;
+  *inode = 0;
+  *size = b->size;
+#ifdef BLKGETDISKSEQ
+  if (ioctl (to_file (b)->fd, BLKGETDISKSEQ, inode) == -1)
+    *inode = 0;
+#endif
   return 0;
 }
 

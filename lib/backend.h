@@ -311,8 +311,9 @@ extern void backend_file_identity (struct backend *b,
                                    struct backend_identity *id);
 
 /* Where a file or block device is on this machine, as long as that runs: the
- * device and inode numbers, and the size of a block device (0 for a file).  -1
- * where it is neither.
+ * device and inode numbers of a file, with size 0; the numbers of a block device
+ * and, where the kernel has it, of the disk that is behind it now (another after
+ * it was attached anew), and its size.  -1 where it is neither.
  */
 extern int backend_file_place (struct backend *b, uint64_t *device,
                                uint64_t *inode, uint64_t *size);
