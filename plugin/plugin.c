@@ -21,7 +21,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <pthread.h>
-#include <stdatomic.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -356,6 +356,10 @@ client_is_gone (void)
 
 static void stop_now (void);
 
+/* POST /stop ends the process, on this thread. */
+static bool stopping;
+static pthread_t stopper_thread;
+
 static int
 clone_get_ready (void)
 {
@@ -436,6 +440,8 @@ end_service (void)
     pthread_join (watcher_thread, NULL);
   if (control)
     control_stop (control);
+  if (stopping)
+    pthread_join (stopper_thread, NULL); /* it never returns */
   if (progress)
     progress_stop (progress);
   hydrate_stop (service.hydrate);
@@ -452,25 +458,28 @@ end_service (void)
 
 /* POST /stop.  Not through nbdkit, which would answer every request that is
  * under way with ESHUTDOWN, an I/O error for a guest, and then wait for its
- * clients.
+ * clients.  For the same reason signals for nbdkit are ignored from now on:
+ * whoever asks for the end may send one after the answer, as systemd does.
  */
 static void *
 stopper (void *arg)
 {
+  static const int signals[] = { SIGTERM, SIGINT, SIGQUIT, SIGHUP };
+
+  for (size_t i = 0; i < sizeof signals / sizeof signals[0]; ++i)
+    signal (signals[i], SIG_IGN);
   hydrate_pause (service.hydrate);
   log_info (&nbdkit_log, "stopping: making everything durable");
   _exit (clone_halt (service.clone) == 0 ? EXIT_SUCCESS : EXIT_FAILURE);
 }
 
+/* On the control interface's thread. */
 static void
 stop_now (void)
 {
-  static atomic_flag stopping = ATOMIC_FLAG_INIT;
-  pthread_t thread;
-
-  if (!atomic_flag_test_and_set (&stopping) &&
-      thread_start (&thread, "stop", stopper, NULL, &nbdkit_log) == -1)
-    atomic_flag_clear (&stopping);
+  if (!stopping)
+    stopping = thread_start (&stopper_thread, "stop", stopper, NULL,
+                             &nbdkit_log) == 0;
 }
 
 static int
