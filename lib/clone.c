@@ -247,10 +247,8 @@ clone_start (struct clone *c, const struct clone_service *service)
   };
 
   c->source_timeout = service->source_timeout;
-  if (!commit_is_complete (&c->commit)) {
-    inheritance_open (&c->inheritance, c->dest, c->metadata, c->map, c->log);
-    c->commit.inheritance = c->inheritance;
-  }
+  inheritance_open (&c->inheritance, c->dest, c->metadata, c->map, c->log);
+  c->commit.inheritance = c->inheritance;
   if (backend_start (c->dest, &dest) == -1 ||
       backend_start (c->metadata->backend, &md) == -1 ||
       (c->source && backend_start (c->source, &source) == -1))
@@ -317,6 +315,8 @@ clone_halt (struct clone *c)
 {
   int r;
 
+  /* Who is inside the gate may wait for it. */
+  backend_interrupt (c->metadata->backend, METADATA_GRACE);
   gate_close (&c->gate);
   r = commit_flush (&c->commit);
   if (r == 0)

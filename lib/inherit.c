@@ -46,7 +46,10 @@ struct header {
 _Static_assert (sizeof (struct header) <= HEADER_SIZE, "the header is a page");
 
 struct inheritance {
+  const struct log *log;
   char name[64];
+  bool named;             /* the name is ours, and there */
+  int fd;                 /* of the object; it has the lock */
   struct header *header;
   size_t size;            /* of the whole object, bytes */
 };
@@ -82,20 +85,70 @@ get_circumstances (struct circumstances *now, struct backend *dest,
 
 /* ---- what the last process left ---- */
 
-/* Map the object with this name, if it can be ours.  NULL if there is none. */
-static struct header *
-open_object (const char *name, size_t size)
+/* The object is locked as long as its process lives: a copy of a clone has the
+ * same UUID, and must not take the object away from the other one.
+ */
+static bool
+lock_object (int fd)
 {
-  CLEANUP_CLOSE int fd = shm_open (name, O_RDWR, 0);
-  struct stat st;
-  void *p;
+  struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
 
-  if (fd == -1 || fstat (fd, &st) == -1 || st.st_uid != geteuid () ||
-      !S_ISREG (st.st_mode) || (st.st_mode & 077) != 0 ||
-      st.st_size != (off_t)size)
-    return NULL;
-  p = mmap (NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-  return p == MAP_FAILED ? NULL : p;
+  return fcntl (fd, F_OFD_SETLK, &lock) == 0;
+}
+
+static int
+map_object (struct inheritance *i)
+{
+  void *p = mmap (NULL, i->size, PROT_READ | PROT_WRITE, MAP_SHARED, i->fd, 0);
+
+  if (p == MAP_FAILED)
+    return -1;
+  i->header = p;
+  return 0;
+}
+
+/* Close the object.  It keeps its name. */
+static void
+close_object (struct inheritance *i)
+{
+  if (i->header)
+    munmap (i->header, i->size);
+  if (i->fd >= 0)
+    close (i->fd);
+  i->header = NULL;
+  i->fd = -1;
+}
+
+/* Open the object with the name.  Where there is none i->fd is -1 afterwards.
+ * -1 where another process uses it.  Otherwise *why says why it cannot be what
+ * the last process left, or it is mapped.
+ */
+static int
+open_object (struct inheritance *i, const char **why)
+{
+  struct stat st;
+
+  i->fd = shm_open (i->name, O_RDWR, 0);
+  if (i->fd == -1) {
+    if (errno != ENOENT)
+      *why = "the shared memory cannot be opened";
+    return 0;
+  }
+  if (!lock_object (i->fd))
+    return -1;
+  if (fstat (i->fd, &st) == -1 || st.st_nlink == 0) {
+    /* Its process has just removed it. */
+    close_object (i);
+    return 0;
+  }
+  if (st.st_uid != geteuid () || !S_ISREG (st.st_mode) ||
+      (st.st_mode & 077) != 0)
+    *why = "the shared memory has another owner or mode";
+  else if (st.st_size != (off_t)i->size)
+    *why = "the shared memory has another size";
+  else if (map_object (i) == -1)
+    *why = "the shared memory cannot be mapped";
+  return 0;
 }
 
 /* Why the bits are not to be taken over, or NULL. */
@@ -119,9 +172,9 @@ refusal (const struct header *h, const struct circumstances *now,
 }
 
 static void
-refuse (const struct log *log, const char *why)
+refuse (const struct inheritance *i, const char *why)
 {
-  log_info (log, "regions that the last process has not made durable are not "
+  log_info (i->log, "regions that the last process has not made durable are not "
             "taken over: %s", why);
 }
 
@@ -130,28 +183,34 @@ refuse (const struct log *log, const char *why)
 /* All zeroes, with memory behind every page: who touches a page for which there
  * is no room would be killed.
  */
-static struct header *
-create_object (const char *name, size_t size)
+static int
+create_object (struct inheritance *i)
 {
-  CLEANUP_CLOSE int fd = shm_open (name, O_RDWR | O_CREAT | O_EXCL, 0600);
-  void *p = MAP_FAILED;
   int err;
 
-  if (fd == -1)
-    return NULL;
-  err = posix_fallocate (fd, 0, size);
-  if (err == 0) {
-    p = mmap (NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    err = errno;
+  i->fd = shm_open (i->name, O_RDWR | O_CREAT | O_EXCL, 0600);
+  if (i->fd == -1)
+    return -1;
+  i->named = true;
+  if (!lock_object (i->fd))
+    goto error;
+  err = posix_fallocate (i->fd, 0, i->size);
+  if (err != 0) {
+    errno = err;
+    goto error;
   }
-  if (p != MAP_FAILED) {
-    /* Advice: it does not matter whether it is taken. */
-    madvise (p, size, MADV_HUGEPAGE);
-    return p;
-  }
-  shm_unlink (name);
+  if (map_object (i) == -1)
+    goto error;
+  /* Advice: it does not matter whether it is taken. */
+  madvise (i->header, i->size, MADV_HUGEPAGE);
+  return 0;
+
+ error:
+  err = errno;
+  inheritance_remove (i);
+  close_object (i);
   errno = err;
-  return NULL;
+  return -1;
 }
 
 /* Give the metadata a generation that no other process can have given it. */
@@ -174,14 +233,13 @@ begin_generation (struct inheritance *i, struct metadata *md)
  * last process.
  */
 static void
-move_map (struct inheritance *i, struct region_map *map, bool bits,
-          const struct log *log)
+move_map (struct inheritance *i, struct region_map *map, bool bits)
 {
   void *words = (char *)i->header + HEADER_SIZE;
   uint64_t regions;
 
   if (bits && region_map_move (map, words, &regions) == -1) {
-    refuse (log, "they are damaged");
+    refuse (i, "they are damaged");
     bits = false;
   }
   if (!bits) {
@@ -189,8 +247,57 @@ move_map (struct inheritance *i, struct region_map *map, bool bits,
     region_map_move (map, words, &regions);
   }
   if (regions > 0)
-    log_info (log, "the last process has crashed: %" PRIu64 " regions that were "
-              "valid and not durable are taken over", regions);
+    log_info (i->log, "the last process has crashed: %" PRIu64 " regions that "
+              "were valid and not durable are taken over", regions);
+}
+
+#define LIKE_A_POWER_CUT "a crash of this process is like a power cut: what " \
+  "clients have not flushed may be lost"
+
+/* Have an object: that of the last process, *bits, or a new one.  -1, logged. */
+static int
+get_object (struct inheritance *i, const struct circumstances *now,
+            const struct metadata *md, bool *bits)
+{
+  const char *why = NULL;
+
+  if (open_object (i, &why) == -1) {
+    log_info (i->log, "another process serves a clone with this UUID, a copy "
+              "perhaps, and has the shared memory %s; " LIKE_A_POWER_CUT,
+              i->name);
+    return -1;
+  }
+  i->named = i->fd >= 0;
+  if (i->header)
+    why = refusal (i->header, now, md->sb.generation);
+  if (why)
+    refuse (i, why);
+  *bits = i->header && why == NULL;
+  if (*bits)
+    return 0;
+
+  inheritance_remove (i);
+  close_object (i);
+  if (create_object (i) == -1) {
+    log_info (i->log, "no shared memory of %zu bytes: %m; " LIKE_A_POWER_CUT,
+              i->size);
+    return -1;
+  }
+  i->header->circumstances = *now;
+  i->header->generation = md->sb.generation;
+  return 0;
+}
+
+/* A crash after the clone was complete, or between that and the removal of the
+ * object, has left it.
+ */
+static void
+remove_leftover (struct inheritance *i)
+{
+  const char *why = NULL;
+
+  i->named = open_object (i, &why) == 0 && i->fd >= 0;
+  inheritance_remove (i);
 }
 
 void
@@ -201,45 +308,32 @@ inheritance_open (struct inheritance **inheritance, struct backend *dest,
   struct inheritance *i = calloc (1, sizeof *i);
   struct circumstances now;
   char uuid[37];
-  const char *why = NULL;
   bool bits;
 
   *inheritance = NULL;
   if (i == NULL)
     return;
+  i->log = log;
+  i->fd = -1;
+  i->size = object_size (map);
   if (!get_circumstances (&now, dest, md, map))
     goto without;
   uuid_unparse_lower (md->sb.uuid, uuid);
   snprintf (i->name, sizeof i->name, "/nbdkit-clone-%s", uuid);
-  i->size = object_size (map);
 
-  i->header = open_object (i->name, i->size);
-  why = i->header ? refusal (i->header, &now, md->sb.generation) : NULL;
-  bits = i->header && why == NULL;
-  if (why)
-    refuse (log, why);
-  if (!bits) {
-    inheritance_remove (i);
-    if (i->header)
-      munmap (i->header, i->size);
-    i->header = create_object (i->name, i->size);
-    if (i->header == NULL) {
-      log_info (log, "no shared memory of %zu bytes: %m; a crash of this process "
-                "is like a power cut: what clients have not flushed may be lost",
-                i->size);
-      goto without;
-    }
-    i->header->circumstances = now;
-    i->header->generation = md->sb.generation;
-  }
-  if (begin_generation (i, md) == -1) {
-    log_info (log, "metadata %s: cannot begin a new generation: %m; a crash of "
-              "this process is like a power cut: what clients have not flushed "
-              "may be lost", md->backend->name);
-    inheritance_remove (i);
+  if (md->sb.flags & METADATA_COMPLETE) {
+    remove_leftover (i);
     goto without;
   }
-  move_map (i, map, bits, log);
+  if (get_object (i, &now, md, &bits) == -1)
+    goto without;
+  if (begin_generation (i, md) == -1) {
+    /* What the last process left is taken over all the same. */
+    log_info (log, "metadata %s: cannot begin a new generation: %m; "
+              LIKE_A_POWER_CUT, md->backend->name);
+    inheritance_remove (i);
+  }
+  move_map (i, map, bits);
   memcpy (i->header->magic, MAGIC, sizeof i->header->magic);
   *inheritance = i;
   return;
@@ -258,8 +352,10 @@ inheritance_spoil (struct inheritance *i, bool spoilt)
 void
 inheritance_remove (struct inheritance *i)
 {
-  if (i)
-    shm_unlink (i->name);
+  if (i == NULL || !i->named)
+    return;
+  shm_unlink (i->name);
+  i->named = false;
 }
 
 void
@@ -267,7 +363,6 @@ inheritance_close (struct inheritance *i)
 {
   if (i == NULL)
     return;
-  if (i->header)
-    munmap (i->header, i->size);
+  close_object (i);
   free (i);
 }

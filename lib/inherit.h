@@ -19,7 +19,9 @@
  *   boot          the kernel still has what was written
  *   UUID          of the metadata
  *   generation    of the metadata: no other process has served the clone since
- *   destination   device and inode, and the size of a block device
+ *   destination   device and inode; of a block device the size, and the number
+ *                 that the kernel gives to each disk that comes into use, where
+ *                 it has one
  *
  * and the last process has not seen a flush of the destination fail, after which
  * Linux may have dropped what was written.  Otherwise they are removed, and it
@@ -35,8 +37,9 @@
  * memory, or no room in it, this is said once, and the clone does without.
  *
  * The object has a name made of the metadata's UUID, mode 0600, and the owner
- * that the process has; another owner's is not used.  It is removed at a clean
- * end and at completion.
+ * that the process has; another owner's is not used.  Its process has a lock on
+ * it: of two copies of a clone that are served at the same time, the second does
+ * without.  It is removed at a clean end and at completion.
  */
 
 #ifndef CLONE_INHERIT_H
@@ -53,7 +56,8 @@ struct inheritance;
 
 /* Take over what the last process left, and let the map's bits outlive this one.
  * After the last fork, before anybody uses the map.  Never fails: *inheritance
- * is NULL where the clone does without.  What is wrong is logged.
+ * is NULL where the clone does without, and where it is complete.  What is wrong
+ * is logged.
  */
 extern void inheritance_open (struct inheritance **inheritance,
                               struct backend *dest, struct metadata *md,
