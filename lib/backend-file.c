@@ -50,6 +50,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -920,27 +921,48 @@ backend_file_identity (struct backend *b, struct backend_identity *id)
   }
 }
 
+/* The number that the kernel has given to the disk with this device number, or
+ * that it is a partition of; 0 where there is none.
+ */
+static uint64_t
+disk_number (dev_t dev)
+{
+  static const char *const files[] = { "diskseq", "../diskseq" };
+  uint64_t number = 0;
+
+  for (size_t i = 0; i < 2 && number == 0; ++i) {
+    char path[64], text[32];
+    ssize_t n;
+
+    snprintf (path, sizeof path, "/sys/dev/block/%u:%u/%s", major (dev),
+              minor (dev), files[i]);
+    CLEANUP_CLOSE int fd = open (path, O_RDONLY | O_CLOEXEC);
+    n = fd >= 0 ? read (fd, text, sizeof text - 1) : 0;
+    if (n > 0) {
+      text[n] = '\0';
+      number = strtoull (text, NULL, 10);
+    }
+  }
+  return number;
+}
+
 int
-backend_file_place (struct backend *b, uint64_t *device, uint64_t *inode,
-                    uint64_t *size)
+backend_file_place (struct backend *b, struct backend_place *place)
 {
   struct stat st;
 
+  memset (place, 0, sizeof *place);
   if (b->ops != &file_ops || fstat (to_file (b)->fd, &st) == -1)
     return -1;
-  if (!to_file (b)->is_block) {
-    *device = st.st_dev;
-    *inode = st.st_ino;
-    *size = 0;
-    return 0;
+  if (to_file (b)->is_block) {
+    place->device = st.st_rdev;
+    place->size = b->size;
   }
-  *device = st.st_rdev;
-  *inode = 0;
-  *size = b->size;
-#ifdef BLKGETDISKSEQ
-  if (ioctl (to_file (b)->fd, BLKGETDISKSEQ, inode) == -1)
-    *inode = 0;
-#endif
+  else {
+    place->device = st.st_dev;
+    place->inode = st.st_ino;
+  }
+  place->disk = disk_number (place->device);
   return 0;
 }
 

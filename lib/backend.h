@@ -310,12 +310,16 @@ struct backend_identity {
 extern void backend_file_identity (struct backend *b,
                                    struct backend_identity *id);
 
-/* Where a file or block device is on this machine, as long as that runs: the
- * device and inode numbers of a file, with size 0; the numbers of a block device
- * and, where the kernel has it, of the disk that is behind it now (another after
- * it was attached anew), and its size.  -1 where it is neither.
- */
-extern int backend_file_place (struct backend *b, uint64_t *device,
-                               uint64_t *inode, uint64_t *size);
+/* Where a file or block device is on this machine, as long as that runs. */
+struct backend_place {
+  uint64_t device; /* number, of the block device or the file's file system */
+  uint64_t disk;   /* the kernel's number of the disk that has that device number
+                    * now, another one after it was attached anew; 0: unknown */
+  uint64_t inode;  /* of a file */
+  uint64_t size;   /* of a block device */
+};
+
+/* -1 where it is neither. */
+extern int backend_file_place (struct backend *b, struct backend_place *place);
 
 #endif /* CLONE_BACKEND_H */

@@ -31,8 +31,7 @@
 struct circumstances {
   char boot[37];          /* the kernel's boot id */
   uint8_t uuid[METADATA_UUID_SIZE];
-  uint64_t device, inode;
-  uint64_t size;          /* of a block device */
+  struct backend_place place;
   uint64_t region_size, regions;
 };
 
@@ -80,7 +79,7 @@ get_circumstances (struct circumstances *now, struct backend *dest,
   now->region_size = region_map_region_size (map);
   now->regions = region_map_regions (map);
   return get_boot_id (now->boot) &&
-    backend_file_place (dest, &now->device, &now->inode, &now->size) == 0;
+    backend_file_place (dest, &now->place) == 0;
 }
 
 /* ---- what the last process left ---- */

@@ -19,9 +19,9 @@
  *   boot          the kernel still has what was written
  *   UUID          of the metadata
  *   generation    of the metadata: no other process has served the clone since
- *   destination   device and inode; of a block device the size, and the number
- *                 that the kernel gives to each disk that comes into use, where
- *                 it has one
+ *   destination   device and inode, or the size of a block device; and the disk
+ *                 that has this device number: Linux numbers the disks that are
+ *                 attached, since 5.15
  *
  * and the last process has not seen a flush of the destination fail, after which
  * Linux may have dropped what was written.  Otherwise they are removed, and it

@@ -48,11 +48,11 @@ struct object {
   struct {
     char boot[37];
     uint8_t uuid[METADATA_UUID_SIZE];
-    uint64_t device, inode, size, region_size, regions;
+    uint64_t device, disk, inode, size, region_size, regions;
   } circumstances;
   _Atomic uint64_t generation, next_generation;
   atomic_bool spoilt;
-  char rest[4096 - 121];
+  char rest[4096 - 129];
   uint8_t bits[];
 };
 _Static_assert (offsetof (struct object, bits) == 4096, "a page");
@@ -711,6 +711,12 @@ another_device (struct object *o, int fd)
 }
 
 static void
+another_disk (struct object *o, int fd)
+{
+  o->circumstances.disk++;
+}
+
+static void
 another_inode (struct object *o, int fd)
 {
   o->circumstances.inode++;
@@ -793,6 +799,7 @@ static const struct {
   { nothing_there, "had not got to serve it" },
   { another_boot, "the machine was started since" },
   { another_device, "belong to another destination" },
+  { another_disk, "belong to another destination" },
   { another_inode, "belong to another destination" },
   { another_disk_size, "belong to another destination" },
   { another_uuid, "belong to another destination" },
