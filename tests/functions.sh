@@ -33,11 +33,13 @@ tool=${CLONE_TOOL-$(sed -n 's/^SANITIZER = //p' "$builddir/Makefile")}
 tmp=$(mktemp -d "${TMPDIR:-/tmp}/clone-XXXXXX")
 tool_dir=
 pids=()
+bits=()
 
 cleanup ()
 {
   local status=$? pid log
   set +ex
+  for pid in "${pids[@]}"; do note_bits "$pid"; done
   for pid in "${pids[@]}"; do kill -9 "$pid" 2>/dev/null; done
   for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null; done
   if [ -n "$tool_dir" ] && found_something; then
@@ -51,6 +53,7 @@ cleanup ()
       tail -n 40 "$log"
     done
   fi
+  remove_bits
   type -t at_exit >/dev/null && at_exit
   rm -rf "$tmp" ${tool_dir:+"$tool_dir"}
   exit $status
@@ -195,6 +198,38 @@ if [ -n "$tool" ]; then
   run_under "$tool_dir/bin/nbdkit" "$(command -v nbdkit)"
   PATH=$tool_dir/bin:$PATH
 fi
+
+# Valid bits in shared memory, which a clone that is killed leaves to the next one
+# (lib/inherit.h).
+
+# bits_of METADATA: the file that they are in.
+bits_of ()
+{
+  od -An -v -tx1 -j16 -N16 "$1" | tr -d ' \n' |
+    sed -E 's,(.{8})(.{4})(.{4})(.{4})(.*),/dev/shm/nbdkit-clone-\1-\2-\3-\4-\5,'
+}
+
+# note_bits PID: what this process has must not outlive the test.
+note_bits ()
+{
+  local file
+  for file in $(grep -o '/dev/shm/nbdkit-clone-[0-9a-f-]*' \
+                     "/proc/$1/maps" 2>/dev/null | sort -u); do
+    bits+=("$file")
+  done
+}
+
+# All that the test has left, and those of all metadata in $tmp.
+remove_bits ()
+{
+  local file
+  rm -f "${bits[@]}"
+  find "$tmp" -xdev -type f -size +15 -print0 | while read -r -d '' file; do
+    if [ "$(head -c 8 "$file" | tr -d '\0')" = NBDCLONE ]; then
+      rm -f "$(bits_of "$file")"
+    fi
+  done
+}
 
 # Servers.
 
@@ -514,6 +549,7 @@ kill9 ()
 {
   local pid
   pid=$(cat "$tmp/$1.pid")
+  note_bits "$pid"
   # Perhaps somebody else has been faster.
   kill -KILL "$pid" 2>/dev/null || :
   reap "$1" "$pid" || :

@@ -4,7 +4,7 @@
 
 """Four clients that remember what was acknowledged, while servers are killed.
 
-  kill-all.py URI SOURCE EXPECTED PROGRESS STOP [--seed N]
+  kill-all.py URI SOURCE EXPECTED PROGRESS STOP [--seed N] [--crash AREA]
 
 Each writes to sectors of its own, in regions that all of them share, with and
 without FUA, flushes, and reads what it has written.  A client whose connection
@@ -17,6 +17,14 @@ A sector's content is what it was when a flush or FUA last covered it, or one of
 the writes since then, with and without an answer; a flush that fails, and a
 connection that ends, prove nothing about the writes before them.  Anything else
 is the end of the program with an error.
+
+With --crash only the program is killed, and nothing that was acknowledged may
+be lost: nobody flushes or uses FUA, and a sector's content is its last write that
+was acknowledged, or one without an answer that came later.  The disk is divided
+into areas of AREA bytes, of which every second one is shared by all clients,
+and each of the others belongs to one of them, who writes, zeroes and trims
+ranges of it.  Reads are of one sector, so that none can include another region.
+Nothing is flushed at the end either.
 """
 
 import argparse
@@ -35,6 +43,7 @@ p.add_argument("expected")
 p.add_argument("progress")
 p.add_argument("stop")
 p.add_argument("--seed", type=int, default=1)
+p.add_argument("--crash", type=int, metavar="AREA", default=0)
 args = p.parse_args()
 
 CLIENTS = 4
@@ -45,6 +54,10 @@ with open(args.source, "rb") as f:
 sectors = len(source) // SECTOR
 counts = {"write": 0, "fua": 0, "flush": 0, "told": 0, "error": 0,
           "connect": 0}
+if args.crash:
+    counts = {"write": 0, "zero": 0, "trim": 0, "read": 0, "error": 0,
+              "connect": 0}
+ZEROES = bytes(SECTOR)
 lock = threading.Lock()
 
 
@@ -77,6 +90,23 @@ class Sector:
             self.later = []
             self.certain = 0
 
+    def crash_write(self, content, acknowledged):
+        """In a program that may crash: what was acknowledged stays."""
+        if acknowledged:
+            self.durable = content
+            self.later = []
+        else:
+            self.later.append(content)
+
+    def trimmed(self):
+        """It promises nothing, but that it is one or the other."""
+        self.later.append(ZEROES)
+
+    def was_read(self, content):
+        """A request without an answer is over with the process."""
+        self.durable = content
+        self.later = []
+
     def doubt(self):
         """What was written before may be lost, and no flush will say so."""
         self.certain = 0
@@ -91,17 +121,29 @@ class Client(threading.Thread):
         self.number = number
         self.rand = random.Random(args.seed * 100 + number)
         self.mine = {i: Sector(source_sector(i))
-                     for i in range(number, sectors, CLIENTS)}
+                     for i in range(sectors) if self.owner(i) == number}
+        self.numbers = list(self.mine)
         self.touched = set()
         self.serial = 0
         self.h = None
         self.failure = None
 
+    @staticmethod
+    def owner(i):
+        if args.crash:
+            area = i * SECTOR // args.crash
+            if area % 2:
+                return area // 2 % CLIENTS
+        return i % CLIENTS
+
     def run(self):
         try:
             while not os.path.exists(args.stop):
-                self.one_request()
-            while not self.flush():
+                if args.crash:
+                    self.one_crash_request()
+                else:
+                    self.one_request()
+            while not args.crash and not self.flush():
                 pass
         except Exception as e:
             self.failure = "client %d: %s" % (self.number, e)
@@ -149,10 +191,54 @@ class Client(threading.Thread):
         else:
             self.write(self.rand.choice(list(self.mine)), kind == "fua")
 
-    def write(self, i, fua):
+    def some_range(self):
+        """Sectors that belong to this client, one after the other."""
+        first = self.rand.choice(self.numbers)
+        area = args.crash // SECTOR
+        if first // area % 2 == 0: # shared
+            return [first]
+        start = first - first % area
+        if self.rand.random() < 0.3:
+            return range(start, min(start + area, sectors))
+        return range(first, min(first + self.rand.randint(1, 64),
+                                start + area, sectors))
+
+    def one_crash_request(self):
+        kind = self.rand.choice(("write", "write", "write", "zero", "trim",
+                                 "read"))
+        if kind == "read":
+            i = self.rand.choice(self.numbers)
+            got = []
+            if self.request(lambda h: got.append(h.pread(SECTOR,
+                                                         i * SECTOR))):
+                return
+            self.check(i, bytes(got[0]))
+            self.mine[i].was_read(bytes(got[0]))
+            self.acknowledged("read")
+            return
+        run = self.some_range()
+        offset = run[0] * SECTOR
+        count = len(run) * SECTOR
+        contents = [self.text(i) if kind == "write" else ZEROES for i in run]
+        error = self.request({
+            "write": lambda h: h.pwrite(b"".join(contents), offset),
+            "zero": lambda h: h.zero(count, offset),
+            "trim": lambda h: h.trim(count, offset)}[kind])
+        for i, content in zip(run, contents):
+            if kind == "trim":
+                self.mine[i].trimmed()
+            else:
+                self.mine[i].crash_write(content, error is None)
+        if error is None:
+            self.acknowledged(kind)
+
+    def text(self, i):
         text = b"client %d, request %d, sector %d" % (self.number,
                                                       self.serial, i)
-        content = text.ljust(64) * (SECTOR // 64)
+        return text.ljust(64) * (SECTOR // 64)
+
+    def write(self, i, fua):
+        content = self.text(i)
         self.touched.add(i)
         error = self.request(lambda h: h.pwrite(
             content, i * SECTOR, nbd.CMD_FLAG_FUA if fua else 0))
@@ -202,7 +288,7 @@ found = bytearray()
 while len(found) < len(source):
     found += h.pread(min(1 << 20, len(source) - len(found)), len(found))
 for i in range(sectors):
-    clients[i % CLIENTS].check(i, bytes(found[i * SECTOR:(i + 1) * SECTOR]))
+    clients[Client.owner(i)].check(i, bytes(found[i * SECTOR:(i + 1) * SECTOR]))
 if found[sectors * SECTOR:] != source[sectors * SECTOR:]:
     sys.exit("kill-all.py: the last bytes are wrong")
 h.shutdown()

@@ -5,28 +5,41 @@
 /* The test points of a plugin: whoever comes to one sleeps there, for as long
  * as chance says and CLONE_TEST_DELAY microseconds at most.  How often each was
  * reached is appended to the file CLONE_TEST_COUNTS when the plugin is
- * unloaded.
+ * unloaded.  With CLONE_TEST_KILL=POINT:N the process kills itself when somebody
+ * comes to this point for the Nth time.
  */
 
 #include <config.h>
 
 #include <errno.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "test-point.h"
 
 static atomic_uint counts[NR_TEST_POINTS];
 static unsigned max_delay; /* microseconds */
+static unsigned fatal[NR_TEST_POINTS]; /* the how many-th is the last; 0: none */
+
+#define POINT_NAME(point, name) name,
+static const char *const names[] = { TEST_POINTS (POINT_NAME) };
 
 __attribute__ ((constructor)) static void
-get_delay (void)
+get_environment (void)
 {
   const char *delay = getenv ("CLONE_TEST_DELAY");
+  const char *last = getenv ("CLONE_TEST_KILL");
+  const char *n = last ? strchr (last, ':') : NULL;
 
   max_delay = delay ? strtoul (delay, NULL, 10) : 0;
+  for (unsigned i = 0; n && i < NR_TEST_POINTS; ++i)
+    if (strlen (names[i]) == (size_t)(n - last) &&
+        strncmp (names[i], last, n - last) == 0)
+      fatal[i] = strtoul (n + 1, NULL, 10);
 }
 
 void
@@ -37,7 +50,8 @@ test_point (enum test_point point)
   /* A linear congruential generator: the high bits are good enough. */
   const unsigned random = atomic_fetch_add (&dice, 2654435761u) >> 8;
 
-  counts[point]++;
+  if (++counts[point] == fatal[point])
+    kill (getpid (), SIGKILL);
   if (max_delay)
     usleep (random % max_delay);
   errno = err;
@@ -46,8 +60,6 @@ test_point (enum test_point point)
 __attribute__ ((destructor)) static void
 write_counts (void)
 {
-#define POINT_NAME(point, name) name,
-  static const char *const names[] = { TEST_POINTS (POINT_NAME) };
   const char *path = getenv ("CLONE_TEST_COUNTS");
   FILE *f = path ? fopen (path, "a") : NULL;
 
