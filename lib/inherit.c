@@ -185,14 +185,20 @@ refuse (const struct inheritance *i, const char *why)
 static int
 create_object (struct inheritance *i)
 {
+  struct stat st;
   int err;
 
   i->fd = shm_open (i->name, O_RDWR | O_CREAT | O_EXCL, 0600);
   if (i->fd == -1)
     return -1;
-  i->named = true;
-  if (!lock_object (i->fd))
+  /* Another process may have found it before it was locked, and removed it. */
+  if (!lock_object (i->fd) || fstat (i->fd, &st) == -1)
     goto error;
+  if (st.st_nlink == 0) {
+    errno = EBUSY;
+    goto error;
+  }
+  i->named = true;
   err = posix_fallocate (i->fd, 0, i->size);
   if (err != 0) {
     errno = err;
