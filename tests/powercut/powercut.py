@@ -41,6 +41,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 
 SECTOR = 512
 UNIT = 32  # a sector of ours is one text of this length, again and again
@@ -457,6 +458,16 @@ class Lab:
 
     # -- what is left --
 
+    @staticmethod
+    def lose_memory(meta):
+        """The valid bits that a clone on this image has left (inherit.h): a
+        power cut takes them, too."""
+        name = "/dev/shm/nbdkit-clone-" + str(uuid.UUID(bytes=meta[16:32]))
+        try:
+            os.unlink(name)
+        except FileNotFoundError:
+            pass
+
     def restart(self, r, dest, meta, tag, hydrate):
         """Start the clone on images, read the whole disk."""
         dest_file = self.store(tag + ".dest", dest)
@@ -468,6 +479,7 @@ class Lab:
         ctl = self.path(tag + ".ctl")
         if os.path.exists(self.path(tag + ".log")):
             os.unlink(self.path(tag + ".log"))
+        self.lose_memory(bytes(meta[:32]))
         clone = Server(
             self.dir, tag, self.args.clone, "source=" + self.source_file,
             "destination=" + dest_file, "metadata=" + meta_file,
@@ -484,6 +496,12 @@ class Lab:
                     raise RuntimeError("hydration did not come to its end")
         finally:
             clone.end(signal.SIGTERM if hydrate else signal.SIGKILL)
+            if os.path.exists(meta_file):
+                with open(meta_file, "rb") as f:
+                    self.lose_memory(f.read(32))
+        with open(self.path(tag + ".log"), errors="replace") as log:
+            if "durable are taken over" in log.read():
+                raise RuntimeError("something has survived the power cut")
         alone = None
         if hydrate:
             with open(dest_file, "rb") as f:
