@@ -233,6 +233,14 @@ make_disk "$tmp/small" 1M
 simple=("$tmp/small" destination="$tmp/simple" region-size=64K hydration=off
         commit-interval=0)
 
+# It has started, and said what there was to say, when it answers.
+has_started () { status_is '.size == 1048576'; }
+start_simple ()
+{
+  serve_clone "${simple[@]}"
+  has_started
+}
+
 # The process has dropped its privileges.
 another_user ()
 {
@@ -243,11 +251,11 @@ another_user ()
   rm -f "$tmp/simple" "$tmp/simple.clone"
   chmod 777 "$tmp"
   nbdkit_args=(-u nobody -g nogroup)
-  serve_clone "${simple[@]}"
+  start_simple
   write_two
   test "$(stat -c '%U %a' "$(bits_of "$tmp/simple.clone")")" = "nobody 600"
   kill9 clone
-  serve_clone "${simple[@]}"
+  start_simple
   grep '1 regions that were valid and not durable are taken over' \
        "$tmp/clone.log"
   is_there 1 2
@@ -255,7 +263,7 @@ another_user ()
   # Somebody else's is not used; and does no harm.
   nbdkit_args=()
   : >"$tmp/clone.log"
-  serve_clone "${simple[@]}"
+  start_simple
   grep 'not taken over: the shared memory has another owner or mode' \
        "$tmp/clone.log"
   is_there 1
@@ -269,6 +277,7 @@ with_shm ()
   rm -f "$tmp/clone.ctl"
   : >"$tmp/clone.log"
   server clone in_namespace "$1"
+  has_started
 }
 
 in_namespace ()
@@ -306,7 +315,7 @@ no_room ()
   # Another process serves the clone in between and sees nothing of the first one's
   # memory, nor the first one of that.
   rm -f "$tmp/simple" "$tmp/simple.clone"
-  serve_clone "${simple[@]}"
+  start_simple
   write_two
   kill9 clone
   with_shm size=1M
@@ -314,7 +323,7 @@ no_room ()
   is_there 1
   kill9 clone
   : >"$tmp/clone.log"
-  serve_clone "${simple[@]}"
+  start_simple
   grep 'not taken over: another process has served the clone since' \
        "$tmp/clone.log"
   is_there 1

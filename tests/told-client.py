@@ -16,7 +16,7 @@ region of 64 KiB as the unit:
   read REGION BYTE    where BYTE fills the region, or is `source'
   exit
 
-`EIO' or `ENOSPC' before a request: it must fail with that error; `maybe': it
+`EIO', `ENOSPC' or `ENOTCONN' before a request: it must fail with that error; `maybe': it
 may fail with EIO.  Each line is answered with a line: "ok", or what was
 wrong, and then the rest of the requests has not been done.
 """
@@ -73,7 +73,7 @@ def obey(words):
     """Does the first request of the list, and removes it."""
     want = (None,)
     word = words.pop(0)
-    if word in ("EIO", "ENOSPC"):
+    if word in ("EIO", "ENOSPC", "ENOTCONN"):
         want, word = (word,), words.pop(0)
     elif word == "maybe":
         want, word = (None, "EIO"), words.pop(0)

@@ -1,0 +1,247 @@
+#!/bin/bash
+# nbdkit-clone
+# SPDX-License-Identifier: BSD-3-Clause
+
+# Proves that a client that reconnects notices neither POST /stop nor kill -9 and
+# a new start, but for a pause: QEMU between fio, which verifies what it wrote, and
+# the clone gets no error and no wrong byte.  And that POST /stop answers its
+# own request, commits, ends with status 0 without an answer to what is under way,
+# leaves nothing in shared memory, and is not kept from its end by SIGTERM, idle
+# clients, or metadata that is lost or silent.
+#
+# Arguments are the parts to run.
+
+. "$(dirname "$0")/functions.sh"
+
+requires "$python" -c 'import nbd'
+
+# stop_clone [STATUS]: POST /stop, and the process ends by itself, within twenty
+# seconds, with this exit status.
+stop_clone ()
+{
+  local pid rc=0 i
+  pid=$(cat "$tmp/clone.pid")
+  control POST /stop | jq -e '.size > 0' >/dev/null
+  for ((i = 0; i < ${tool:+6 *} 400; i++)); do
+    if has_ended "$pid"; then break; fi
+    sleep 0.05
+  done
+  has_ended "$pid" || fail "the clone does not end"
+  reap clone "$pid" || rc=$?
+  test $rc -eq "${1:-0}"
+}
+
+# Amid requests, with QEMU in between.
+under_load ()
+{
+  local round rounds fio rc=0 how
+  if [ -n "$tool" ]; then
+    echo "stop: no load under $tool"
+    return 0
+  fi
+  if ! command -v qemu-storage-daemon >/dev/null; then
+    skip "needs the command qemu-storage-daemon"
+  fi
+  requires_command fio
+  fio --enghelp | grep -q -w nbd || skip "fio has no nbd engine"
+  rounds=$(long_or_short 10 2)
+  make_disk "$tmp/src" 64M
+  serve src -t 1 file "$tmp/src"
+  start ()
+  {
+    serve_clone "$(uri src)" destination="$tmp/dest" region-size=64K \
+                hydration-rate=1M
+  }
+  start
+  server qemu qemu-storage-daemon --pidfile "$tmp/qemu.pid" \
+         --blockdev driver=nbd,node-name=disk,server.type=unix,server.path="$tmp/clone.sock",reconnect-delay=60 \
+         --nbd-server addr.type=unix,addr.path="$tmp/qemu.sock",max-connections=0 \
+         --export type=nbd,id=disk,node-name=disk,writable=on
+  # Again and again, until it is told to end.
+  verify ()
+  {
+    local seed=1
+    cd "$tmp"
+    while ! [ -e end ]; do
+      fio --name=verify --ioengine=nbd \
+          --uri="nbd+unix:///disk?socket=$tmp/qemu.sock" \
+          --rw=randwrite --bssplit=512/40:4k/30:20k/20:64k/10 \
+          --blockalign=512 --numjobs=4 --offset_increment=3584k --size=3584k \
+          --iodepth=16 --verify=crc32c --verify_fatal=1 --do_verify=1 \
+          --randseed=$seed --thread=0 --group_reporting \
+          --output-format=terse || return 1
+      seed=$((seed + 1))
+      echo $seed >passes
+    done
+  }
+  verify >"$tmp/fio.log" 2>&1 & fio=$!
+  pids+=("$fio")
+  # It writes: half a megabyte, or what that is in requests.
+  written () { awk '/^wchar/ { print $2 }' "/proc/$(cat "$tmp/clone.pid")/io"; }
+  has_written ()
+  {
+    kill -0 $fio 2>/dev/null || fail "fio: $(cat "$tmp/fio.log")"
+    [ "$(written)" -gt "$1" ]
+  }
+  for ((round = 1; round <= rounds; round++)); do
+    for how in stop_clone "kill9 clone"; do
+      : "round $round of $rounds: $how"
+      eventually has_written $(($(written) + (512 << 10)))
+      $how
+      if [ "$how" = stop_clone ]; then
+        test ! -e "$(bits_of "$tmp/dest.clone")"
+        # The name stays, as after a kill.
+        test -S "$tmp/clone.ctl"
+      fi
+      start
+    done
+  done
+  eventually has_written $(($(written) + (512 << 10)))
+  touch "$tmp/end"
+  wait $fio || rc=$?
+  cat "$tmp/fio.log"
+  test $rc -eq 0
+  grep 'are taken over' "$tmp/clone.log"
+  # QEMU has not seen one either.
+  fails grep -i error "$tmp/qemu.log"
+  stop qemu
+  set_settings '{"hydration-rate": 0}'
+  wait_complete
+  export_to clone "$tmp/out"
+  stop clone
+  same "$tmp/dest" "$tmp/out"
+  # What fio did not touch is the source's.
+  cmp -i $((4 * 3584 * 1024)) "$tmp/dest" "$tmp/src"
+  stop src
+  echo "stop: $rounds stops and $rounds kills, fio verified $(cat "$tmp/passes") times"
+}
+
+# new_clone NAME: with metadata that can be held.
+new_clone ()
+{
+  rm -f "$tmp/d" "$tmp/m" "$tmp/clone.log"
+  make_disk "$tmp/src" 1M
+  truncate -s 1M "$tmp/m"
+  serve_device meta "$tmp/m"
+  start_clone
+}
+
+start_clone ()
+{
+  serve_clone "$tmp/src" destination="$tmp/d" metadata="$(device meta)" \
+              region-size=64K hydration=off commit-interval=0
+  # It has started when it answers.
+  status_is '.size == 1048576'
+}
+
+# All is durable, the answer comes first, and an idle client keeps nobody.
+idle ()
+{
+  new_clone
+  start_client a "$tmp/src"
+  client a write 1 a write 2 b
+  status_is '.durable == 0'
+  stop_clone
+  test "$(messages 'stopping: making everything durable')" -eq 1
+  client a ENOTCONN read 1 a
+  end_client a
+  : >"$tmp/clone.log"
+  start_clone
+  test "$(messages 'taken over')" -eq 0
+  status_is '.durable == 2'
+  stop_clone
+  kill9 meta
+}
+
+# While the last commit runs a request gets no answer, and SIGTERM, of which
+# nbdkit would make an answer, does nothing.
+no_answer ()
+{
+  local pid rc=0
+  new_clone
+  start_client a "$tmp/src"
+  client a write 1 a
+  hold_device meta flush
+  pid=$(cat "$tmp/clone.pid")
+  control POST /stop >/dev/null
+  eventually is_held meta flush
+  tell_client a ENOTCONN write 2 b
+  kill -TERM "$pid"
+  # A second stop has nothing to do.
+  control POST /stop >/dev/null || :
+  let_device_go meta flush
+  eventually has_ended "$pid"
+  reap clone "$pid" || rc=$?
+  test $rc -eq 0
+  client_is_done a
+  end_client a
+  start_clone
+  status_is '.durable == 1'
+  stop_clone
+  kill9 meta
+}
+
+# The metadata is lost, or does not answer, before the commit or in it: the
+# process ends all the same, and the next one takes over what it has not made
+# durable.
+bad_metadata ()
+{
+  local how
+  for how in lost silent in_commit; do
+    new_clone
+    start_client a "$tmp/src"
+    client a write 1 a flush write 2 b
+    case $how in
+      lost)
+        kill9 meta
+        eventually grep -q 'metadata .* is lost' "$tmp/clone.log" ;;
+      silent)
+        hold_device meta write ;;
+      in_commit)
+        hold_device meta flush
+        tell_client a ENOTCONN flush
+        eventually is_held meta flush ;;
+    esac
+    stop_clone 1
+    if [ $how = in_commit ]; then
+      client_is_done a
+    fi
+    end_client a
+    if [ $how != lost ]; then kill9 meta; fi
+    rm -rf "$tmp/meta.faults"
+    serve_device meta "$tmp/m"
+    : >"$tmp/clone.log"
+    start_clone
+    if [ $how != in_commit ]; then # the bitmap was written then
+      grep 'regions that were valid and not durable are taken over' \
+           "$tmp/clone.log"
+    fi
+    start_client a "$tmp/src"
+    client a read 1 a read 2 b read 3 source
+    end_client a
+    stop_clone
+    kill9 meta
+  done
+}
+
+# The end that SIGTERM has begun, and in which nbdkit waits for its clients.
+after_sigterm ()
+{
+  new_clone
+  start_client a "$tmp/src"
+  client a write 1 a
+  kill -TERM "$(cat "$tmp/clone.pid")"
+  eventually status_is '.durable == 1'
+  stop_clone
+  end_client a
+  kill9 meta
+}
+
+if [ $# -eq 0 ]; then
+  set -- idle no_answer bad_metadata after_sigterm under_load
+fi
+for part; do
+  : "$part"
+  $part
+done
+is_all || left_to_all "8 of 10 stops and kills under load"
