@@ -732,5 +732,10 @@ metadata_load (struct metadata *md, struct region_map *map)
                region_map_regions (map));
     return -1;
   }
+  /* A process that was killed may have written this and not flushed it. */
+  if (metadata_flush (md) == -1) {
+    log_error (md->log, "metadata %s: cannot write: %m", md->backend->name);
+    return -1;
+  }
   return 0;
 }

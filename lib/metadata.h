@@ -235,7 +235,8 @@ extern int metadata_walk (struct backend *b, const struct superblock *sb,
                           metadata_visitor *visit, void *opaque,
                           const struct log *log);
 
-/* Read and check the whole bitmap.  map is new and has the superblock's
+/* Read and check the whole bitmap, and make durable what was read, superblocks
+ * included: the map takes it for durable.  map is new and has the superblock's
  * geometry.  -1 on damage or I/O error, which is logged.
  */
 extern int metadata_load (struct metadata *md, struct region_map *map);

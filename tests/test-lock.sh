@@ -34,6 +34,8 @@ stop clone
 nbdkit -P "$tmp/daemon.pid" -U "$tmp/daemon.sock" "$plugin" "${args[@]}"
 eventually test -s "$tmp/daemon.pid"
 daemon=$(cat "$tmp/daemon.pid")
+# It has its own generation of the metadata when it serves.
+eventually nbdinfo --size "$(uri daemon)"
 at_exit () { kill -9 "$daemon" 2>/dev/null; }
 second_is_refused
 qemu-io -f raw -c 'write -P 1 0 64k' -c 'read -P 1 0 64k' "$(uri daemon)"

@@ -537,6 +537,39 @@ START_TEST (flags_cut)
 }
 END_TEST
 
+/* A process that is killed between a commit's write and its flush leaves bits that
+ * the next one reads.  It takes them for durable, so they are: the power may be cut
+ * before it has written anything.
+ */
+START_TEST (loaded_is_durable)
+{
+  const uint32_t first = 0;
+  uint64_t words[WORDS_PER_SECTOR] = { 1 };
+  uint8_t image[1][METADATA_SECTOR];
+  struct metadata *md;
+  struct found f;
+
+  make_store (0, 0);
+  md = metadata_open (mock_backend (meta), &mock_messages);
+  metadata_encode (md, first, words, image[0]);
+  ck_assert_int_eq (metadata_write (md, &first, image, 1), 0);
+  metadata_close (md);
+  mock_reopen (meta);
+  f = look (meta);
+  ck_assert (f.opens && f.valid == 1);
+  mock_crash (meta, NULL, NULL);
+  f = look (meta);
+  ck_assert (f.opens);
+  ck_assert_uint_eq (f.valid, 1);
+
+  /* Where that is not possible the store does not open. */
+  mock_fail (meta, MOCK_FLUSH, MOCK_ANYWHERE, 1, 1, EIO);
+  f = look (meta);
+  ck_assert (!f.opens);
+  ck_assert_ptr_nonnull (strstr (mock_last_error (), "cannot write"));
+}
+END_TEST
+
 /* Two updates, one after the other, that fail at any point, and a power cut:
  * the store is valid, and what counts is that of the store before, or of one of the
  * updates.  (Two superblocks of one generation that differ would be refused.)
@@ -1158,6 +1191,7 @@ main (void)
   tcase_add_test (tc, creation_cut);
   tcase_add_test (tc, begin_and_finish);
   tcase_add_loop_test (tc, flags_cut, 1, 3);
+  tcase_add_test (tc, loaded_is_durable);
   tcase_add_test (tc, updates_cut);
   tcase_add_loop_test (tc, destination, 1, 3);
   tcase_add_test (tc, same_flags);
