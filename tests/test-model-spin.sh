@@ -73,15 +73,16 @@ hangs () { bug 'invalid end state' "$@"; }
 
 # The parameters are small, and each search has what the others lack: two
 # regions in one sector and in two, more requests, hydration, lost servers, a
-# full destination, a commit of several rounds.
+# full destination, a commit of several rounds, a life after a crash of the process.
 cflags=(-O2)
 holds clone READS
 holds commit MORE=1
+holds commit MORE=1 CRASHED
 holds commit REGIONS=1 MORE=1 DEST_LOSSES=1
 holds commit REQUESTS=0 SECTORS=2 META_LOSSES=1
 
 if ! is_all; then
-  left_to_all "nine more searches, and the bugs that spin must find"
+  left_to_all "eleven more searches, and the bugs that spin must find"
   echo "model: $states states, all invariants hold"
   exit 0
 fi
@@ -90,6 +91,8 @@ holds clone
 holds commit MORE=1 SECTORS=2
 holds commit REGIONS=1
 holds commit REGIONS=1 MORE=1 FULL
+holds commit REGIONS=1 MORE=1 FULL CRASHED
+holds commit MORE=1 SECTORS=2 CRASHED
 holds commit REGIONS=1 NO_HYDRATION DEST_LOSSES=1 META_LOSSES=1
 holds commit REQUESTS=0 SECTORS=2 COMMIT_SECTORS=1 DEST_LOSSES=1
 
@@ -125,6 +128,13 @@ finds commit SET_BEFORE_LISTED MORE=1
 finds commit SNAPSHOT_AFTER_FLUSH MORE=1
 finds commit WRITE_LIVE_BITS MORE=1
 
+# After a crash of the process.
+finds commit CRASH_FORGETS_BITS MORE=1
+finds commit BIT_TAKEN_OVER_BEFORE_DATA MORE=1 CRASHED
+finds commit NO_FLUSH_AT_START MORE=1 CRASHED
+finds commit TAKEN_OVER_AFTER_FAILED_FLUSH MORE=1 CRASHED
+finds commit TAKEN_OVER_AS_DURABLE MORE=1 CRASHED
+
 # With the destination's server lost.
 lost=(REGIONS=1 NO_HYDRATION DEST_LOSSES=1)
 finds commit BIT_IN_ANOTHER_STAY "${lost[@]}"
@@ -147,4 +157,4 @@ finds commit COVERED_AFTER_ROUND REQUESTS=0 SECTORS=2 COMMIT_SECTORS=1 \
       DEST_LOSSES=1
 finds commit METADATA_ON_TWO_SERVERS REGIONS=1 NO_HYDRATION META_LOSSES=1
 
-echo "model: $states states, all invariants hold; $bugs of 39 bugs found"
+echo "model: $states states, all invariants hold; $bugs of 44 bugs found"

@@ -31,6 +31,13 @@
  * after recovery is one more start: each region begins as invalid or as
  * durable.
  *
+ * A CRASH OF THE PROCESS, where the destination is local, may come there, too.
+ * Both devices keep their caches, and the valid bits survive (lib/inherit.h); but
+ * after a flush that has failed it is the same as a power cut.  The monitor looks
+ * at what the next process reads.  Its life is one more start, with CRASHED: a
+ * region may be valid and dirty, its bytes in the cache; or durable and
+ * overwritten there.  What it reads from the metadata it flushes.
+ *
  * A SERVER may be LOST between any two steps, that of the destination or that
  * of the metadata.  Its requests fail, those in flight included.  Any subset of
  * its cache survives: each sector reads as one value of its set.  Then
@@ -65,6 +72,8 @@
  *       or a later one, or the source's bytes if there is none; never OLD.  A
  *       flush covers all writes that were completed before it, but for those
  *       of which its client has been told that they are lost.
+ *       After a crash of the process nothing that was completed is lost, flushed
+ *       or not.
  *   I8  no client ever reads something older than a write that was completed
  *       (and not lost since, with the loss counted), whatever failed; no bit
  *       depends on a flush that failed
@@ -78,7 +87,8 @@
  * sectors and damage (unit/test-metadata); memory barriers (the bits are read
  * and set by atomic operations); errors of the destination's writes; a write to
  * a valid region that was done although its request failed; a second loss of
- * one server; time.
+ * one server; a crash of the process between a flush that fails and the note of
+ * it; time.
  *
  * The device says once that it has lost data, to the flush that fails, which
  * may be another client's.  So no flush succeeds after that one, until the map
@@ -129,7 +139,7 @@
 #define META_LOSSES 0
 #endif
 
-/* Also: NO_HYDRATION, and FULL, see above. */
+/* Also: NO_HYDRATION, FULL and CRASHED, see above. */
 
 #define HYDRATION CLIENTS /* the number of that process */
 #define USERS (CLIENTS + 1)
@@ -1190,6 +1200,22 @@ proctype lose_metadata ()
     (after_cut[r] & SOURCE)))
 #define I7 (READ_BACK (0) && READ_BACK (1))
 
+/* The process dies: what the next one reads.  A server may have lost more. */
+#if SECTORS == 2
+#define META_BITS (meta[0] | meta[1])
+#else
+#define META_BITS meta[0]
+#endif
+#ifdef CRASH_FORGETS_BITS
+#define BITS_LEFT META_BITS
+#else
+#define BITS_LEFT (META_BITS | valid)
+#endif
+#define AFTER_CRASH(r) ((BITS_LEFT & BIT (r)) -> dest[r] : SOURCE)
+#define CRASH (DEST_LOSSES || flush_error ||                            \
+               (!(AFTER_CRASH (0) & (overwritten[0] | OLD)) &&          \
+                !(AFTER_CRASH (1) & (overwritten[1] | OLD))))
+
 /* What a client reads now. */
 #define READ(r) ((valid & BIT (r)) -> dest[r] : SOURCE)
 #define I8 (!gate_open ||                                               \
@@ -1213,6 +1239,7 @@ end:
                dest_medium[1], after_cut[1]);
        assert (I7)
      }
+  :: atomic { !CRASH -> printf ("I7 is broken: a crash\n"); assert (CRASH) }
   :: atomic { !I8 -> printf ("I8 is broken\n"); assert (I8) }
   :: atomic { !I10 -> printf ("I10 is broken\n"); assert (I10) }
   fi
@@ -1233,6 +1260,39 @@ inline start_durable (r)
   meta[SECTOR_OF (r)] = meta[SECTOR_OF (r)] | BIT (r)
 }
 
+#ifdef CRASHED
+/* The last process died: the region was valid, and its bit not in the metadata.
+ * Or the metadata had been written and not flushed.
+ */
+inline start_taken_over (r)
+{
+  dest[r] = FORMER;
+  dest_medium[r] = OLD | FORMER;
+  completed[r] = FORMER;
+  after_cut[r] = SOURCE | FORMER;
+#ifdef TAKEN_OVER_AFTER_FAILED_FLUSH
+  dest_dropped[r] = true;
+#endif
+#ifdef BIT_TAKEN_OVER_BEFORE_DATA
+  dest[r] = OLD;
+#endif
+  valid = valid | BIT (r);
+#ifdef TAKEN_OVER_AS_DURABLE
+  durable = durable | BIT (r)
+#else
+  dirty = dirty | BIT (SECTOR_OF (r))
+#endif
+}
+
+/* A write to a region that was durable has not been flushed. */
+inline start_overwritten (r)
+{
+  start_durable (r);
+  dest_medium[r] = SOURCE | FORMER;
+  after_cut[r] = SOURCE | FORMER
+}
+#endif
+
 init
 {
   atomic {
@@ -1248,13 +1308,22 @@ init
     dest_medium[1] = dest[1];
     after_cut[0] = completed[0];
     after_cut[1] = completed[1];
+    durable = valid;
+#ifdef CRASHED
+    if
+    :: !(valid & BIT (0)) -> start_taken_over (0)
+    :: valid & BIT (0) -> start_overwritten (0)
+    fi;
+#endif
     meta_medium[0] = 1 << meta[0];
 #if SECTORS == 2
     meta_medium[1] = 1 << meta[1];
 #endif
-    durable = valid;
+#ifdef NO_FLUSH_AT_START
+    meta_medium[0] = meta_medium[0] | 1;
+#endif
     ever_valid = valid;
-    complete = valid == ALL_REGIONS;
+    complete = durable == ALL_REGIONS;
     run monitor ();
     run try_metadata ();
     run client (0, MORE);
