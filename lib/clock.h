@@ -23,13 +23,20 @@ monotonic_seconds (void)
   return ts.tv_sec + ts.tv_nsec / 1e9;
 }
 
+/* 0 where there is no such clock. */
+static inline int64_t
+clock_ms (clockid_t clock)
+{
+  struct timespec ts = { 0 };
+
+  clock_gettime (clock, &ts);
+  return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
 static inline int64_t
 monotonic_ms (void)
 {
-  struct timespec ts;
-
-  clock_gettime (CLOCK_MONOTONIC, &ts);
-  return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+  return clock_ms (CLOCK_MONOTONIC);
 }
 
 /* The moment so many seconds from now, for pthread_cond_timedwait. */

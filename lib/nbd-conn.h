@@ -112,7 +112,6 @@ struct nbd_conn {
 
   /* The pool's, under its lock. */
   bool in_use;             /* else it is being made */
-  bool missed;             /* its deadline */
   unsigned channels;
   clockid_t clock;         /* processor time of the thread that makes it, */
   int64_t cpu;             /* and what had been used at the beginning */

@@ -5,6 +5,7 @@
 #include <config.h>
 
 #include <errno.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -19,24 +20,17 @@
 #include "rounding.h"
 #include "thread.h"
 
-/* All times are milliseconds, and all deadlines those without progress. */
-
-/* For the first connection, and at most for each further one: some servers
- * accept so many clients and leave the others waiting.
+/* All times are milliseconds, and all deadlines those without progress: for the
+ * first connection; at most for each further one, since some servers accept so
+ * many clients and leave the others waiting; for a call before nbd_pool_start;
+ * to connect again, and then to show that it is the same export; for replies;
+ * and what doubling ends with.
  */
 #define FIRST_DEADLINE INT64_C (30000)
 #define FURTHER_DEADLINE INT64_C (5000)
-
-/* For a call before nbd_pool_start. */
 #define CALL_DEADLINE INT64_C (60000)
-
-/* To connect again, and then to show that it is the same export. */
 #define AGAIN_DEADLINE INT64_C (10000)
-
-/* For replies. */
 #define REPLY_DEADLINE INT64_C (30000)
-
-/* What doubling ends with. */
 #define DEADLINE_MAX INT64_C (600000)
 
 /* So many bytes in a millisecond are progress. */
@@ -57,6 +51,11 @@
 #define TICK INT64_C (1000)
 #define CONNECT_TICK INT64_C (100)
 
+/* A deadline: it is doubled, up to max, when it was missed. */
+struct limit {
+  int64_t normal, now, max;
+};
+
 struct place {
   struct nbd_pool *pool;
   struct nbd_conn *conn; /* in use, dying, or being made; or NULL */
@@ -69,7 +68,7 @@ struct nbd_pool {
   struct backend_service service;
   unsigned connections;    /* places in use, at least 1, */
   unsigned clients;        /* of which the first so many are for clients */
-  int64_t first;           /* what the first connection took */
+  int64_t opened;          /* when the first connection was begun */
   bool running;            /* nbd_pool_start */
   pthread_t watcher;
   atomic_uint generation;
@@ -79,16 +78,15 @@ struct nbd_pool {
   bool news;               /* changed was signalled: the watcher should look */
   bool watching;           /* false: it should end */
   bool stopping;           /* nbd_pool_interrupt, */
-  int grace;               /* with this, -1: no limit; */
-  int64_t interrupted;     /* when that was */
+  int64_t interrupted;     /* at this time, */
+  int grace;               /* with this, -1: no limit */
   bool refused;            /* what came back is another disk */
   char reason[256];
-  int64_t reply_normal, reply_deadline;
-  int64_t connect_normal, connect_deadline;
+  struct limit reply, connect;
   int64_t pause, next_try;
   int64_t backed_off;      /* when a death last changed the pause */
   bool flapping;           /* connections live shorter than the pause */
-  bool missed;             /* and did the last attempt miss its deadline? */
+  bool missed;             /* a deadline */
   struct nbd_conn *made;   /* the one that is being made, */
   struct nbd_conn *witness;/* and its witness */
   bool lost;               /* together: lost is to be called */
@@ -116,23 +114,19 @@ wait_change (struct nbd_pool *pool, int64_t ms)
   pthread_cond_timedwait (&pool->changed, &pool->lock, &end);
 }
 
-/* The deadline: so many milliseconds, or other seconds if they are not 0,
- * unless a test has another.
+/* So many milliseconds, or other seconds if they are not 0, unless a test has
+ * another deadline.
  */
-static int64_t
-deadline (const struct nbd_pool *pool, int64_t normal, unsigned seconds)
-{
-  if (pool->params.deadline)
-    return pool->params.deadline;
-  return seconds ? seconds * INT64_C (1000) : normal;
-}
-
 static void
-miss_deadline (int64_t *limit, int64_t normal, unsigned timeout)
+set_limit (const struct nbd_pool *pool, struct limit *limit, int64_t normal,
+           unsigned seconds)
 {
-  *limit = MIN (*limit * 2, MAX (normal, DEADLINE_MAX));
-  if (timeout)
-    *limit = MIN (*limit, MAX (normal, timeout * INT64_C (1000)));
+  if (seconds)
+    normal = seconds * INT64_C (1000);
+  if (pool->params.deadline)
+    normal = pool->params.deadline;
+  limit->normal = limit->now = normal;
+  limit->max = MAX (normal, DEADLINE_MAX);
 }
 
 /* ---- which connections there are: the lock is held ---- */
@@ -169,52 +163,49 @@ first_free (const struct nbd_pool *pool)
   return place;
 }
 
-/* The client connection that has the least to do.  One of the channels' where
- * all of those were lost.  NULL if there is none.
+/* Hold the best connection for a client: that with the least to do of those for
+ * clients, another where all of these were lost.  Or for a channel: that with
+ * the fewest channels, since sharing with one of them is worse than sharing
+ * with clients.  NULL if there is none.
  */
 static struct nbd_conn *
-pick_for_call (const struct nbd_pool *pool)
+pick (const struct nbd_pool *pool, bool for_channel)
 {
   struct nbd_conn *best = NULL;
+  unsigned lowest = 0;
 
   for (unsigned i = 0; i < pool->connections; i++) {
     struct nbd_conn *conn = pool->places[i].conn;
+    const bool clients = i < pool->clients;
+    unsigned cost;
 
-    if (is_alive (&pool->places[i]) &&
-        (best == NULL || (i < pool->clients && conn->load < best->load)))
+    if (!is_alive (&pool->places[i]))
+      continue;
+    cost = for_channel ? conn->channels * 2 + clients
+           : clients ? conn->load : UINT_MAX;
+    if (best == NULL || cost < lowest) {
       best = conn;
+      lowest = cost;
+    }
   }
+  if (best)
+    best->users++;
   return best;
-}
-
-static struct nbd_conn *
-hold (struct nbd_conn *conn)
-{
-  if (conn)
-    conn->users++;
-  return conn;
 }
 
 /* ---- the watcher ---- */
 
-static int64_t
-cpu_used (const struct nbd_conn *conn)
-{
-  struct timespec ts;
-
-  if (clock_gettime (conn->clock, &ts) == -1)
-    return 0;
-  return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000 - conn->cpu;
-}
-
 static void
-kill_silent (struct nbd_conn *conn, const char *what, int64_t ms)
+kill_silent (struct nbd_pool *pool, struct nbd_conn *conn, const char *what,
+             struct limit *limit)
 {
   char why[64];
 
-  conn->missed = true;
-  snprintf (why, sizeof why, "no %s for %g seconds", what, ms / 1000.0);
+  snprintf (why, sizeof why, "no %s for %g seconds", what,
+            limit->now / 1000.0);
   nbd_conn_kill (conn, why);
+  limit->now = MIN (limit->now * 2, limit->max);
+  pool->missed = true;
 }
 
 /* Is it time to give up a connection that is being made? */
@@ -223,10 +214,10 @@ watch_making (struct nbd_pool *pool, struct nbd_conn *conn, int64_t now)
 {
   if (pool->stopping)
     nbd_conn_kill (conn, "the end");
-  else if (cpu_used (conn) >= CONNECT_CPU)
+  else if (clock_ms (conn->clock) - conn->cpu >= CONNECT_CPU)
     nbd_conn_kill (conn, "the server sends too much");
-  else if (now - conn->since >= pool->connect_deadline)
-    kill_silent (conn, "answer", pool->connect_deadline);
+  else if (now - conn->since >= pool->connect.now)
+    kill_silent (pool, conn, "answer", &pool->connect);
 }
 
 /* The same of one that is in use.  slow: some request in flight on the export
@@ -236,8 +227,8 @@ static void
 watch_use (struct nbd_pool *pool, struct nbd_conn *conn, bool slow,
            int64_t now)
 {
-  const bool ending = pool->stopping && pool->grace >= 0;
-  const uint64_t enough = pool->reply_deadline * RATE_MIN;
+  const bool ending = pool->grace >= 0;
+  const uint64_t enough = pool->reply.now * RATE_MIN;
   const uint64_t received = nbd_conn_received (conn);
 
   if (conn->load == 0 ||
@@ -248,15 +239,12 @@ watch_use (struct nbd_pool *pool, struct nbd_conn *conn, bool slow,
   }
   else if (ending && now - MAX (conn->since, pool->interrupted) >= pool->grace)
     nbd_conn_kill (conn, "the end");
-  else if (now - conn->since < pool->reply_deadline)
+  else if (now - conn->since < pool->reply.now)
     ;
   else if (pool->running && nbd_conn_has_unread (conn))
     conn->since = now; /* it is us who are late */
-  else {
-    kill_silent (conn, "reply", pool->reply_deadline);
-    miss_deadline (&pool->reply_deadline, pool->reply_normal,
-                   pool->service.timeout);
-  }
+  else
+    kill_silent (pool, conn, "reply", &pool->reply);
 }
 
 static void
@@ -266,8 +254,8 @@ see_progress (struct nbd_pool *pool, struct nbd_conn *conn, int64_t now)
 
   if (progress == conn->seen)
     return;
-  if (conn->in_use && now - conn->since < pool->reply_normal)
-    pool->reply_deadline = pool->reply_normal;
+  if (conn->in_use && now - conn->since < pool->reply.normal)
+    pool->reply.now = pool->reply.normal;
   conn->since = now;
   conn->seen = progress;
 }
@@ -350,9 +338,9 @@ begin_anew (struct nbd_pool *pool)
 static int64_t
 tick (const struct nbd_pool *pool)
 {
-  int64_t ms = MIN (TICK, pool->reply_normal / 4 + 1);
+  int64_t ms = MIN (TICK, pool->reply.normal / 4 + 1);
 
-  if (pool->stopping && pool->grace >= 0)
+  if (pool->grace >= 0)
     ms = MIN (ms, pool->grace / 4 + 1);
   return pool->made ? MIN (ms, CONNECT_TICK) : ms;
 }
@@ -453,20 +441,17 @@ fill (struct place *place)
   int r = -1;
 
   if (conn) {
-    if (pthread_getcpuclockid (pthread_self (), &conn->clock) == 0)
-      conn->cpu = cpu_used (conn);
+    pthread_getcpuclockid (pthread_self (), &conn->clock);
+    conn->cpu = clock_ms (conn->clock);
     conn->since = monotonic_ms ();
     if (pool->running && pool->params.together)
-      pool->witness = hold (pick_for_call (pool));
+      pool->witness = pick (pool, false);
     signal_change (pool);
     pthread_mutex_unlock (&pool->lock);
     r = make (pool, conn, &why);
     pthread_mutex_lock (&pool->lock);
     nbd_conn_put (pool->witness);
     pool->witness = pool->made = NULL;
-    pool->missed = conn->missed;
-    if (conn->missed)
-      miss_deadline (&pool->connect_deadline, pool->connect_normal, 0);
   }
 
   if (pool->stopping || pool->lost || losses != pool->losses)
@@ -476,7 +461,7 @@ fill (struct place *place)
     conn->born = conn->since = monotonic_ms ();
     conn->seen = conn->progress; /* of making it */
     conn->pause = pool->pause;
-    pool->connect_deadline = pool->connect_normal;
+    pool->connect.now = pool->connect.normal;
     pool->refused = false;
     pool->reason[0] = '\0';
     pool->generation++;
@@ -503,7 +488,7 @@ wait_turn (struct place *place)
     const int64_t now = monotonic_ms ();
     const bool may = !pool->made && !pool->lost && first_free (pool) == place &&
       (!pool->params.together || count (pool, is_used) == 0 ||
-       pick_for_call (pool));
+       count (pool, is_alive) > 0);
 
     if (may && now >= pool->next_try)
       return true;
@@ -601,7 +586,7 @@ nbd_pool_call (struct nbd_pool *pool, struct nbd_req *req, size_t n)
 
   assert_may_wait ();
   pthread_mutex_lock (&pool->lock);
-  conn = hold (pick_for_call (pool));
+  conn = pick (pool, false);
   pthread_mutex_unlock (&pool->lock);
   if (conn == NULL || (watch && watcher_begin (pool) == -1)) {
     for (size_t i = 0; i < n; i++)
@@ -618,31 +603,15 @@ nbd_pool_call (struct nbd_pool *pool, struct nbd_req *req, size_t n)
   nbd_conn_put (conn);
 }
 
-/* The fewer channels the better: sharing with one is worse than sharing with
- * clients.
- */
 struct nbd_conn *
 nbd_pool_take (struct nbd_pool *pool)
 {
   LOCK_FOR_SCOPE (&pool->lock);
-  struct nbd_conn *best = NULL;
-  unsigned lowest = 0;
+  struct nbd_conn *conn = pick (pool, true);
 
-  for (unsigned i = 0; i < pool->connections; i++) {
-    struct nbd_conn *conn = pool->places[i].conn;
-    unsigned cost;
-
-    if (!is_alive (&pool->places[i]))
-      continue;
-    cost = conn->channels * 2 + (i < pool->clients);
-    if (best == NULL || cost < lowest) {
-      best = conn;
-      lowest = cost;
-    }
-  }
-  if (best)
-    best->channels++;
-  return hold (best);
+  if (conn)
+    conn->channels++;
+  return conn;
 }
 
 void
@@ -693,19 +662,19 @@ nbd_pool_handle (struct nbd_pool *pool)
   return pool->places[0].conn->nbd;
 }
 
-/* Connect, as long as there are no threads.  -1, logged, as an error if it is
- * the first.
+/* Connect, as long as there are no threads.  For the deadline see set_limit.
+ * -1, logged, as an error if it is the first.
  */
 static int
-connect_now (struct nbd_pool *pool, int64_t limit)
+connect_now (struct nbd_pool *pool, int64_t normal, unsigned seconds)
 {
   const struct nbd_pool_params *params = &pool->params;
   int r;
 
+  set_limit (pool, &pool->connect, normal, seconds);
   if (watcher_begin (pool) == -1)
     return -1;
   pthread_mutex_lock (&pool->lock);
-  pool->connect_deadline = pool->connect_normal = limit;
   r = fill (&pool->places[pool->connections]);
   pthread_mutex_unlock (&pool->lock);
   watcher_end (pool);
@@ -732,11 +701,12 @@ void
 nbd_pool_connect_further (struct nbd_pool *pool)
 {
   const struct nbd_pool_params *params = &pool->params;
-  const int64_t limit = MIN (FURTHER_DEADLINE, 1000 + 10 * pool->first);
+  const int64_t first = pool->places[0].conn->born - pool->opened;
+  const int64_t limit = MIN (FURTHER_DEADLINE, 1000 + 10 * first);
 
   while (pool->connections < params->connections &&
          nbd_can_multi_conn (nbd_pool_handle (pool)) == 1 &&
-         connect_now (pool, deadline (pool, limit, 0)) == 0)
+         connect_now (pool, limit, 0) == 0)
     ;
   pool->clients = MAX (pool->connections / 2, 1u);
   log_debug (params->log, LOG_HYDRATE, "%s %s: %u connections, of which %u are "
@@ -748,7 +718,6 @@ struct nbd_pool *
 nbd_pool_open (const struct nbd_pool_params *params)
 {
   const unsigned connections = MAX (params->connections, 1u);
-  const int64_t begin = monotonic_ms ();
   struct nbd_pool *pool = calloc (1, sizeof *pool + (connections + 1) *
                                   sizeof pool->places[0]);
 
@@ -762,15 +731,13 @@ nbd_pool_open (const struct nbd_pool_params *params)
     pool->places[i].pool = pool;
   pool->clients = 1;
   pool->told_up = true;
-  pool->reply_normal = pool->reply_deadline =
-    deadline (pool, CALL_DEADLINE, params->timeout);
+  pool->grace = -1;
+  pool->opened = monotonic_ms ();
+  set_limit (pool, &pool->reply, CALL_DEADLINE, params->timeout);
   pthread_mutex_init (&pool->lock, NULL);
   cond_init_monotonic (&pool->changed);
-  if (connect_now (pool, deadline (pool, FIRST_DEADLINE,
-                                   params->timeout)) == 0) {
-    pool->first = monotonic_ms () - begin;
+  if (connect_now (pool, FIRST_DEADLINE, params->timeout) == 0)
     return pool;
-  }
   nbd_pool_close (pool);
   return NULL;
 }
@@ -779,14 +746,14 @@ int
 nbd_pool_start (struct nbd_pool *pool, const struct backend_service *service)
 {
   const uint64_t seed = monotonic_seconds () * 1e9 + (uintptr_t)pool;
+  const int64_t timeout = service->timeout ? service->timeout * INT64_C (1000)
+                          : DEADLINE_MAX;
 
   memcpy (pool->seed, &seed, sizeof pool->seed);
   pool->service = *service;
-  pool->reply_normal = pool->reply_deadline =
-    MIN (deadline (pool, REPLY_DEADLINE, 0),
-         deadline (pool, REPLY_DEADLINE, service->timeout));
-  pool->connect_normal = pool->connect_deadline =
-    deadline (pool, AGAIN_DEADLINE, 0);
+  set_limit (pool, &pool->connect, AGAIN_DEADLINE, 0);
+  set_limit (pool, &pool->reply, MIN (timeout, REPLY_DEADLINE), 0);
+  pool->reply.max = MAX (pool->reply.normal, MIN (timeout, DEADLINE_MAX));
   pool->pause = PAUSE_MIN;
   pool->told = pool->generation;
   pool->running = true;
