@@ -11,9 +11,7 @@
 #include <linux/tcp.h>
 #include <netdb.h>
 #include <poll.h>
-#include <pthread.h>
 #include <semaphore.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,14 +26,6 @@
 #include "nbd-conn.h"
 #include "rounding.h"
 #include "thread.h"
-
-/* A peer that does not answer the kernel for so long is gone: the time from
- * the last sign of life, in milliseconds, and what makes keepalive end with it.
- */
-#define PEER_TIMEOUT 30000
-#define KEEPALIVE_IDLE 10 /* seconds, as the next */
-#define KEEPALIVE_INTERVAL 5
-#define KEEPALIVE_PROBES 4
 
 /* How often the kernel repeats the first packet to an address, so that each
  * address of a name gets its turn: it gives up after 7 seconds, or 3.
@@ -70,41 +60,33 @@ libnbd_error (void)
  * server left a gap.  Alignment is ours to see to: the last block of an export
  * whose size is no multiple of the block size could not be reached otherwise.
  */
-static int
+static bool
 set_up (struct nbd_conn *conn, const char *role)
 {
   struct nbd_handle *nbd = conn->nbd = nbd_create ();
 
-  if (nbd == NULL ||
-      nbd_set_handle_name (nbd, role) == -1 ||
-      nbd_set_uri_allow_local_file (nbd, true) == -1 ||
-      nbd_set_opt_mode (nbd, true) == -1 ||
-      nbd_set_pread_initialize (nbd, false) == -1 ||
-      nbd_set_strict_mode (nbd, nbd_get_strict_mode (nbd) &
-                           ~LIBNBD_STRICT_ALIGN) == -1 ||
-      nbd_add_meta_context (nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == -1)
-    return -1;
-  return 0;
+  return nbd &&
+    nbd_set_handle_name (nbd, role) == 0 &&
+    nbd_set_uri_allow_local_file (nbd, true) == 0 &&
+    nbd_set_opt_mode (nbd, true) == 0 &&
+    nbd_set_pread_initialize (nbd, false) == 0 &&
+    nbd_set_strict_mode (nbd, nbd_get_strict_mode (nbd) &
+                         ~LIBNBD_STRICT_ALIGN) == 0 &&
+    nbd_add_meta_context (nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == 0;
 }
 
-static void
-make_progress (struct nbd_conn *conn)
-{
-  atomic_fetch_add_explicit (&conn->progress, 1, memory_order_relaxed);
-}
-
-/* Notice a peer that has gone without a word.  Where this is no TCP the kernel
- * knows at once.
+/* Notice a peer that has gone without a word: it has not answered the kernel
+ * for 30 seconds.  Where this is no TCP the kernel knows at once.
  */
 static void
 set_timeouts (int fd, int syn_retries)
 {
   const struct { int level, name, value; } options[] = {
     { SOL_SOCKET, SO_KEEPALIVE, 1 },
-    { IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE_IDLE },
-    { IPPROTO_TCP, TCP_KEEPINTVL, KEEPALIVE_INTERVAL },
-    { IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_PROBES },
-    { IPPROTO_TCP, TCP_USER_TIMEOUT, PEER_TIMEOUT },
+    { IPPROTO_TCP, TCP_KEEPIDLE, 10 }, /* and then 4 times 5 */
+    { IPPROTO_TCP, TCP_KEEPINTVL, 5 },
+    { IPPROTO_TCP, TCP_KEEPCNT, 4 },
+    { IPPROTO_TCP, TCP_USER_TIMEOUT, 30000 }, /* milliseconds */
     { IPPROTO_TCP, TCP_SYNCNT, syn_retries },
   };
 
@@ -134,7 +116,7 @@ adopt_socket (struct nbd_conn *conn, int syn_retries)
     return strerror (errno);
   conn->socket = st.st_ino;
   set_timeouts (fd, syn_retries);
-  make_progress (conn);
+  conn->progress++;
   return NULL;
 }
 
@@ -143,24 +125,17 @@ static struct addrinfo *
 resolve (const char *uri)
 {
   const struct addrinfo hints = { .ai_socktype = SOCK_STREAM };
-  struct addrinfo *list = NULL;
-  char name[256], *host, *port, *end;
+  const char *authority = strstr (uri, "://") + 3;
+  const char *user_end = authority + strcspn (authority, "@/?#");
+  char host[256], port[16] = "10809";
+  struct addrinfo *list;
 
-  if (sscanf (strstr (uri, "://"), "://%255[^/?#]", name) != 1)
+  if (*user_end == '@')
+    authority = user_end + 1;
+  if (sscanf (authority, "[%255[^]]]:%15[0-9]", host, port) < 1 &&
+      sscanf (authority, "%255[^:/?#]:%15[0-9]", host, port) < 1)
     return NULL;
-  host = strrchr (name, '@');
-  host = host ? host + 1 : name;
-  end = *host == '[' ? strchr (host, ']') : NULL;
-  port = strchr (end ? end : host, ':');
-  if (port)
-    *port++ = '\0';
-  if (end) {
-    *end = '\0';
-    host++;
-  }
-  if (getaddrinfo (host, port && *port ? port : "10809", &hints, &list) != 0)
-    return NULL;
-  return list;
+  return getaddrinfo (host, port, &hints, &list) == 0 ? list : NULL;
 }
 
 /* Put a socket that begins to connect to this address in the place of libnbd's.
@@ -223,7 +198,7 @@ negotiate (struct nbd_conn *conn)
   while (conn->alive && nbd_aio_is_connecting (conn->nbd))
     if (nbd_poll (conn->nbd, CONNECT_TICK) == -1)
       return libnbd_error ();
-  make_progress (conn);
+  conn->progress++;
   return NULL;
 }
 
@@ -245,12 +220,10 @@ static const char *
 handshake (struct nbd_conn *conn, const char *role, const char *uri,
            int syn_retries)
 {
-  const nbd_completion_callback completion = {
-    .callback = on_opt_go, .user_data = conn
-  };
+  const nbd_completion_callback completion = { on_opt_go, conn, NULL };
   const char *why;
 
-  if (set_up (conn, role) == -1 || nbd_aio_connect_uri (conn->nbd, uri) == -1)
+  if (!set_up (conn, role) || nbd_aio_connect_uri (conn->nbd, uri) == -1)
     return libnbd_error ();
   why = wait_connected (conn, uri, syn_retries);
   if (why == NULL)
@@ -287,9 +260,9 @@ nbd_conn_new (void)
   if (conn == NULL)
     return NULL;
   pthread_mutex_init (&conn->lock, NULL);
+  pthread_mutex_init (&conn->driving, NULL);
   conn->users = 1;
   conn->alive = true;
-  pthread_mutex_init (&conn->driving, NULL);
   conn->fd = -1;
   conn->wakeup = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (conn->wakeup >= 0)
@@ -381,18 +354,15 @@ complete (struct nbd_req *req, int error)
   if (error == ENOTCONN)
     conn->alive = false;
   else
-    make_progress (conn);
-  if (is_slow (req))
-    conn->slow--;
+    conn->progress++;
+  conn->slow -= is_slow (req);
   conn->load--;
   req->error = error;
   req->next = completed;
   completed = req;
 }
 
-/* After each call of libnbd that may have completed something: give the
- * requests back to their callers.
- */
+/* Give requests back, after each call of libnbd that may complete some. */
 static void
 deliver (void)
 {
@@ -410,12 +380,9 @@ on_completion (void *opaque, int *error)
 {
   struct nbd_req *req = opaque;
 
-  /* Not all of it came.  libnbd would find out only in
-   * nbd_aio_command_completed.
-   */
+  /* Not all came.  libnbd finds out only in nbd_aio_command_completed. */
   if (*error == 0 && req->type == NBD_REQ_READ &&
-      (req->received != req->count ||
-       req->mark != req->offset + req->count))
+      (req->received != req->count || req->mark != req->offset + req->count))
     *error = EPROTO;
   if (*error == ESHUTDOWN) {
     nbd_conn_kill (req->conn, "the server is shutting down");
@@ -458,9 +425,8 @@ on_extents (void *opaque, const char *context, uint64_t offset,
     return 0;
   for (size_t i = 0; i + 1 < nr_entries &&
                      req->extents->len < EXTENTS_MAX_REPLY; i += 2) {
-    unsigned flags = entries[i + 1] & (EXTENT_HOLE | EXTENT_ZERO);
-
-    if (extents_add (req->extents, offset, entries[i], flags) == -1) {
+    if (extents_add (req->extents, offset, entries[i],
+                     entries[i + 1] & (EXTENT_HOLE | EXTENT_ZERO)) == -1) {
       *error = errno;
       return -1;
     }
@@ -475,22 +441,20 @@ _Static_assert (EXTENT_HOLE == LIBNBD_STATE_HOLE &&
                 EXTENT_ZERO == LIBNBD_STATE_ZERO,
                 "extent flags are those of base:allocation");
 
-/* The request's cookie, or -1 and its callbacks will never be called. */
+/* -1: its callbacks will never be called. */
 static int64_t
 issue (struct nbd_handle *nbd, struct nbd_req *req)
 {
-  nbd_completion_callback completion = {
-    .callback = on_completion, .user_data = req
-  };
+  const nbd_completion_callback completion = { on_completion, req, NULL };
+  const nbd_chunk_callback chunk = { on_chunk, req, NULL };
+  const nbd_extent_callback extent = { on_extents, req, NULL };
 
   switch (req->type) {
   case NBD_REQ_READ:
     req->received = 0;
     req->mark = req->offset;
-    return nbd_aio_pread_structured (
-      nbd, req->buf, req->count, req->offset,
-      (nbd_chunk_callback){ .callback = on_chunk, .user_data = req },
-      completion, req->flags);
+    return nbd_aio_pread_structured (nbd, req->buf, req->count, req->offset,
+                                     chunk, completion, req->flags);
   case NBD_REQ_WRITE:
     return nbd_aio_pwrite (nbd, req->buf, req->count, req->offset, completion,
                            req->flags);
@@ -501,10 +465,8 @@ issue (struct nbd_handle *nbd, struct nbd_req *req)
   case NBD_REQ_FLUSH:
     return nbd_aio_flush (nbd, completion, req->flags);
   case NBD_REQ_EXTENTS:
-    return nbd_aio_block_status (
-      nbd, req->count, req->offset,
-      (nbd_extent_callback){ .callback = on_extents, .user_data = req },
-      completion, req->flags);
+    return nbd_aio_block_status (nbd, req->count, req->offset, extent,
+                                 completion, req->flags);
   }
   __builtin_unreachable ();
 }
@@ -537,8 +499,7 @@ nbd_conn_submit (struct nbd_conn *conn, struct nbd_req *req)
 
   req->conn = conn;
   conn->load++;
-  if (is_slow (req))
-    conn->slow++;
+  conn->slow += is_slow (req);
   if (issue (conn->nbd, req) == -1) {
     int error = nbd_get_errno ();
     bool dead = nbd_aio_is_dead (conn->nbd) || nbd_aio_is_closed (conn->nbd);
@@ -552,14 +513,6 @@ nbd_conn_submit (struct nbd_conn *conn, struct nbd_req *req)
 }
 
 /* ---- The driver ---- */
-
-static void
-notify (struct nbd_conn *conn, bool readable)
-{
-  if ((readable ? nbd_aio_notify_read (conn->nbd)
-       : nbd_aio_notify_write (conn->nbd)) == -1)
-    nbd_conn_kill (conn, libnbd_error ());
-}
 
 /* One wait and one notification. */
 static void
@@ -575,10 +528,8 @@ drive_once (struct nbd_conn *conn)
   do
     conn->armed = armed = nbd_aio_get_direction (conn->nbd);
   while (armed != nbd_aio_get_direction (conn->nbd));
-  if (armed & LIBNBD_AIO_DIRECTION_READ)
-    fds[0].events |= POLLIN;
-  if (armed & LIBNBD_AIO_DIRECTION_WRITE)
-    fds[0].events |= POLLOUT;
+  fds[0].events = (armed & LIBNBD_AIO_DIRECTION_READ ? POLLIN : 0) |
+                  (armed & LIBNBD_AIO_DIRECTION_WRITE ? POLLOUT : 0);
   /* Wake callers when no more is to be had for now: each wake-up may cost this
    * thread its processor.
    */
@@ -593,7 +544,9 @@ drive_once (struct nbd_conn *conn)
   /* Reading may change what there is to write, so one at a time; and the
    * reply is older than what waits to be sent.
    */
-  notify (conn, (fds[0].revents & ~POLLOUT) != 0);
+  if ((fds[0].revents & ~POLLOUT ? nbd_aio_notify_read (conn->nbd)
+       : nbd_aio_notify_write (conn->nbd)) == -1)
+    nbd_conn_kill (conn, libnbd_error ());
   if (conn->load == 0 || ++conn->turns % BATCH_MAX == 0)
     deliver ();
 }

@@ -28,13 +28,11 @@
  *
  * Nothing here has an end of its own: a server that is silent, or that sends
  * for ever, keeps whoever connects or calls.  (libnbd does not return as long
- * as there is something to receive.)  So another thread watches the
- * connection's progress, and kills it: nbd-pool.h says when.  A killed
- * connection ends everything on it at once, but for the resolution of a host's
- * name.
- *
- * A connection that was lost does not come back: nbd-pool.h makes another.
- * Requests in flight, and all that follow, fail with ENOTCONN.
+ * as there is something to receive.)  So another thread watches the progress
+ * and kills the connection, as nbd-pool.h says.  This ends everything on it at
+ * once, but for the resolution of a host's name.  A connection that was lost
+ * does not come back: requests in flight, and all that follow, fail with
+ * ENOTCONN.
  */
 
 #ifndef CLONE_NBD_CONN_H
@@ -120,13 +118,11 @@ struct nbd_conn {
   uint64_t seen, received; /* and what had come until then */
 };
 
-/* A connection that is not connected yet, for one user.  NULL with errno set on
- * failure.
- */
+/* A connection that is not connected yet, for one user.  NULL with errno. */
 extern struct nbd_conn *nbd_conn_new (void);
 
-/* One user less.  The last one closes it; nothing may be in flight then.  NULL
- * is allowed.
+/* One user less; NULL is allowed.  The last one closes it, with nothing in
+ * flight.
  */
 extern void nbd_conn_put (struct nbd_conn *conn);
 
@@ -144,9 +140,7 @@ extern void nbd_conn_leave (struct nbd_conn *conn);
 
 extern void nbd_conn_submit (struct nbd_conn *conn, struct nbd_req *req);
 
-/* Do these requests, all in flight together, and return when all are done.  Not
- * on a loop's thread.
- */
+/* Do them, all in flight together, and wait.  Not on a loop's thread. */
 extern void nbd_conn_call (struct nbd_conn *conn, struct nbd_req *req,
                            size_t n);
 

@@ -6,8 +6,6 @@
 
 #include <errno.h>
 #include <limits.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -408,33 +406,15 @@ set_reason (struct nbd_pool *pool, const char *why)
             why ? why : "out of memory");
 }
 
-/* Connect, and see what that leads to, unless it is the first one.  0, or as
- * check returns it.  *why is set to a text that is to be freed where it is not
- * 0.
- */
-static int
-make (struct nbd_pool *pool, struct nbd_conn *conn, char **why)
-{
-  const struct nbd_pool_params *params = &pool->params;
-  int r = -1;
-
-  if (nbd_conn_connect (conn, params->role, params->uri, pool->running))
-    r = pool->connections == 0 ? 0
-      : params->check (params->opaque, conn, pool->witness, why);
-  if (conn->alive)
-    return r;
-  free (*why);
-  *why = strdup (nbd_conn_why (conn));
-  return -1;
-}
-
-/* Fill the place.  0: it is in use; 1, -1: as check returns it, the reason says
- * why; 2: it is of no use any more.  The lock is held, and given up meanwhile.
+/* Fill the place: connect, and see what that leads to, unless it is the first
+ * one.  0: it is in use; 1, -1: as check returns it, the reason says why; 2: it
+ * is of no use any more.  The lock is held, and given up meanwhile.
  */
 static int
 fill (struct place *place)
 {
   struct nbd_pool *pool = place->pool;
+  const struct nbd_pool_params *params = &pool->params;
   const uint64_t losses = pool->losses;
   struct nbd_conn *conn = place->conn = pool->made = nbd_conn_new ();
   CLEANUP_FREE char *why = NULL;
@@ -444,14 +424,18 @@ fill (struct place *place)
     pthread_getcpuclockid (pthread_self (), &conn->clock);
     conn->cpu = clock_ms (conn->clock);
     conn->since = monotonic_ms ();
-    if (pool->running && pool->params.together)
+    if (pool->running && params->together)
       pool->witness = pick (pool, false);
     signal_change (pool);
     pthread_mutex_unlock (&pool->lock);
-    r = make (pool, conn, &why);
+    if (nbd_conn_connect (conn, params->role, params->uri, pool->running))
+      r = pool->connections == 0 ? 0
+        : params->check (params->opaque, conn, pool->witness, &why);
     pthread_mutex_lock (&pool->lock);
     nbd_conn_put (pool->witness);
     pool->witness = pool->made = NULL;
+    if (!conn->alive)
+      r = -1;
   }
 
   if (pool->stopping || pool->lost || losses != pool->losses)
@@ -468,7 +452,7 @@ fill (struct place *place)
     return 0;
   }
   if (r != 2)
-    set_reason (pool, why);
+    set_reason (pool, conn && !conn->alive ? nbd_conn_why (conn) : why);
   nbd_conn_put (conn);
   place->conn = NULL;
   return r;

@@ -19,11 +19,10 @@
  *   waits for its turn --> connects, and shows that it is the same export
  *     --> is in use, and is driven --> is dead --> waits for its turn
  *
- * It is dead when the socket was closed, the kernel or libnbd found it broken,
- * the server said that it shuts down (ESHUTDOWN), or it was killed.  Whoever
- * still has requests on it keeps the memory.  One more thread, the watcher,
- * kills what makes no progress, and tells the user and the log what has
- * happened.
+ * It is dead when the kernel or libnbd found it broken, the server closed it or
+ * said that it shuts down (ESHUTDOWN), or the watcher, one more thread, killed
+ * it because it made no progress.  Whoever still has requests on it keeps the
+ * memory.  The watcher also tells the user and the log what has happened.
  *
  * A server that is reached again may have crashed, and have lost what it had
  * not flushed.  So where the export is written to, the connections die
@@ -72,11 +71,9 @@ struct nbd_pool_params {
   unsigned timeout, deadline; /* see struct backend_params */
   const struct log *log;
 
-  /* Does this new connection show the same export as the first one did?  0 yes;
-   * 1 no; -1 that is not known, and the connection is of no use, either.  *why
-   * is then set to a text that is to be freed.  If there is a witness, 0 also
-   * says that this connection has answered a request since the call.  Waits for
-   * both.
+  /* Does this new connection show the same export as the first one did?  0 yes,
+   * and the witness, if any, has answered a request since the call; 1 no, or -1
+   * that is not known, and *why is a text to be freed.  Waits for both.
    */
   int (*check) (void *opaque, struct nbd_conn *conn, struct nbd_conn *witness,
                 char **why);
@@ -111,19 +108,13 @@ extern enum backend_state nbd_pool_state (struct nbd_pool *pool);
 extern unsigned nbd_pool_alive (struct nbd_pool *pool);
 extern void nbd_pool_reason (struct nbd_pool *pool, char *buf, size_t size);
 
-/* Do these requests, all in flight together, on a connection for clients, and
- * return when all are done.  Each one's error is 0, what the server sent, or
- * ENOTCONN.
- */
+/* nbd_conn_call on a connection for clients: ENOTCONN where there is none. */
 extern void nbd_pool_call (struct nbd_pool *pool, struct nbd_req *req,
                            size_t n);
 
 /* ---- for channels ---- */
 
-/* Get a connection that is alive, that with the fewest channels, rather one
- * that clients do not use; NULL if there is none.  To be given back, be it
- * dead.
- */
+/* Get a connection that is alive, or NULL.  To be given back, be it dead. */
 extern struct nbd_conn *nbd_pool_take (struct nbd_pool *pool);
 extern void nbd_pool_give_back (struct nbd_pool *pool, struct nbd_conn *conn);
 
