@@ -619,10 +619,9 @@ void
 nbd_conn_call (struct nbd_conn *conn, struct nbd_req *req, size_t n)
 {
   struct call call = { .pending = n };
-  bool drives;
+  const bool drives = pthread_mutex_trylock (&conn->driving) == 0;
 
   assert_may_wait ();
-  drives = pthread_mutex_trylock (&conn->driving) == 0;
   if (drives)
     conn->armed = ~0u;
   sem_init (&call.done, 0, 0);

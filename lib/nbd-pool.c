@@ -92,7 +92,7 @@ struct nbd_pool {
   bool told_up;            /* in the log */
   unsigned told;           /* generation when changed was last called */
   unsigned short seed[3];
-  struct place places[];   /* one more than there may be: never filled */
+  struct place places[];
 };
 
 /* The lock is held. */
@@ -149,16 +149,6 @@ count (const struct nbd_pool *pool, bool (*is) (const struct place *))
   for (unsigned i = 0; i < pool->connections; i++)
     n += is (&pool->places[i]);
   return n;
-}
-
-static const struct place *
-first_free (const struct nbd_pool *pool)
-{
-  const struct place *place = pool->places;
-
-  while (place->conn)
-    place++;
-  return place;
 }
 
 /* Hold the best connection for a client: that with the least to do of those for
@@ -460,8 +450,9 @@ fill (struct place *place)
 
 /* ---- the life of a connection: the lock is held, but given up to wait ---- */
 
-/* Until this place is to be filled.  Where there is no witness, nothing must
- * have been made since all were lost.  False: no connection is made any more.
+/* Until this empty place is to be filled: the first one is.  Where there is no
+ * witness, nothing must have been made since all were lost.  False: no
+ * connection is made any more.
  */
 static bool
 wait_turn (struct place *place)
@@ -470,10 +461,14 @@ wait_turn (struct place *place)
 
   while (!pool->stopping) {
     const int64_t now = monotonic_ms ();
-    const bool may = !pool->made && !pool->lost && first_free (pool) == place &&
+    const struct place *first = pool->places;
+    bool may;
+
+    while (first->conn)
+      first++;
+    may = first == place && !pool->made && !pool->lost &&
       (!pool->params.together || count (pool, is_used) == 0 ||
        count (pool, is_alive) > 0);
-
     if (may && now >= pool->next_try)
       return true;
     wait_change (pool, may ? pool->next_try - now : PAUSE_MAX);
@@ -565,21 +560,20 @@ life_thread (void *arg)
 void
 nbd_pool_call (struct nbd_pool *pool, struct nbd_req *req, size_t n)
 {
-  const bool watch = !pool->running;
   struct nbd_conn *conn;
 
   assert_may_wait ();
   pthread_mutex_lock (&pool->lock);
   conn = pick (pool, false);
   pthread_mutex_unlock (&pool->lock);
-  if (conn == NULL || (watch && watcher_begin (pool) == -1)) {
+  if (conn == NULL || (!pool->running && watcher_begin (pool) == -1)) {
     for (size_t i = 0; i < n; i++)
       req[i].error = ENOTCONN;
     nbd_conn_put (conn);
     return;
   }
   nbd_conn_call (conn, req, n);
-  if (watch) {
+  if (!pool->running) {
     watcher_end (pool);
     if (!conn->alive)
       set_reason (pool, nbd_conn_why (conn));
@@ -702,7 +696,7 @@ struct nbd_pool *
 nbd_pool_open (const struct nbd_pool_params *params)
 {
   const unsigned connections = MAX (params->connections, 1u);
-  struct nbd_pool *pool = calloc (1, sizeof *pool + (connections + 1) *
+  struct nbd_pool *pool = calloc (1, sizeof *pool + connections *
                                   sizeof pool->places[0]);
 
   if (pool == NULL) {

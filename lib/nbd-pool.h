@@ -35,12 +35,11 @@
  * PROGRESS.  A connection with requests in flight is killed when there was no
  * progress for the deadline for replies.  Progress is a reply, or as many bytes
  * as a slow line would bring.  The time during which the server waits for us
- * does not count, nor that during which a flush, zero or trim is in flight on
- * any connection: these may take a server very long.  The deadline is doubled
- * when it was missed, since perhaps the server is only slow.  Connecting has a
- * deadline of its own, as have calls before nbd_pool_start.  These all run on
- * the caller's thread; the watcher has ended when they return, so that the
- * process may fork.
+ * does not count, nor that during which a flush, zero or trim, which may take
+ * very long, is in flight on any connection.  The deadline is doubled when it
+ * was missed, since perhaps the server is only slow.  Connecting and calls
+ * before nbd_pool_start have deadlines of their own; they run on the caller's
+ * thread, and the watcher has ended when they return: the process may fork.
  *
  * PAUSES.  There is one pause for the pool, not one for each connection.  It is
  * doubled when connecting fails, and when a connection dies that lived shorter
