@@ -34,6 +34,13 @@
 /* Milliseconds between two looks whether a client that waits is still there. */
 #define WAIT_TICK 1000
 
+static int
+fail (int error)
+{
+  errno = error;
+  return -1;
+}
+
 /* ---- events ---- */
 
 void
@@ -44,22 +51,19 @@ clone_listen (struct clone *c, const struct clone_events *events)
   pthread_rwlock_unlock (&c->events_lock);
 }
 
-/* Tell an event that has no other argument. */
-#define TELL(c, event)                                  \
-  do {                                                  \
-    pthread_rwlock_rdlock (&(c)->events_lock);          \
-    if ((c)->events.event)                              \
-      (c)->events.event ((c)->events.opaque);           \
-    pthread_rwlock_unlock (&(c)->events_lock);          \
+/* Tell an event, whose further arguments follow. */
+#define TELL(c, event, ...)                                             \
+  do {                                                                  \
+    pthread_rwlock_rdlock (&(c)->events_lock);                          \
+    if ((c)->events.event)                                              \
+      (c)->events.event ((c)->events.opaque, ## __VA_ARGS__);           \
+    pthread_rwlock_unlock (&(c)->events_lock);                          \
   } while (0)
 
 void
 clone_committed (struct clone *c, int error)
 {
-  pthread_rwlock_rdlock (&c->events_lock);
-  if (c->events.committed)
-    c->events.committed (c->events.opaque, error);
-  pthread_rwlock_unlock (&c->events_lock);
+  TELL (c, committed, error);
 }
 
 /* ---- servers that are lost ---- */
@@ -81,23 +85,23 @@ metadata_server_lost (void *opaque)
   commit_metadata_lost (&c->commit);
 }
 
-/* The gate is closed. */
+/* With always false only if that is wanted still when the gate is closed. */
 static void
-set_back (struct clone *c)
+set_back (struct clone *c, bool always)
 {
-  commit_set_back (&c->commit);
-  TELL (c, set_back);
+  gate_close (&c->gate);
+  if (always || commit_wants_set_back (&c->commit)) {
+    commit_set_back (&c->commit);
+    TELL (c, set_back);
+  }
+  gate_open (&c->gate);
+  servers_changed (c);
 }
 
 static void
 destination_lost (void *opaque)
 {
-  struct clone *c = opaque;
-
-  gate_close (&c->gate);
-  set_back (c);
-  gate_open (&c->gate);
-  servers_changed (c);
+  set_back (opaque, true);
 }
 
 /* After a commit that failed: somebody has to set the map back, where that helps.
@@ -106,13 +110,8 @@ destination_lost (void *opaque)
 static void
 set_back_if_wanted (struct clone *c)
 {
-  if (!commit_wants_set_back (&c->commit))
-    return;
-  gate_close (&c->gate);
   if (commit_wants_set_back (&c->commit))
-    set_back (c);
-  gate_open (&c->gate);
-  servers_changed (c);
+    set_back (c, false);
 }
 
 /* The clone is complete: nothing can be invalid again.  But what clients have
@@ -132,12 +131,6 @@ struct attempt {
   uint64_t events;  /* outage_events before this try */
   double lost;      /* when the first try failed, 0: none has */
 };
-
-static struct attempt
-first_attempt (struct clone *c)
-{
-  return (struct attempt){ .events = outage_events (&c->outage) };
-}
 
 /* Is it in vain to wait for the source?  Only if nothing else is waited for. */
 static bool
@@ -159,33 +152,29 @@ client_is_gone (const struct clone *c)
   return c->options.client_is_gone && c->options.client_is_gone ();
 }
 
-/* A try has failed, with errno set.  Wait until the request may succeed.  False,
- * with errno set, where it has failed for good.
+/* A try has failed, with errno set.  Wait until the request may succeed.  -1, with
+ * errno set, where it has failed for good.
  */
-static bool
+static int
 try_again (struct clone *c, struct attempt *a)
 {
   uint64_t events;
   int wait;
 
   if (errno != ENOTCONN)
-    return false;
+    return -1;
   if (a->lost == 0)
     a->lost = monotonic_seconds ();
   for (;;) {
     events = outage_events (&c->outage);
-    if (outage_has_ended (&c->outage) || client_is_gone (c)) {
-      errno = ESHUTDOWN;
-      return false;
-    }
+    if (outage_has_ended (&c->outage) || client_is_gone (c))
+      return fail (ESHUTDOWN);
     if (events != a->events) {
       a->events = events;
-      return true;
+      return 0;
     }
-    if (source_is_given_up (c, a->lost)) {
-      errno = EIO;
-      return false;
-    }
+    if (source_is_given_up (c, a->lost))
+      return fail (EIO);
     wait = WAIT_TICK;
     if (c->source_timeout)
       wait = MIN (wait, (int)((a->lost + c->source_timeout -
@@ -193,6 +182,18 @@ try_again (struct clone *c, struct attempt *a)
     outage_wait (&c->outage, events, MAX (wait, 1));
   }
 }
+
+/* What `once', a try of the request, returns in the end: 0 or -1. */
+#define UNTIL_DONE(c, once)                                             \
+  ({                                                                    \
+    struct attempt try_ = { .events = outage_events (&(c)->outage) };   \
+    int r_;                                                             \
+                                                                        \
+    do                                                                  \
+      r_ = (once);                                                      \
+    while (r_ == -1 && try_again (c, &try_) == 0);                      \
+    r_;                                                                 \
+  })
 
 /* ---- life ---- */
 
@@ -390,8 +391,7 @@ tell_losses (struct clone *c, struct clone_client *client)
   if (atomic_exchange (&client->losses, losses) == losses)
     return 0;
   c->losses_told = losses;
-  errno = EIO;
-  return -1;
+  return fail (EIO);
 }
 
 int
@@ -415,11 +415,8 @@ clone_commit (struct clone *c, bool always)
 int
 clone_flush (struct clone *c, struct clone_client *client)
 {
-  struct attempt a = first_attempt (c);
-
-  while (clone_commit (c, true) == -1)
-    if (!try_again (c, &a))
-      return -1;
+  if (UNTIL_DONE (c, clone_commit (c, true)) == -1)
+    return -1;
   return client ? tell_losses (c, client) : 0;
 }
 
@@ -446,6 +443,18 @@ regions_of (const struct clone *c, uint64_t start, uint64_t end,
 
   *first = start / region_size;
   *count = div_round_up (end, region_size) - *first;
+}
+
+void
+clone_set_valid (struct clone *c, uint64_t start, uint64_t end,
+                 const char *why)
+{
+  uint64_t first, count;
+
+  regions_of (c, start, end, &first, &count);
+  region_map_set (c->map, first, count);
+  log_debug (c->log, LOG_REGION, "region %" PRIu64 "+%" PRIu64 ": valid, %s",
+             first, count, why);
 }
 
 /* How FUA is honoured for a range.  Where its regions are durable already, the
@@ -482,7 +491,7 @@ copy_bytes (struct clone *c, struct backend *source, uint8_t *buf,
   const uint64_t region = start / region_map_region_size (c->map);
 
   while (start < end) {
-    uint32_t n = MIN (end - start, (uint64_t)CLONE_COPY_MAX);
+    uint32_t n = MIN (end - start, CLONE_COPY_MAX);
     struct gate_pass pass;
     struct owner owner;
     int r = 0;
@@ -511,10 +520,7 @@ copy_bytes (struct clone *c, struct backend *source, uint8_t *buf,
 static int
 check_not_set_back (struct clone *c, uint64_t closings)
 {
-  if (gate_closings (&c->gate) == closings)
-    return 0;
-  errno = ENOTCONN;
-  return -1;
+  return gate_closings (&c->gate) == closings ? 0 : fail (ENOTCONN);
 }
 
 /* Write source bytes to those regions of [start, end) that are still invalid,
@@ -526,7 +532,7 @@ static int
 install_owned (struct clone *c, const uint8_t *buf, uint64_t start,
                uint64_t end)
 {
-  uint64_t first, count, n;
+  uint64_t n;
   bool valid;
   int r;
 
@@ -534,10 +540,8 @@ install_owned (struct clone *c, const uint8_t *buf, uint64_t start,
     n = region_map_run_bytes (c->map, pos, end, &valid);
     if (valid)
       continue;
-    if (!commit_may_set (&c->commit)) {
-      errno = EIO;
-      return -1;
-    }
+    if (!commit_may_set (&c->commit))
+      return fail (EIO);
     if (buf == NULL)
       r = 0;
     else if (is_zero (buf + (pos - start), n))
@@ -547,11 +551,8 @@ install_owned (struct clone *c, const uint8_t *buf, uint64_t start,
     if (r == -1)
       return -1;
     TEST_POINT (COPY_WRITTEN);
-    regions_of (c, pos, pos + n, &first, &count);
-    region_map_set (c->map, first, count);
+    clone_set_valid (c, pos, pos + n, "copied for a client");
     TEST_POINT (COPY_SET);
-    log_debug (c->log, LOG_REGION, "region %" PRIu64 "+%" PRIu64
-               ": valid, copied for a client", first, count);
   }
   return 0;
 }
@@ -583,35 +584,7 @@ install_copy (struct clone *c, uint64_t closings, const uint8_t *buf,
 static uint64_t
 copy_step (const struct clone *c)
 {
-  return MAX (region_map_region_size (c->map), (uint64_t)CLONE_COPY_MAX);
-}
-
-/* Copy a run of invalid regions [start, end), with a buffer for the smaller of
- * them and CLONE_COPY_MAX.
- */
-static int
-copy_run (struct clone *c, struct backend *source, uint8_t *buf,
-          uint64_t start, uint64_t end)
-{
-  const uint64_t step = copy_step (c);
-
-  for (; start < end; start += step) {
-    const uint64_t closings = gate_closings (&c->gate);
-    uint64_t stop = MIN (start + step, end);
-
-    if (stop - start <= CLONE_COPY_MAX) {
-      if (backend_pread (source, buf, stop - start, start) == -1 ||
-          install_copy (c, closings, buf, start, stop) == -1)
-        return -1;
-    }
-    else {
-      /* One large region: piece by piece, then it becomes valid as a whole. */
-      if (copy_bytes (c, source, buf, start, stop) == -1 ||
-          install_copy (c, closings, NULL, start, stop) == -1)
-        return -1;
-    }
-  }
-  return 0;
+  return MAX (region_map_region_size (c->map), CLONE_COPY_MAX);
 }
 
 /* Copy those of the whole regions [start, end) that are invalid. */
@@ -619,19 +592,27 @@ static int
 copy_invalid (struct clone *c, struct backend *source, uint64_t start,
               uint64_t end)
 {
-  CLEANUP_FREE uint8_t *buf =
-    malloc (MIN (end - start, (uint64_t)CLONE_COPY_MAX));
+  CLEANUP_FREE uint8_t *buf = malloc (MIN (end - start, CLONE_COPY_MAX));
+  const uint64_t step = copy_step (c);
   uint64_t n;
   bool valid;
+  int r = buf ? 0 : -1;
 
-  if (buf == NULL)
-    return -1;
-  for (; start < end; start += n) {
+  for (; start < end && r == 0; start += n) {
+    const uint64_t closings = gate_closings (&c->gate);
+
     n = region_map_run_bytes (c->map, start, end, &valid);
-    if (!valid && copy_run (c, source, buf, start, start + n) == -1)
-      return -1;
+    if (valid)
+      continue;
+    n = MIN (n, step);
+    /* A large region: piece by piece, then it becomes valid as a whole. */
+    r = n <= CLONE_COPY_MAX ? backend_pread (source, buf, n, start)
+      : copy_bytes (c, source, buf, start, start + n);
+    if (r == 0)
+      r = install_copy (c, closings, n <= CLONE_COPY_MAX ? buf : NULL, start,
+                        start + n);
   }
-  return 0;
+  return r;
 }
 
 /* The whole regions in a range of bytes.  False if there is none. */
@@ -648,119 +629,67 @@ shrink_to_regions (const struct clone *c, uint64_t *start, uint64_t *end)
 
 /* ---- read ---- */
 
-/* The next stretch that one read of the source should cover: a run of invalid
- * regions, and what follows up to the last one with only gaps of max_gap before
- * it.  False if there is none before end.
+/* Read from b those runs of [offset, end) that are valid, or those that are not,
+ * and gaps of at most max_gap between them.  How many bytes that was, or -1.
  */
-static bool
-next_source_stretch (const struct clone *c, uint64_t offset, uint64_t end,
-                     uint64_t max_gap, uint64_t *start, uint64_t *stop)
+static int64_t
+read_runs (struct clone *c, struct backend *b, bool wanted, uint64_t max_gap,
+           uint8_t *buf, uint64_t offset, uint64_t end)
 {
-  bool found = false, valid;
+  struct segment seg[MAX_SEGMENTS];
+  uint64_t stop = offset, run;
+  int64_t count = 0;
+  size_t n = 0;
+  bool valid;
 
-  *start = *stop = offset;
-  while (offset < end) {
-    uint64_t n = region_map_run_bytes (c->map, offset, end, &valid);
-
-    if (valid && found && n > max_gap)
-      break;
-    if (!valid) {
-      if (!found)
-        *start = offset;
-      *stop = offset + n;
-      found = true;
+  for (uint64_t pos = offset; pos < end; pos += run) {
+    run = region_map_run_bytes (c->map, pos, end, &valid);
+    if (valid != wanted)
+      continue;
+    if (n == 0 || pos - stop > max_gap) {
+      if (n == MAX_SEGMENTS) {
+        if (backend_preadv (b, seg, n) == -1)
+          return -1;
+        n = 0;
+      }
+      seg[n++] = (struct segment){ buf + (pos - offset), 0, pos };
+      stop = pos;
     }
-    offset += n;
+    seg[n - 1].count += pos + run - stop;
+    count += pos + run - stop;
+    stop = pos + run;
   }
-  return found;
+  return backend_preadv (b, seg, n) == -1 ? -1 : count;
 }
 
-/* Fill from the source what is invalid (and valid gaps of at most max_gap,
- * which read_valid replaces).  *count is set to how many bytes that was.
+/* Fill from the source what is invalid, and valid gaps, which are replaced
+ * later; and tell who wants to know.
  */
 static int
 read_invalid (struct clone *c, struct backend *source, uint8_t *buf,
-              uint64_t offset, uint64_t end, uint64_t max_gap,
-              uint64_t *count)
-{
-  struct segment seg[MAX_SEGMENTS];
-  uint64_t pos = offset, start, stop;
-  size_t n = 0;
-
-  *count = 0;
-  while (next_source_stretch (c, pos, end, max_gap, &start, &stop)) {
-    seg[n++] = (struct segment){
-      buf + (start - offset), stop - start, start
-    };
-    *count += stop - start;
-    pos = stop;
-    if (n == MAX_SEGMENTS) {
-      if (backend_preadv (source, seg, n) == -1)
-        return -1;
-      n = 0;
-    }
-  }
-  return backend_preadv (source, seg, n);
-}
-
-/* The same.  The source may be unable to read what lies in a gap, since a
- * client wrote there for that very reason: then without gaps.
- */
-static int
-read_invalid_only (struct clone *c, struct backend *source, uint8_t *buf,
-                   uint64_t offset, uint64_t end, uint64_t *count)
-{
-  int r = read_invalid (c, source, buf, offset, end, READ_GAP, count);
-  bool valid;
-
-  if (r == -1 && errno != ENOTCONN &&
-      region_map_run_bytes (c->map, offset, end, &valid) < end - offset)
-    r = read_invalid (c, source, buf, offset, end, 0, count);
-  return r;
-}
-
-/* The same, and tell who wants to know.  A read that failed, or that came when
- * all had become valid, does not say how long the source takes.
- */
-static int
-read_invalid_timed (struct clone *c, struct backend *source, uint8_t *buf,
-                    uint64_t offset, uint64_t end)
+              uint64_t offset, uint64_t end)
 {
   double before;
-  uint64_t count;
-  int r;
+  int64_t count;
+  bool valid;
 
   if (c->events.source_read)
     c->events.source_read (c->events.opaque, offset, end);
   before = monotonic_seconds ();
-  r = read_invalid_only (c, source, buf, offset, end, &count);
-  if (r == 0 && count > 0 && c->events.source_was_read)
+  count = read_runs (c, source, false, READ_GAP, buf, offset, end);
+  /* The source may be unable to read what lies in a gap, since a client wrote
+   * there for that very reason.
+   */
+  if (count == -1 && errno != ENOTCONN &&
+      region_map_run_bytes (c->map, offset, end, &valid) < end - offset)
+    count = read_runs (c, source, false, 0, buf, offset, end);
+  /* A read that failed, or that came when all had become valid, does not say how
+   * long the source takes.
+   */
+  if (count > 0 && c->events.source_was_read)
     c->events.source_was_read (c->events.opaque, count,
                                monotonic_seconds () - before);
-  return r;
-}
-
-/* Fill from the destination all that is valid by now. */
-static int
-read_valid (struct clone *c, uint8_t *buf, uint64_t offset, uint64_t end)
-{
-  struct segment seg[MAX_SEGMENTS];
-  uint64_t pos = offset, run;
-  size_t n = 0;
-  bool valid;
-
-  for (; pos < end; pos += run) {
-    run = region_map_run_bytes (c->map, pos, end, &valid);
-    if (!valid)
-      continue;
-    seg[n++] = (struct segment){ buf + (pos - offset), run, pos };
-    if (n == MAX_SEGMENTS) {
-      if (backend_preadv (c->dest, seg, n) == -1)
-        return -1;
-      n = 0;
-    }
-  }
-  return backend_preadv (c->dest, seg, n);
+  return count == -1 ? -1 : 0;
 }
 
 /* What copy-on-read cannot keep is read anyway. */
@@ -771,30 +700,18 @@ could_not_keep (struct clone *c, uint64_t start, uint64_t end)
              ": read and not kept: %m", start, end - start);
 }
 
-static void
-keep_region (struct clone *c, struct backend *source, uint64_t region)
-{
-  const uint64_t region_size = region_map_region_size (c->map);
-  const uint64_t start = region * region_size;
-  const uint64_t end = MIN (start + region_size, c->size);
-
-  if (copy_invalid (c, source, start, end) == -1)
-    could_not_keep (c, start, end);
-}
-
-/* copy-on-read, before the read: partly covered regions at both ends are copied
- * whole.
+/* copy-on-read, before the read: the region at one end of it is copied whole if
+ * the read covers only a part.
  */
 static void
-keep_ends (struct clone *c, struct backend *source, uint64_t offset,
-           uint64_t end)
+keep_end (struct clone *c, struct backend *source, uint64_t pos)
 {
   const uint64_t region_size = region_map_region_size (c->map);
+  const uint64_t start = round_down (pos, region_size);
+  const uint64_t end = MIN (start + region_size, c->size);
 
-  if (offset % region_size != 0)
-    keep_region (c, source, offset / region_size);
-  if (end % region_size != 0 && end != c->size)
-    keep_region (c, source, end / region_size);
+  if (pos > start && pos < end && copy_invalid (c, source, start, end) == -1)
+    could_not_keep (c, start, end);
 }
 
 /* copy-on-read, after the read, which began when the gate had been closed so many
@@ -833,14 +750,16 @@ read_both (struct clone *c, struct backend *source, uint8_t *buf,
   int r;
 
   TEST_POINT (READ_CHOSE_SOURCE);
-  if (c->options.copy_on_read)
-    keep_ends (c, source, offset, end);
-  if (read_invalid_timed (c, source, buf, offset, end) == -1)
+  if (c->options.copy_on_read) {
+    keep_end (c, source, offset);
+    keep_end (c, source, end);
+  }
+  if (read_invalid (c, source, buf, offset, end) == -1)
     return -1;
   gate_enter (&c->gate, &pass);
   r = check_not_set_back (c, closings);
-  if (r == 0)
-    r = read_valid (c, buf, offset, end);
+  if (r == 0 && read_runs (c, c->dest, true, 0, buf, offset, end) == -1)
+    r = -1;
   gate_leave (&c->gate, &pass);
   if (r == 0 && c->options.copy_on_read)
     keep (c, closings, buf, offset, end);
@@ -873,13 +792,8 @@ read_once (struct clone *c, void *buf, uint32_t count, uint64_t offset)
 int
 clone_pread (struct clone *c, void *buf, uint32_t count, uint64_t offset)
 {
-  struct attempt a = first_attempt (c);
-
   count_request (c);
-  while (read_once (c, buf, count, offset) == -1)
-    if (!try_again (c, &a))
-      return -1;
-  return 0;
+  return UNTIL_DONE (c, read_once (c, buf, count, offset));
 }
 
 /* ---- changes ---- */
@@ -924,20 +838,20 @@ change_valid (struct clone *c, const struct change *ch, uint64_t start,
 /* Where the change needs source bytes around it: e->head before it in its first
  * region, e->tail after it in its last one, 0 where that is valid or covered.
  */
-static void
-find_edges (const struct clone *c, uint64_t start, uint64_t end,
-            struct edges *e)
+static struct edges
+find_edges (const struct clone *c, uint64_t start, uint64_t end)
 {
   const uint64_t region_size = region_map_region_size (c->map);
-
-  *e = (struct edges){
+  struct edges e = {
     .start = round_down (start, region_size),
     .end = MIN (round_up (end, region_size), c->size),
   };
-  if (!region_map_is_valid (c->map, e->start / region_size))
-    e->head = start - e->start;
-  if (!region_map_is_valid (c->map, (e->end - 1) / region_size))
-    e->tail = e->end - end;
+
+  if (!region_map_is_valid (c->map, e.start / region_size))
+    e.head = start - e.start;
+  if (!region_map_is_valid (c->map, (e.end - 1) / region_size))
+    e.tail = e.end - end;
+  return e;
 }
 
 /* Get them, unowned and outside the gate, since the source never changes.  Large
@@ -947,29 +861,26 @@ static int
 read_edges (struct clone *c, struct backend *source, struct edges *e)
 {
   const uint64_t total = e->head + e->tail;
-  const struct segment seg[2] = {
+  struct segment seg[2] = {
     { NULL, e->head, e->start }, { NULL, e->tail, e->end - e->tail },
   };
+  int r = 0;
 
   e->closings = gate_closings (&c->gate);
   e->copied = total > CLONE_COPY_MAX;
-  e->buf = malloc (MIN (total, (uint64_t)CLONE_COPY_MAX));
+  e->buf = malloc (MIN (total, CLONE_COPY_MAX));
   if (e->buf == NULL)
     return -1;
   if (!e->copied) {
-    const struct segment in_buf[2] = {
-      { e->buf, seg[0].count, seg[0].offset },
-      { e->buf + e->head, seg[1].count, seg[1].offset },
-    };
-
-    return backend_preadv (source, e->head ? in_buf : in_buf + 1,
+    seg[0].buf = e->buf;
+    seg[1].buf = e->buf + e->head;
+    return backend_preadv (source, e->head ? seg : seg + 1,
                            (e->head > 0) + (e->tail > 0));
   }
-  for (unsigned i = 0; i < 2; ++i)
-    if (copy_bytes (c, source, e->buf, seg[i].offset,
-                    seg[i].offset + seg[i].count) == -1)
-      return -1;
-  return 0;
+  for (unsigned i = 0; i < 2 && r == 0; ++i)
+    r = copy_bytes (c, source, e->buf, seg[i].offset,
+                    seg[i].offset + seg[i].count);
+  return r;
 }
 
 /* Write the change [start, end) and its edges as the owner of its regions.
@@ -980,24 +891,17 @@ static int
 write_owned (struct clone *c, const struct change *ch, uint64_t start,
              uint64_t end, const struct edges *e)
 {
-  const uint64_t region_size = region_map_region_size (c->map);
-  const uint64_t first = round_down (start, region_size);
-  const uint64_t last = MIN (round_up (end, region_size), c->size);
-  const bool head = first < start &&
-    !region_map_is_valid (c->map, first / region_size);
-  const bool tail = last > end &&
-    !region_map_is_valid (c->map, (last - 1) / region_size);
+  const struct edges now = find_edges (c, start, end);
+  const bool head = now.head > 0, tail = now.tail > 0;
   struct segment seg[3];
   size_t n = 0;
 
   /* Invalid again, after it was valid at the first look: begin anew. */
-  if ((head && e->head == 0) || (tail && e->tail == 0)) {
-    errno = ENOTCONN;
-    return -1;
-  }
+  if ((head && e->head == 0) || (tail && e->tail == 0))
+    return fail (ENOTCONN);
 
   if (head && !e->copied)
-    seg[n++] = (struct segment){ e->buf, e->head, first };
+    seg[n++] = (struct segment){ e->buf, e->head, now.start };
   if (ch->type == CHANGE_WRITE)
     seg[n++] = (struct segment){
       (uint8_t *)ch->buf + (start - ch->offset), end - start, start
@@ -1043,8 +947,7 @@ change_invalid (struct clone *c, const struct change *ch, uint64_t start,
 {
   const uint64_t region_size = region_map_region_size (c->map);
   struct owner owner;
-  uint64_t first, count;
-  int r = -1;
+  int r;
 
   /* A trim changes whole regions only. */
   if (ch->type == CHANGE_TRIM && !shrink_to_regions (c, &start, &end))
@@ -1055,56 +958,39 @@ change_invalid (struct clone *c, const struct change *ch, uint64_t start,
                      MIN (round_up (end, region_size), c->size));
   TEST_POINT (CHANGE_OWNED);
   if (!commit_may_set (&c->commit))
-    errno = EIO;
+    r = fail (EIO);
   else if (ch->type == CHANGE_TRIM)
     r = trim_owned (c, ch, start, end);
   else
     r = write_owned (c, ch, start, end, e);
   if (r == 0) {
     TEST_POINT (CHANGE_WRITTEN);
-    regions_of (c, start, end, &first, &count);
-    region_map_set (c->map, first, count);
+    clone_set_valid (c, start, end, "a client's");
     TEST_POINT (CHANGE_SET);
-    log_debug (c->log, LOG_REGION, "region %" PRIu64 "+%" PRIu64
-               ": valid, a client's", first, count);
   }
   ownership_release (&c->ownership, &owner);
   return r;
 }
 
-/* All of it, run by run, inside the gate. */
-static int
-change_runs (struct clone *c, const struct change *ch, uint64_t end,
-             const struct edges *e)
-{
-  uint64_t n;
-  bool valid;
-  int r;
-
-  if (e->copied && check_not_set_back (c, e->closings) == -1)
-    return -1;
-  for (uint64_t pos = ch->offset; pos < end; pos += n) {
-    n = region_map_run_bytes (c->map, pos, end, &valid);
-    r = valid ? change_valid (c, ch, pos, pos + n)
-      : change_invalid (c, ch, pos, pos + n, e);
-    if (r == -1)
-      return -1;
-  }
-  return 0;
-}
-
-/* The change, and the commit that makes it durable, in one visit: if the
- * destination loses the one before the other, both are done again.
+/* All of it, run by run, and the commit that makes it durable, in one visit: if
+ * the destination loses the one before the other, both are done again.
  */
 static int
 change_inside (struct clone *c, const struct change *ch, uint64_t end,
                const struct edges *e, bool commit)
 {
   struct gate_pass pass;
+  uint64_t n;
+  bool valid;
   int r;
 
   gate_enter (&c->gate, &pass);
-  r = change_runs (c, ch, end, e);
+  r = e->copied ? check_not_set_back (c, e->closings) : 0;
+  for (uint64_t pos = ch->offset; pos < end && r == 0; pos += n) {
+    n = region_map_run_bytes (c->map, pos, end, &valid);
+    r = valid ? change_valid (c, ch, pos, pos + n)
+      : change_invalid (c, ch, pos, pos + n, e);
+  }
   if (r == 0 && !(ch->flags & BACKEND_FUA))
     commit_count_change (&c->commit);
   if (r == 0 && commit)
@@ -1114,26 +1000,23 @@ change_inside (struct clone *c, const struct change *ch, uint64_t end,
 }
 
 static int
-change_once (struct clone *c, struct change *ch, uint64_t end)
+change_once (struct clone *c, struct change ch, uint64_t end)
 {
-  const bool commit = wants_commit (c, end - ch->offset, ch->offset,
-                                    &ch->flags);
-  struct backend *source = NULL;
+  const bool commit = wants_commit (c, end - ch.offset, ch.offset, &ch.flags);
+  struct backend *source;
   struct edges e = { 0 };
   int r = 0, err;
 
-  if (ch->type != CHANGE_TRIM)
-    find_edges (c, ch->offset, end, &e);
+  if (ch.type != CHANGE_TRIM)
+    e = find_edges (c, ch.offset, end);
   if (e.head + e.tail > 0 && (source = clone_source_get (c)) != NULL) {
     r = read_edges (c, source, &e);
     clone_source_put (c);
-    if (r == 0 && client_is_gone (c)) {
-      errno = ESHUTDOWN;
-      r = -1;
-    }
+    if (r == 0 && client_is_gone (c))
+      r = fail (ESHUTDOWN);
   }
   if (r == 0)
-    r = change_inside (c, ch, end, &e, commit);
+    r = change_inside (c, &ch, end, &e, commit);
   err = errno;
   free (e.buf);
   if (r == -1)
@@ -1145,66 +1028,35 @@ change_once (struct clone *c, struct change *ch, uint64_t end)
 }
 
 static int
-change (struct clone *c, const struct change *ch, uint32_t count)
+change (struct clone *c, struct change ch, uint32_t count)
 {
-  struct attempt a = first_attempt (c);
-  struct change try;
-
   count_request (c);
-  do {
-    try = *ch;
-    if (change_once (c, &try, ch->offset + count) == 0)
-      return 0;
-  } while (try_again (c, &a));
-  return -1;
+  return UNTIL_DONE (c, change_once (c, ch, ch.offset + count));
 }
 
 int
 clone_pwrite (struct clone *c, const void *buf, uint32_t count,
               uint64_t offset, unsigned flags)
 {
-  struct change ch = {
-    .type = CHANGE_WRITE, .buf = buf, .offset = offset, .flags = flags
-  };
-
-  return change (c, &ch, count);
-}
-
-/* Would the change need bytes of the source around it? */
-static bool
-has_edges (const struct clone *c, uint64_t start, uint64_t end)
-{
-  const uint64_t region_size = region_map_region_size (c->map);
-
-  return
-    (start % region_size != 0 &&
-     !region_map_is_valid (c->map, start / region_size)) ||
-    (end % region_size != 0 && end != c->size &&
-     !region_map_is_valid (c->map, end / region_size));
+  return change (c, (struct change){ CHANGE_WRITE, buf, offset, flags }, count);
 }
 
 int
 clone_zero (struct clone *c, uint32_t count, uint64_t offset, unsigned flags)
 {
-  struct change ch = {
-    .type = CHANGE_ZERO, .offset = offset, .flags = flags
-  };
+  if (flags & BACKEND_FAST) {
+    const struct edges e = find_edges (c, offset, offset + count);
 
-  if ((flags & BACKEND_FAST) && has_edges (c, offset, offset + count)) {
-    errno = EOPNOTSUPP;
-    return -1;
+    if (e.head + e.tail > 0)
+      return fail (EOPNOTSUPP);
   }
-  return change (c, &ch, count);
+  return change (c, (struct change){ CHANGE_ZERO, NULL, offset, flags }, count);
 }
 
 int
 clone_trim (struct clone *c, uint32_t count, uint64_t offset, unsigned flags)
 {
-  struct change ch = {
-    .type = CHANGE_TRIM, .offset = offset, .flags = flags
-  };
-
-  return change (c, &ch, count);
+  return change (c, (struct change){ CHANGE_TRIM, NULL, offset, flags }, count);
 }
 
 /* ---- cache ---- */
@@ -1232,12 +1084,7 @@ cache_once (struct clone *c, uint32_t count, uint64_t offset)
 int
 clone_cache (struct clone *c, uint32_t count, uint64_t offset)
 {
-  struct attempt a = first_attempt (c);
-
-  while (cache_once (c, count, offset) == -1)
-    if (!try_again (c, &a))
-      return -1;
-  return 0;
+  return UNTIL_DONE (c, cache_once (c, count, offset));
 }
 
 /* ---- extents ---- */
@@ -1260,13 +1107,18 @@ ask_extents (struct backend *b, uint64_t count, uint64_t offset,
  */
 #define MAX_ASKED 16
 
-/* Append what list says about [start, end) to result.  1 where it says all, 0
- * where it ends earlier, -1 on error.
+/* Append what list says about [start, end) to result, after b was asked about
+ * [start, ask_end) where list is empty.  1 where it says all, 0 where it ends
+ * earlier, -1 on error.
  */
 static int
-add_extents (struct extents *result, const struct extents *list,
-             uint64_t start, uint64_t end)
+add_extents (struct backend *b, uint64_t start, uint64_t end,
+             uint64_t ask_end, unsigned flags, struct extents *list,
+             struct extents *result)
 {
+  if (list->len == 0 &&
+      ask_extents (b, ask_end - start, start, flags, list) == -1)
+    return -1;
   for (size_t i = 0; i < list->len && start < end; ++i) {
     const struct extent *e = &list->extent[i];
     uint64_t stop = MIN (end, e->offset + e->length);
@@ -1280,40 +1132,12 @@ add_extents (struct extents *result, const struct extents *list,
   return start == end;
 }
 
-/* What the destination says about a run that was seen to be valid.  Asked after
- * that look and for that run only: an older or longer answer could call a hole
- * what has been hydrated meanwhile.
- */
-static int
-add_valid_extents (struct clone *c, uint64_t start, uint64_t end,
-                   unsigned flags, struct extents *result)
-{
-  CLEANUP_EXTENTS_FREE struct extents list = EXTENTS_INIT;
-
-  if (ask_extents (c->dest, end - start, start, flags, &list) == -1)
-    return -1;
-  return add_extents (result, &list, start, end);
-}
-
-/* What the source says about a run.  It never changes, so one answer, in list,
- * does for all runs of a request.
- */
-static int
-add_invalid_extents (struct backend *source, uint64_t start, uint64_t end,
-                     uint64_t request_end, unsigned flags,
-                     struct extents *list, struct extents *result)
-{
-  if (list->len == 0 &&
-      ask_extents (source, request_end - start, start, flags, list) == -1)
-    return -1;
-  return add_extents (result, list, start, end);
-}
-
 static int
 extents_once (struct clone *c, uint32_t count, uint64_t offset,
               unsigned flags, struct extents *list)
 {
   CLEANUP_EXTENTS_FREE struct extents from_source = EXTENTS_INIT;
+  CLEANUP_EXTENTS_FREE struct extents from_dest = EXTENTS_INIT;
   const uint64_t end = offset + count;
   struct backend *source = clone_source_get (c);
   unsigned asked = 0;
@@ -1323,12 +1147,18 @@ extents_once (struct clone *c, uint32_t count, uint64_t offset,
 
   for (uint64_t pos = offset; pos < end && r == 1; pos += n) {
     n = region_map_run_bytes (c->map, pos, end, &valid);
-    /* Without a source all is valid, whatever an older look said. */
+    /* The source never changes, so one answer does for all runs.  Without a
+     * source all is valid, whatever an older look said.
+     */
     if (!valid && source)
-      r = add_invalid_extents (source, pos, pos + n, end, flags,
-                               &from_source, list);
-    else if (asked++ < MAX_ASKED)
-      r = add_valid_extents (c, pos, pos + n, flags, list);
+      r = add_extents (source, pos, pos + n, end, flags, &from_source, list);
+    /* The destination is asked after the look and for this run only: an older or
+     * longer answer could call a hole what has been hydrated meanwhile.
+     */
+    else if (asked++ < MAX_ASKED) {
+      extents_clear (&from_dest);
+      r = add_extents (c->dest, pos, pos + n, pos + n, flags, &from_dest, list);
+    }
     else
       break;
     if ((flags & BACKEND_REQ_ONE) && list->len > 1)

@@ -40,7 +40,7 @@
 #include "region-map.h"
 
 /* The most that is copied through memory at once on a client's thread. */
-#define CLONE_COPY_MAX (UINT32_C (1) << 20)
+#define CLONE_COPY_MAX (UINT64_C (1) << 20)
 
 struct clone_options {
   bool discard_passdown; /* trim the destination */
@@ -218,6 +218,12 @@ extern int clone_cache (struct clone *c, uint32_t count, uint64_t offset);
  */
 extern struct backend *clone_source_get (struct clone *c);
 extern void clone_source_put (struct clone *c);
+
+/* What belongs into the regions of a range is in the destination: they are valid.
+ * The caller owns them.  why: whose data these are, for the log.
+ */
+extern void clone_set_valid (struct clone *c, uint64_t start, uint64_t end,
+                             const char *why);
 
 /* The commit's mode (commit.h), but MODE_FAIL when the destination is lost.
  * Waits for nothing.
