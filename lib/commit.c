@@ -86,38 +86,28 @@ destination_has_failed (struct commit *c)
     return;
   inheritance_spoil (c->inheritance, true);
   c->flush_error = errno;
-  if (commit_wants_set_back (c))
-    log_error (c->log, "destination %s: flush failed: %m; what was written "
-               "since the last flush may be lost: make room there",
-               c->dest->name);
-  else
-    log_error (c->log, "destination %s: flush failed: %m; what was written "
-               "since the last flush may be lost, no flush will succeed and no "
-               "region can become valid any more: repair the destination and "
-               "start again", c->dest->name);
+  log_error (c->log, "destination %s: flush failed: %m; what was written since "
+             "the last flush may be lost%s", c->dest->name,
+             commit_wants_set_back (c) ? ": make room there"
+             : ", no flush will succeed and no region can become valid any more: "
+             "repair the destination and start again");
 }
 
-/* A write or flush of the metadata failed, with errno set. */
-static void
-metadata_has_failed (struct commit *c)
+/* What a write and a flush of the metadata have returned, with errno set. */
+static int
+metadata_returned (struct commit *c, int r)
 {
-  if (errno == ENOTCONN)
-    return;
-  if (!c->metadata_failed)
+  if (r == -1 && errno == ENOTCONN)
+    return -1;
+  if (r == -1 && !c->metadata_failed)
     log_error (c->log, "metadata %s: cannot write: %m; no other region can "
                "become valid until this works again",
                c->metadata->backend->name);
-  c->metadata_failed = true;
-}
-
-static void
-metadata_has_succeeded (struct commit *c)
-{
-  if (!c->metadata_failed)
-    return;
-  log_info (c->log, "metadata %s: can be written again",
-            c->metadata->backend->name);
-  c->metadata_failed = false;
+  if (r == 0 && c->metadata_failed)
+    log_info (c->log, "metadata %s: can be written again",
+              c->metadata->backend->name);
+  c->metadata_failed = r == -1;
+  return r;
 }
 
 /* Steps 3 and 4.  The metadata lock is held. */
@@ -125,18 +115,15 @@ static int
 write_bitmap (struct commit *c, const uint32_t *sectors,
               uint8_t (*images)[METADATA_SECTOR], size_t n)
 {
-  if (metadata_write (c->metadata, sectors, images, n) == -1)
-    goto failed;
-  TEST_POINT (COMMIT_WRITTEN);
-  if (metadata_flush (c->metadata) == -1)
-    goto failed;
-  TEST_POINT (COMMIT_DURABLE);
-  metadata_has_succeeded (c);
-  return 0;
+  int r = metadata_write (c->metadata, sectors, images, n);
 
- failed:
-  metadata_has_failed (c);
-  return -1;
+  if (r == 0) {
+    TEST_POINT (COMMIT_WRITTEN);
+    r = metadata_flush (c->metadata);
+  }
+  if (r == 0)
+    TEST_POINT (COMMIT_DURABLE);
+  return metadata_returned (c, r);
 }
 
 /* Step 5. */
@@ -217,17 +204,16 @@ run_round (struct commit *c)
 static int
 mark_complete (struct commit *c)
 {
+  int r;
   LOCK_FOR_SCOPE (&c->metadata_lock);
 
   if (c->complete ||
       region_map_count_durable (c->map) != region_map_regions (c->map))
     return 0;
-  if (metadata_set_flags (c->metadata,
-                          c->metadata->sb.flags | METADATA_COMPLETE) == -1) {
-    metadata_has_failed (c);
+  r = metadata_set_flags (c->metadata,
+                          c->metadata->sb.flags | METADATA_COMPLETE);
+  if (metadata_returned (c, r) == -1)
     return -1;
-  }
-  metadata_has_succeeded (c);
   c->complete = true;
   inheritance_remove (c->inheritance);
   return 0;
@@ -357,39 +343,6 @@ commit_pause (double interval, double took)
   return MAX (interval, MIN (10 * took, (double)COMMIT_PAUSE_MAX));
 }
 
-bool
-commit_may_set (struct commit *c)
-{
-  return commit_mode (c) == MODE_RW;
-}
-
-enum clone_mode
-commit_mode (struct commit *c)
-{
-  return c->flush_error || c->metadata_failed ? MODE_RO : MODE_RW;
-}
-
-bool
-commit_is_complete (struct commit *c)
-{
-  return c->complete;
-}
-
-/* ---- losses ---- */
-
-void
-commit_count_change (struct commit *c)
-{
-  if (c->counts_changes)
-    c->changes++;
-}
-
-bool
-commit_wants_set_back (struct commit *c)
-{
-  return c->flush_error == ENOSPC || c->flush_error == EDQUOT;
-}
-
 void
 commit_set_back (struct commit *c)
 {
@@ -415,16 +368,4 @@ void
 commit_metadata_lost (struct commit *c)
 {
   LOCK_FOR_SCOPE (&c->metadata_lock);
-}
-
-uint64_t
-commit_losses (struct commit *c)
-{
-  return c->losses;
-}
-
-uint64_t
-commit_count (struct commit *c)
-{
-  return c->commits;
 }

@@ -77,6 +77,7 @@
 #ifndef CLONE_COMMIT_H
 #define CLONE_COMMIT_H
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -157,23 +158,44 @@ extern int commit_mark_clean (struct commit *c);
 #define COMMIT_FIRST 0.3
 extern double commit_pause (double interval, double took);
 
+static inline enum clone_mode
+commit_mode (struct commit *c)
+{
+  return c->flush_error || c->metadata_failed ? MODE_RO : MODE_RW;
+}
+
 /* May a region become valid now?  False in any mode but rw: a client would be
  * told that a write was done which no flush can ever make durable.
  */
-extern bool commit_may_set (struct commit *c);
-
-extern enum clone_mode commit_mode (struct commit *c);
+static inline bool
+commit_may_set (struct commit *c)
+{
+  return commit_mode (c) == MODE_RW;
+}
 
 /* Is the durable bitmap full, and the metadata's complete flag set? */
-extern bool commit_is_complete (struct commit *c);
+static inline bool
+commit_is_complete (struct commit *c)
+{
+  return c->complete;
+}
 
 /* A client's change has been done and is not durable, and the client will be
  * told that it is done.  The caller is inside the gate.
  */
-extern void commit_count_change (struct commit *c);
+static inline void
+commit_count_change (struct commit *c)
+{
+  if (c->counts_changes)
+    c->changes++;
+}
 
 /* A destination flush has failed in a way that commit_set_back makes good. */
-extern bool commit_wants_set_back (struct commit *c);
+static inline bool
+commit_wants_set_back (struct commit *c)
+{
+  return c->flush_error == ENOSPC || c->flush_error == EDQUOT;
+}
 
 /* The destination may have lost everything that is not durable.  Nobody is
  * inside the gate.
@@ -186,9 +208,17 @@ extern void commit_set_back (struct commit *c);
 extern void commit_metadata_lost (struct commit *c);
 
 /* How often were changes lost that no flush had made durable? */
-extern uint64_t commit_losses (struct commit *c);
+static inline uint64_t
+commit_losses (struct commit *c)
+{
+  return c->losses;
+}
 
 /* How many commits wrote to the metadata: for tests and statistics. */
-extern uint64_t commit_count (struct commit *c);
+static inline uint64_t
+commit_count (struct commit *c)
+{
+  return c->commits;
+}
 
 #endif /* CLONE_COMMIT_H */

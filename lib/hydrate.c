@@ -99,7 +99,6 @@ struct worker {
 
   struct copy *idle;  /* with their buffers, for the next ranges of data */
   uint64_t idle_bytes; /* of those buffers */
-  struct copy *bare;  /* idle, without a buffer */
   unsigned copies;    /* under way */
   uint64_t bytes;     /* of the threshold, in this worker */
 
@@ -131,8 +130,8 @@ struct hydrate {
   uint64_t bytes;       /* of the threshold, in all workers */
   unsigned copies;
   uint64_t regions;     /* whole regions being copied */
-  bool resting;         /* only bad ranges are left, which are tried again */
-  double retry_at;      /* then */
+  double retry_at;      /* only bad ranges are left, which are tried again then;
+                         * 0: others are, too */
   double retry_delay;   /* how long the last rest was; 0: there was none */
   uint64_t valid_at_rest; /* bytes valid when it began */
   unsigned bad_said;    /* ranges that became bad, with a message, */
@@ -161,16 +160,26 @@ is_over (struct hydrate *h)
   return h->stopping || commit_is_complete (&h->clone->commit);
 }
 
-/* Hydration cannot go on by itself. */
 static void
-stop_with_error (struct hydrate *h)
+tell_end (struct hydrate *h)
 {
-  {
-    LOCK_FOR_SCOPE (&h->lock);
-    h->stopped = true;
-  }
   if (h->on_end)
     h->on_end (h->on_end_opaque);
+}
+
+/* Hydration cannot go on by itself.  False where that is known, or does not
+ * matter any more; otherwise the caller says why and calls tell_end.
+ */
+static bool
+stop (struct hydrate *h, bool by_mode)
+{
+  LOCK_FOR_SCOPE (&h->lock);
+
+  if (h->stopped || h->stopping)
+    return false;
+  h->stopped = true;
+  h->stopped_by_mode = by_mode;
+  return true;
 }
 
 /* The largest copy that settings allow now. */
@@ -186,13 +195,23 @@ batch_size (const struct hydrate_settings *s)
 
 /* ---- one range ---- */
 
-static struct copy *
-pop_copy (struct copy **list)
+static void
+free_copy (struct copy *copy)
 {
-  struct copy *copy = *list;
+  free (copy->buf);
+  free (copy);
+}
 
-  if (copy)
-    *list = copy->next;
+/* An idle one, NULL if there is none. */
+static struct copy *
+pop_idle (struct worker *w)
+{
+  struct copy *copy = w->idle;
+
+  if (copy) {
+    w->idle = copy->next;
+    w->idle_bytes -= copy->buf_size;
+  }
   return copy;
 }
 
@@ -202,12 +221,8 @@ pop_copy (struct copy **list)
 static struct copy *
 get_copy (struct worker *w, size_t buf_size)
 {
-  struct copy *copy = buf_size > 0 ? pop_copy (&w->idle) : NULL;
+  struct copy *copy = buf_size > 0 ? pop_idle (w) : NULL;
 
-  if (copy)
-    w->idle_bytes -= copy->buf_size;
-  else
-    copy = pop_copy (&w->bare);
   if (copy == NULL)
     copy = calloc (1, sizeof *copy);
   if (copy && copy->buf_size < buf_size) {
@@ -223,25 +238,15 @@ get_copy (struct worker *w, size_t buf_size)
 }
 
 static void
-free_copies (struct copy **list)
+free_idle (struct worker *w)
 {
   struct copy *copy;
 
-  while ((copy = pop_copy (list)) != NULL) {
-    free (copy->buf);
-    free (copy);
-  }
+  while ((copy = pop_idle (w)) != NULL)
+    free_copy (copy);
 }
 
-static void
-free_idle (struct worker *w)
-{
-  free_copies (&w->idle);
-  free_copies (&w->bare);
-  w->idle_bytes = 0;
-}
-
-/* Keep it for the next range, and its buffer as long as the idle ones, and what
+/* Keep it and its buffer for the next range, as long as the idle ones, and what
  * is under way, are within the worker's share of the threshold.  As a small
  * range may get a large buffer, all buffers together can take up to twice the
  * threshold; without this rule each of MAX_COPIES would grow to a batch.
@@ -249,17 +254,14 @@ free_idle (struct worker *w)
 static void
 put_copy (struct worker *w, struct copy *copy, uint64_t share)
 {
-  struct copy **list;
-
-  if (w->bytes + w->idle_bytes + copy->buf_size > share) {
-    free (copy->buf);
-    copy->buf = NULL;
-    copy->buf_size = 0;
+  if (copy->buf == NULL ||
+      w->bytes + w->idle_bytes + copy->buf_size > share) {
+    free_copy (copy);
+    return;
   }
   w->idle_bytes += copy->buf_size;
-  list = copy->buf ? &w->idle : &w->bare;
-  copy->next = *list;
-  *list = copy;
+  copy->next = w->idle;
+  w->idle = copy;
 }
 
 /* Count a range in or out.  Called with the lock. */
@@ -298,6 +300,14 @@ end_copy (struct copy *copy)
     ev_async_send (w->loop, &w->wake);
 }
 
+static void
+set_valid (struct clone *c, uint64_t start, uint64_t end)
+{
+  TEST_POINT (HYDRATE_WRITTEN);
+  clone_set_valid (c, start, end, "hydrated");
+  TEST_POINT (HYDRATE_SET);
+}
+
 /* The whole of a region that was copied in pieces is owned, and all of its
  * bytes are in the destination, unless a client's write came first.
  */
@@ -309,11 +319,8 @@ finish_cut (struct copy *copy)
   struct plan_cut *cut = copy->range.cut;
   const uint64_t region = cut->start / region_map_region_size (c->map);
 
-  if (!region_map_is_valid (c->map, region) && commit_may_set (&c->commit)) {
-    TEST_POINT (HYDRATE_WRITTEN);
-    region_map_set (c->map, region, 1);
-    TEST_POINT (HYDRATE_SET);
-  }
+  if (!region_map_is_valid (c->map, region) && commit_may_set (&c->commit))
+    set_valid (c, cut->start, cut->end);
   ownership_release (&c->ownership, &copy->owner);
   gate_leave (&c->gate, &copy->pass);
   {
@@ -353,7 +360,6 @@ copy_lost (struct copy *copy)
   struct hydrate *h = copy->w->h;
   LOCK_FOR_SCOPE (&h->lock);
 
-  copy->error = ENOTCONN;
   plan_return (&h->plan, &copy->range);
 }
 
@@ -413,23 +419,16 @@ static void
 copy_failed (struct copy *copy, struct backend *b, const char *what, int error)
 {
   struct hydrate *h = copy->w->h;
-  bool first;
 
-  if (error == ENOTCONN) {
-    copy_lost (copy);
-    return;
-  }
   copy->error = error;
-  {
-    LOCK_FOR_SCOPE (&h->lock);
-    first = !h->stopped && !h->stopping;
-  }
-  if (first) {
+  if (error == ENOTCONN)
+    copy_lost (copy);
+  else if (stop (h, false)) {
     errno = error;
     log_error (h->log, "hydration stopped: cannot %s %s at offset %" PRIu64
                ": %m; remove the cause, then resume hydration or start again",
                what, b->name, copy->io.offset);
-    stop_with_error (h);
+    tell_end (h);
   }
 }
 
@@ -443,22 +442,18 @@ source_failed (struct copy *copy, int error)
 {
   struct worker *w = copy->w;
   struct hydrate *h = w->h;
-  bool new, said = false;
+  bool new, said;
 
   if (error == ENOTCONN) {
     copy_lost (copy);
     return;
   }
-  copy->error = error;
   {
     LOCK_FOR_SCOPE (&h->lock);
     new = plan_bad (&h->plan, &copy->range) && !h->stopping;
-    if (new && h->bad_said < MAX_BAD_SAID) {
-      h->bad_said++;
-      said = true;
-    }
-    else if (new)
-      h->bad_unsaid++;
+    said = new && h->bad_said < MAX_BAD_SAID;
+    h->bad_said += said;
+    h->bad_unsaid += new && !said;
   }
   if (said) {
     errno = error;
@@ -494,17 +489,9 @@ suspect (struct copy *copy, bool lost)
 static void
 stop_by_mode (struct copy *copy)
 {
-  struct hydrate *h = copy->w->h;
-  bool first;
-
   copy->error = EIO;
-  {
-    LOCK_FOR_SCOPE (&h->lock);
-    first = !h->stopped;
-    h->stopped_by_mode |= first;
-  }
-  if (first)
-    stop_with_error (h);
+  if (stop (copy->w->h, true))
+    tell_end (copy->w->h);
 }
 
 static void was_read (struct io *io);
@@ -544,7 +531,6 @@ written (struct io *io)
 {
   struct copy *copy = io->opaque;
   struct clone *c = copy->w->h->clone;
-  const uint64_t region_size = region_map_region_size (c->map);
 
   if (io->error && io->type == IO_SHARE) {
     share_failed (copy, io->error);
@@ -552,16 +538,8 @@ written (struct io *io)
   }
   if (io->error)
     copy_failed (copy, c->dest, "write to destination", io->error);
-  else if (!copy->range.cut) {
-    const uint64_t first = io->offset / region_size;
-    const uint64_t count = div_round_up (io->count, region_size);
-
-    TEST_POINT (HYDRATE_WRITTEN);
-    region_map_set (c->map, first, count);
-    TEST_POINT (HYDRATE_SET);
-    log_debug (c->log, LOG_REGION, "region %" PRIu64 "+%" PRIu64
-               ": valid, hydrated", first, count);
-  }
+  else if (!copy->range.cut)
+    set_valid (c, io->offset, io->offset + io->count);
   copy->pos += io->count;
   go_on (copy);
 }
@@ -773,7 +751,7 @@ next_range (struct worker *w, struct plan_range *range, uint64_t *cost,
   uint64_t batch;
   LOCK_FOR_SCOPE (&h->lock);
 
-  if (h->paused || h->stopped || h->finishing || h->resting || is_over (h) ||
+  if (h->paused || h->stopped || h->finishing || h->retry_at || is_over (h) ||
       s->threshold == 0 || !clone_servers_are_up (h->clone, w->source))
     return NEXT_WAIT;
   batch = batch_size (s);
@@ -816,7 +794,6 @@ rest (struct hydrate *h)
     MIN (2 * h->retry_delay, (double)BAD_DELAY_MAX) : BAD_DELAY;
   h->retry_at = monotonic_seconds () + h->retry_delay;
   h->valid_at_rest = valid;
-  h->resting = true;
 }
 
 /* What was left out is looked for, or waited for when all of it is bad. */
@@ -876,21 +853,20 @@ committed (void *opaque, int error)
 {
   struct hydrate *h = opaque;
   const bool full = error == ENOSPC && commit_may_set (&h->clone->commit);
-  bool failed, last;
+  const bool failed = error && error != ENOTCONN && !full;
+  bool last;
 
-  failed = error && error != ENOTCONN && !full;
   {
     LOCK_FOR_SCOPE (&h->lock);
     last = h->finishing && !is_over (h);
-    h->stopped_by_mode |= last && failed;
   }
   if (!last)
     return;
-  if (failed) {
+  if (failed && stop (h, true)) {
     errno = error;
     log_error (h->log, "hydration stopped: the last commit failed: %m; remove "
                "the cause, then resume hydration or start again");
-    stop_with_error (h);
+    tell_end (h);
   }
   begin_again (h);
 }
@@ -919,7 +895,8 @@ fill (struct worker *w)
           plan_piece_done (&h->plan, range.cut, false);
         plan_range_done (&h->plan, &range);
       }
-      stop_with_error (h);
+      if (stop (h, false))
+        tell_end (h);
       break;
     }
     copy->range = range;
@@ -980,7 +957,7 @@ on_later (struct ev_loop *loop, ev_timer *timer, int revents)
 static void
 retry_bad (struct hydrate *h)
 {
-  h->resting = false;
+  h->retry_at = 0;
   plan_retry (&h->plan);
 }
 
@@ -1011,11 +988,24 @@ on_tick (struct ev_loop *loop, ev_timer *timer, int revents)
     h->valid_then = valid;
     if (h->stopped_by_mode && commit_may_set (&h->clone->commit))
       start_over (h);
-    if (h->resting && !h->paused &&
+    if (h->retry_at && !h->paused &&
         (valid == h->clone->size || monotonic_seconds () >= h->retry_at))
       retry_bad (h);
   }
   wake_all (h);
+}
+
+/* After its loop, or where its thread never started. */
+static void
+worker_end (struct worker *w)
+{
+  free_idle (w);
+  channel_free (w->from);
+  channel_free (w->to);
+  w->from = w->to = NULL;
+  if (w->source)
+    clone_source_put (w->h->clone);
+  w->source = NULL;
 }
 
 static void *
@@ -1027,12 +1017,7 @@ worker_thread (void *arg)
   ev_async_send (w->loop, &w->wake);
   ev_run (w->loop, 0);
 
-  free_idle (w);
-  channel_free (w->from);
-  channel_free (w->to);
-  w->from = w->to = NULL;
-  clone_source_put (w->h->clone);
-  w->source = NULL;
+  worker_end (w);
   return NULL;
 }
 
@@ -1065,18 +1050,6 @@ worker_init (struct hydrate *h, struct worker *w)
   if (w == &h->worker[0])
     ev_timer_start (w->loop, &w->tick);
   return 0;
-}
-
-/* Undo worker_init, for a worker whose thread never started. */
-static void
-worker_undo (struct worker *w)
-{
-  channel_free (w->from);
-  channel_free (w->to);
-  w->from = w->to = NULL;
-  if (w->source)
-    clone_source_put (w->h->clone);
-  w->source = NULL;
 }
 
 /* ---- public functions ---- */
@@ -1183,8 +1156,7 @@ clone_became_complete (void *opaque)
   if (had_bad)
     log_info (h->log, "all that the source could not be read at has been read "
               "by now, or written by clients");
-  if (h->on_end)
-    h->on_end (h->on_end_opaque);
+  tell_end (h);
   wake_all (h);
 }
 
@@ -1206,9 +1178,8 @@ servers_changed (void *opaque)
   struct hydrate *h = opaque;
   unsigned connections;
 
-  if (clone_source_status (h->clone, &connections) == BACKEND_REFUSED &&
-      h->on_end)
-    h->on_end (h->on_end_opaque);
+  if (clone_source_status (h->clone, &connections) == BACKEND_REFUSED)
+    tell_end (h);
   wake_all (h);
 }
 
@@ -1257,7 +1228,7 @@ hydrate_stop (struct hydrate *h)
     if (w->started)
       pthread_join (w->thread, NULL);
     else
-      worker_undo (w);
+      worker_end (w);
     w->started = false;
   }
 }
