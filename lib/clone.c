@@ -85,10 +85,14 @@ metadata_server_lost (void *opaque)
   commit_metadata_lost (&c->commit);
 }
 
-/* With always false only if that is wanted still when the gate is closed. */
+/* Set the map back, with always false only where a commit has failed and nobody
+ * else has done it.  Outside the gate.
+ */
 static void
 set_back (struct clone *c, bool always)
 {
+  if (!always && !commit_wants_set_back (&c->commit))
+    return;
   gate_close (&c->gate);
   if (always || commit_wants_set_back (&c->commit)) {
     commit_set_back (&c->commit);
@@ -102,16 +106,6 @@ static void
 destination_lost (void *opaque)
 {
   set_back (opaque, true);
-}
-
-/* After a commit that failed: somebody has to set the map back, where that helps.
- * Outside the gate.
- */
-static void
-set_back_if_wanted (struct clone *c)
-{
-  if (commit_wants_set_back (&c->commit))
-    set_back (c, false);
 }
 
 /* The clone is complete: nothing can be invalid again.  But what clients have
@@ -407,7 +401,7 @@ clone_commit (struct clone *c, bool always)
   if (r == 0)
     drop_source (c);
   else
-    set_back_if_wanted (c);
+    set_back (c, false);
   errno = err;
   return r;
 }
@@ -418,12 +412,6 @@ clone_flush (struct clone *c, struct clone_client *client)
   if (UNTIL_DONE (c, clone_commit (c, true)) == -1)
     return -1;
   return client ? tell_losses (c, client) : 0;
-}
-
-void
-clone_ask_commit (struct clone *c)
-{
-  committer_ask (&c->committer);
 }
 
 /* For hydration's pace; so not where that is over. */
@@ -489,13 +477,14 @@ copy_bytes (struct clone *c, struct backend *source, uint8_t *buf,
             uint64_t start, uint64_t end)
 {
   const uint64_t region = start / region_map_region_size (c->map);
+  uint64_t n;
+  int r = 0;
 
-  while (start < end) {
-    uint32_t n = MIN (end - start, CLONE_COPY_MAX);
+  for (; start < end && r == 0; start += n) {
     struct gate_pass pass;
     struct owner owner;
-    int r = 0;
 
+    n = MIN (end - start, CLONE_COPY_MAX);
     if (region_map_is_valid (c->map, region))
       return 0;
     if (backend_pread (source, buf, n, start) == -1)
@@ -507,11 +496,8 @@ copy_bytes (struct clone *c, struct backend *source, uint8_t *buf,
       r = backend_pwrite (c->dest, buf, n, start, 0);
     ownership_release (&c->ownership, &owner);
     gate_leave (&c->gate, &pass);
-    if (r == -1)
-      return -1;
-    start += n;
   }
-  return 0;
+  return r;
 }
 
 /* Has the map been set back?  Then what was seen before, or written to invalid
@@ -525,40 +511,8 @@ check_not_set_back (struct clone *c, uint64_t closings)
 
 /* Write source bytes to those regions of [start, end) that are still invalid,
  * as their owner, and make them valid.  buf is the byte at start; NULL where
- * the bytes are in the destination already.  Zeroes become a hole.  Inside the
- * gate.
- */
-static int
-install_owned (struct clone *c, const uint8_t *buf, uint64_t start,
-               uint64_t end)
-{
-  uint64_t n;
-  bool valid;
-  int r;
-
-  for (uint64_t pos = start; pos < end; pos += n) {
-    n = region_map_run_bytes (c->map, pos, end, &valid);
-    if (valid)
-      continue;
-    if (!commit_may_set (&c->commit))
-      return fail (EIO);
-    if (buf == NULL)
-      r = 0;
-    else if (is_zero (buf + (pos - start), n))
-      r = backend_zero (c->dest, n, pos, BACKEND_MAY_TRIM);
-    else
-      r = backend_pwrite (c->dest, buf + (pos - start), n, pos, 0);
-    if (r == -1)
-      return -1;
-    TEST_POINT (COPY_WRITTEN);
-    clone_set_valid (c, pos, pos + n, "copied for a client");
-    TEST_POINT (COPY_SET);
-  }
-  return 0;
-}
-
-/* The same from outside, for bytes that were read or written since the gate had
- * been closed so many times.
+ * the bytes are in the destination already.  They were read or written since the
+ * gate had been closed so many times.  Zeroes become a hole.
  */
 static int
 install_copy (struct clone *c, uint64_t closings, const uint8_t *buf,
@@ -566,6 +520,8 @@ install_copy (struct clone *c, uint64_t closings, const uint8_t *buf,
 {
   struct gate_pass pass;
   struct owner owner;
+  uint64_t n;
+  bool valid;
   int r;
 
   gate_enter (&c->gate, &pass);
@@ -573,8 +529,22 @@ install_copy (struct clone *c, uint64_t closings, const uint8_t *buf,
   ownership_acquire (&c->ownership, &owner, start, end);
   TEST_POINT (COPY_OWNED);
   r = check_not_set_back (c, closings);
-  if (r == 0)
-    r = install_owned (c, buf, start, end);
+  for (uint64_t pos = start; pos < end && r == 0; pos += n) {
+    n = region_map_run_bytes (c->map, pos, end, &valid);
+    if (valid)
+      continue;
+    if (!commit_may_set (&c->commit))
+      r = fail (EIO);
+    else if (buf && is_zero (buf + (pos - start), n))
+      r = backend_zero (c->dest, n, pos, BACKEND_MAY_TRIM);
+    else if (buf)
+      r = backend_pwrite (c->dest, buf + (pos - start), n, pos, 0);
+    if (r == -1)
+      break;
+    TEST_POINT (COPY_WRITTEN);
+    clone_set_valid (c, pos, pos + n, "copied for a client");
+    TEST_POINT (COPY_SET);
+  }
   ownership_release (&c->ownership, &owner);
   gate_leave (&c->gate, &pass);
   return r;
@@ -1020,7 +990,7 @@ change_once (struct clone *c, struct change ch, uint64_t end)
   err = errno;
   free (e.buf);
   if (r == -1)
-    set_back_if_wanted (c);
+    set_back (c, false);
   else if (commit)
     drop_source (c);
   errno = err;
@@ -1205,13 +1175,6 @@ clone_source_status (struct clone *c, unsigned *connections)
 
   *connections = c->source ? backend_connections (c->source) : 0;
   return c->source ? backend_state (c->source) : BACKEND_LOST;
-}
-
-bool
-clone_servers_are_up (struct clone *c, struct backend *source)
-{
-  return backend_state (source) == BACKEND_UP &&
-         backend_state (c->dest) == BACKEND_UP;
 }
 
 void

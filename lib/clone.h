@@ -62,7 +62,7 @@ struct clone_options {
 struct clone_events {
   /* The clone has become complete.  Once, on whichever thread makes it so. */
   void (*complete) (void *opaque);
-  /* The commit that clone_ask_commit asked for has ended: 0 or an errno. */
+  /* A commit that the committer was asked for has ended: 0 or an errno. */
   void (*committed) (void *opaque, int error);
   /* The map was set back; nobody is inside the gate. */
   void (*set_back) (void *opaque);
@@ -192,11 +192,6 @@ extern void clone_client_init (struct clone *c, struct clone_client *client);
  */
 extern int clone_flush (struct clone *c, struct clone_client *client);
 
-/* Commit soon, on a thread of the clone's, and tell the event `committed'.  When
- * a server is lost that the commit needs, it waits for it there.
- */
-extern void clone_ask_commit (struct clone *c);
-
 /* For the committer: one commit, with always false only if there is something to
  * do, -1 with errno, also ENOTCONN; and tell the event `committed'.
  */
@@ -235,9 +230,6 @@ extern enum clone_mode clone_mode (struct clone *c);
  */
 extern enum backend_state clone_source_status (struct clone *c,
                                                unsigned *connections);
-
-/* Can hydration go on, are source and destination there?  Waits for nothing. */
-extern bool clone_servers_are_up (struct clone *c, struct backend *source);
 
 /* Why is the source not there?  A text in buf, empty while it is up, and after
  * it was closed.  Waits for nothing.

@@ -70,14 +70,6 @@ take_snapshot (struct commit *c)
   return n;
 }
 
-/* The commit does not get to step 5: its sectors are dirty again. */
-static void
-give_up_snapshot (struct commit *c, size_t n)
-{
-  for (size_t i = 0; i < n; ++i)
-    region_map_put_dirty (c->map, c->sectors[i]);
-}
-
 /* A flush of the destination failed, with errno set. */
 static void
 destination_has_failed (struct commit *c)
@@ -126,19 +118,6 @@ write_bitmap (struct commit *c, const uint32_t *sectors,
   return metadata_returned (c, r);
 }
 
-/* Step 5. */
-static void
-mark_durable (struct commit *c, size_t n)
-{
-  uint64_t words[WORDS_PER_SECTOR];
-
-  for (size_t i = 0; i < n; ++i) {
-    /* The image was made here, a moment ago: it decodes. */
-    metadata_decode (c->metadata, c->sectors[i], c->images[i], words);
-    region_map_set_durable (c->map, c->sectors[i], words);
-  }
-}
-
 /* Write a sector anew, to see whether the metadata can be written again.  The
  * metadata lock is held.
  */
@@ -160,6 +139,7 @@ try_metadata (struct commit *c)
 static int
 make_durable (struct commit *c, size_t n)
 {
+  uint64_t words[WORDS_PER_SECTOR];
   LOCK_FOR_SCOPE (&c->metadata_lock);
 
   if (n == 0) {
@@ -169,7 +149,11 @@ make_durable (struct commit *c, size_t n)
   }
   if (write_bitmap (c, c->sectors, c->images, n) == -1)
     return -1;
-  mark_durable (c, n);
+  for (size_t i = 0; i < n; ++i) {
+    /* The image was made here, a moment ago: it decodes. */
+    metadata_decode (c->metadata, c->sectors[i], c->images[i], words);
+    region_map_set_durable (c->map, c->sectors[i], words);
+  }
   c->commits++;
   log_debug (c->log, LOG_COMMIT, "commit: %zu sectors, %" PRIu64 " of %" PRIu64
              " regions are durable", n, region_map_count_durable (c->map),
@@ -196,7 +180,8 @@ run_round (struct commit *c)
   return n == c->max_sectors;
 
  failed:
-  give_up_snapshot (c, n);
+  for (size_t i = 0; i < n; ++i)
+    region_map_put_dirty (c->map, c->sectors[i]);
   return -1;
 }
 
@@ -256,16 +241,9 @@ run_commit (struct commit *c)
 static int
 client_errno (int error)
 {
-  switch (error) {
-  case ENOSPC:
-  case ENOMEM:
-  case ENOTCONN:
-    return error;
-  case EDQUOT:
+  if (error == EDQUOT)
     return ENOSPC;
-  default:
-    return EIO;
-  }
+  return error == ENOSPC || error == ENOMEM || error == ENOTCONN ? error : EIO;
 }
 
 /* The commit is over: tell everybody it was run for, and let one of those who

@@ -182,6 +182,17 @@ stop (struct hydrate *h, bool by_mode)
   return true;
 }
 
+/* May a range or a question be begun?  The lock is held. */
+static bool
+may_begin (const struct worker *w)
+{
+  struct hydrate *h = w->h;
+
+  return !h->paused && !h->stopped && !is_over (h) &&
+    backend_state (w->source) == BACKEND_UP &&
+    backend_state (h->clone->dest) == BACKEND_UP;
+}
+
 /* The largest copy that settings allow now. */
 static uint64_t
 batch_size (const struct hydrate_settings *s)
@@ -231,7 +242,7 @@ get_copy (struct worker *w, size_t buf_size)
     copy->buf = malloc (buf_size);
     if (copy->buf == NULL) {
       free (copy);
-      copy = NULL;
+      return NULL;
     }
   }
   return copy;
@@ -634,18 +645,13 @@ was_read (struct io *io)
 }
 
 static void
-start_copy (struct worker *w, struct copy *copy)
+start_copy (struct copy *copy)
 {
   const struct plan_range *range = &copy->range;
 
-  log_debug (w->h->log, LOG_HYDRATE, "hydrate: %s %" PRIu64 "+%" PRIu64,
+  log_debug (copy->w->h->log, LOG_HYDRATE, "hydrate: %s %" PRIu64 "+%" PRIu64,
              range->zero ? "hole" : "data", range->start,
              range->end - range->start);
-  copy->w = w;
-  copy->pos = range->start;
-  copy->last_piece = false;
-  copy->error = 0;
-  copy->shares = w->shares && !range->zero && !range->probe;
   if (range->zero || copy->shares)
     enter_and_own (copy);
   else
@@ -689,9 +695,7 @@ next_question (struct worker *w)
   struct asking *a = h->asking;
   LOCK_FOR_SCOPE (&h->lock);
 
-  if (h->paused || h->stopped || is_over (h) ||
-      !clone_servers_are_up (h->clone, w->source) ||
-      (q = plan_ask (&h->plan)) == NULL)
+  if (!may_begin (w) || (q = plan_ask (&h->plan)) == NULL)
     return NULL;
   while (a->question)
     a++;
@@ -751,8 +755,7 @@ next_range (struct worker *w, struct plan_range *range, uint64_t *cost,
   uint64_t batch;
   LOCK_FOR_SCOPE (&h->lock);
 
-  if (h->paused || h->stopped || h->finishing || h->retry_at || is_over (h) ||
-      s->threshold == 0 || !clone_servers_are_up (h->clone, w->source))
+  if (!may_begin (w) || h->finishing || h->retry_at || s->threshold == 0)
     return NEXT_WAIT;
   batch = batch_size (s);
   if (!has_room (w, batch, now))
@@ -781,35 +784,25 @@ next_range (struct worker *w, struct plan_range *range, uint64_t *cost,
   return NEXT_RANGE;
 }
 
-/* Only bad ranges are left: wait before they are tried again.  The lock is
- * held.
- */
-static void
-rest (struct hydrate *h)
-{
-  const uint64_t valid = region_map_bytes_valid (h->clone->map);
-  const bool got_something = valid > h->valid_at_rest;
-
-  h->retry_delay = h->retry_delay && !got_something ?
-    MIN (2 * h->retry_delay, (double)BAD_DELAY_MAX) : BAD_DELAY;
-  h->retry_at = monotonic_seconds () + h->retry_delay;
-  h->valid_at_rest = valid;
-}
-
-/* What was left out is looked for, or waited for when all of it is bad. */
+/* What was left out is looked for.  When all of it is bad, that waits. */
 static void
 begin_again (struct hydrate *h)
 {
+  const struct region_map *map = h->clone->map;
   struct plan_bad_sum bad;
-  uint64_t invalid;
+  uint64_t invalid, valid;
 
   {
     LOCK_FOR_SCOPE (&h->lock);
     plan_sum_bad (&h->plan, &bad);
-    invalid = region_map_regions (h->clone->map) -
-              region_map_count_valid (h->clone->map);
-    if (invalid > 0 && bad.regions >= invalid && !h->plan.retry.on)
-      rest (h);
+    invalid = region_map_regions (map) - region_map_count_valid (map);
+    if (invalid > 0 && bad.regions >= invalid && !h->plan.retry.on) {
+      valid = region_map_bytes_valid (map);
+      h->retry_delay = h->retry_delay && valid <= h->valid_at_rest ?
+        MIN (2 * h->retry_delay, (double)BAD_DELAY_MAX) : BAD_DELAY;
+      h->retry_at = monotonic_seconds () + h->retry_delay;
+      h->valid_at_rest = valid;
+    }
     else
       plan_restart (&h->plan);
     h->finishing = false;
@@ -840,7 +833,7 @@ finish (struct worker *w)
                " bytes in %" PRIu64 " regions are bad; " BAD_ADVICE,
                w->source->name, unsaid, bad.bytes, bad.regions);
   if (region_map_count_valid (c->map) == region_map_regions (c->map))
-    clone_ask_commit (c);
+    committer_ask (&c->committer);
   else
     begin_again (h);
 }
@@ -899,9 +892,12 @@ fill (struct worker *w)
         tell_end (h);
       break;
     }
-    copy->range = range;
-    copy->cost = cost;
-    start_copy (w, copy);
+    *copy = (struct copy){
+      .w = w, .range = range, .cost = cost, .pos = range.start,
+      .shares = w->shares && !range.zero && !range.probe,
+      .buf = copy->buf, .buf_size = copy->buf_size,
+    };
+    start_copy (copy);
   }
 
   if (next == NEXT_LATER) {
@@ -953,14 +949,6 @@ on_later (struct ev_loop *loop, ev_timer *timer, int revents)
   fill (timer->data);
 }
 
-/* The lock is held. */
-static void
-retry_bad (struct hydrate *h)
-{
-  h->retry_at = 0;
-  plan_retry (&h->plan);
-}
-
 /* Forget an error, and look for what it left out.  The lock is held. */
 static void
 start_over (struct hydrate *h)
@@ -989,8 +977,10 @@ on_tick (struct ev_loop *loop, ev_timer *timer, int revents)
     if (h->stopped_by_mode && commit_may_set (&h->clone->commit))
       start_over (h);
     if (h->retry_at && !h->paused &&
-        (valid == h->clone->size || monotonic_seconds () >= h->retry_at))
-      retry_bad (h);
+        (valid == h->clone->size || monotonic_seconds () >= h->retry_at)) {
+      h->retry_at = 0;
+      plan_retry (&h->plan);
+    }
   }
   wake_all (h);
 }
@@ -1108,10 +1098,9 @@ hydrate_free (struct hydrate *h)
   if (h == NULL)
     return;
   clone_listen (h->clone, NULL);
-  for (unsigned i = 0; i < h->nr_workers; ++i) {
+  for (unsigned i = 0; i < h->nr_workers; ++i)
     if (h->worker[i].loop)
       ev_loop_destroy (h->worker[i].loop);
-  }
   plan_destroy (&h->plan);
   pthread_mutex_destroy (&h->lock);
   free (h);
@@ -1248,8 +1237,8 @@ hydrate_resume (struct hydrate *h)
     LOCK_FOR_SCOPE (&h->lock);
     h->paused = false;
     start_over (h);
-    h->retry_delay = 0;
-    retry_bad (h);
+    h->retry_delay = h->retry_at = 0;
+    plan_retry (&h->plan);
   }
   wake_all (h);
 }
