@@ -1143,7 +1143,7 @@ proctype lose_destination ()
 #endif
 
 #ifdef FULL
-/* clone.c: set_back_if_wanted.  The gate is closed and opened in one step: what
+/* clone.c: set_back.  The gate is closed and opened in one step: what
  * others do until all have left they may also do before it is closed.
  */
 proctype set_back_if_wanted ()
