@@ -4,7 +4,8 @@
 
 """Four clients that remember what was acknowledged, while servers are killed.
 
-  kill-all.py URI SOURCE EXPECTED PROGRESS STOP [--seed N] [--crash AREA]
+  kill-all.py URI SOURCE EXPECTED PROGRESS STOP [--seed N]
+              [--crash AREA [--ahead N]]
 
 Each writes to sectors of its own, in regions that all of them share, with and
 without FUA, flushes, and reads what it has written.  A client whose connection
@@ -24,7 +25,8 @@ was acknowledged, or one without an answer that came later.  The disk is divided
 into areas of AREA bytes, of which every second one is shared by all clients,
 and each of the others belongs to one of them, who writes, zeroes and trims
 ranges of it.  Reads are of one sector, so that none can include another region.
-Nothing is flushed at the end either.
+Nothing is flushed at the end either.  With --ahead they wait when N requests were
+acknowledged, until PROGRESS is emptied.
 """
 
 import argparse
@@ -44,6 +46,7 @@ p.add_argument("progress")
 p.add_argument("stop")
 p.add_argument("--seed", type=int, default=1)
 p.add_argument("--crash", type=int, metavar="AREA", default=0)
+p.add_argument("--ahead", type=int, metavar="N", default=0)
 args = p.parse_args()
 
 CLIENTS = 4
@@ -204,6 +207,9 @@ class Client(threading.Thread):
                                 start + area, sectors))
 
     def one_crash_request(self):
+        if args.ahead and len(os.listdir(args.progress)) >= args.ahead:
+            time.sleep(0.01)
+            return
         kind = self.rand.choice(("write", "write", "write", "zero", "trim",
                                  "read"))
         if kind == "read":
