@@ -335,7 +335,7 @@ nbd_conn_has_unread (const struct nbd_conn *conn)
 /* ---- Completion: called by libnbd, with the handle's lock held ---- */
 
 /* What was completed on this thread, and is to be delivered. */
-static _Thread_local struct nbd_req *completed;
+static THREAD_LOCAL struct nbd_req *completed;
 
 /* May the server take as long as it likes for this? */
 static bool

@@ -7,5 +7,5 @@
 #include "thread.h"
 
 #ifdef CLONE_CHECKS
-_Thread_local bool thread_is_loop;
+THREAD_LOCAL bool thread_is_loop;
 #endif
