@@ -123,12 +123,15 @@ crashes ()
                 create=always region-size="$region_size" source-check=false \
                 copy-on-read=true hydration-batch-size=64K \
                 hydration-rate=$((size / $1 / 2)) \
-                commit-interval=$((RANDOM % 3)) "${@:2}"
+                commit-interval=$interval "${@:2}"
+    interval=$((RANDOM % 3))
   }
   region_size=$4
+  # In the first round nothing is committed, so that there is something to lose.
+  interval=0
   start_clone "$5"
   $python "$srcdir/kill-all.py" "$(uri clone)" "$tmp/src" "$tmp/expected" \
-          "$tmp/progress" "$tmp/stop" --seed "$seed" --crash "$area" \
+          "$tmp/progress" "$tmp/stop" --seed "$seed" --crash "$area" --ahead 400 \
           >"$tmp/kill-all.out" 2>&1 &
   clients=$!
   pids+=("$clients")
@@ -136,7 +139,7 @@ crashes ()
     : "$name, regions of $region_size, round $round of $5"
     progress_begins
     # In some rounds there was a commit, or one is under way.
-    case $((RANDOM % 3)) in
+    case $((round > 1 ? RANDOM % 3 : 2)) in
       0) flush_clone ;;
       1) flush_clone 2>/dev/null & flusher=$! ;;
     esac
