@@ -160,11 +160,10 @@ extern int clone_close (struct clone *c);
 
 /* ANOTHER END, for clients that reconnect and send again what was not answered:
  * let no request get to the destination any more, and make everything durable
- * that was.  The caller then ends the process.  Requests that are under way never
- * return, as far as they need the destination.  Metadata that does not answer has
- * a little longer.  -1 with errno where the commit
- * failed, which is logged; the next process takes over what is not durable
- * (inherit.h).
+ * that was.  The caller then ends the process.  Requests that are under way
+ * never return, as far as they need the destination.  Metadata that does not
+ * answer has a little longer.  -1 with errno where the commit failed, which is
+ * logged; the next process takes over what is not durable (inherit.h).
  */
 extern int clone_halt (struct clone *c);
 

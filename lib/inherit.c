@@ -259,7 +259,7 @@ move_map (struct inheritance *i, struct region_map *map, bool bits)
 #define LIKE_A_POWER_CUT "a crash of this process is like a power cut: what " \
   "clients have not flushed may be lost"
 
-/* Have an object: that of the last process, *bits, or a new one.  -1, logged. */
+/* Have an object: the last process's, with *bits, or a new one.  -1, logged. */
 static int
 get_object (struct inheritance *i, const struct circumstances *now,
             const struct metadata *md, bool *bits)

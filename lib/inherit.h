@@ -38,8 +38,8 @@
  *
  * The object has a name made of the metadata's UUID, mode 0600, and the owner
  * that the process has; another owner's is not used.  Its process has a lock on
- * it: of two copies of a clone that are served at the same time, the second does
- * without.  It is removed at a clean end and at completion.
+ * it: of two copies of a clone that are served at the same time, the second
+ * does without.  It is removed at a clean end and at completion.
  */
 
 #ifndef CLONE_INHERIT_H
@@ -54,10 +54,10 @@
 
 struct inheritance;
 
-/* Take over what the last process left, and let the map's bits outlive this one.
- * After the last fork, before anybody uses the map.  Never fails: *inheritance
- * is NULL where the clone does without, and where it is complete.  What is wrong
- * is logged.
+/* Take over what the last process left, and let the map's bits outlive this
+ * one.  After the last fork, before anybody uses the map.  Never fails:
+ * *inheritance is NULL where the clone does without, and where it is complete.
+ * What is wrong is logged.
  */
 extern void inheritance_open (struct inheritance **inheritance,
                               struct backend *dest, struct metadata *md,

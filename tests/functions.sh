@@ -199,8 +199,8 @@ if [ -n "$tool" ]; then
   PATH=$tool_dir/bin:$PATH
 fi
 
-# Valid bits in shared memory, which a clone that is killed leaves to the next one
-# (lib/inherit.h).
+# Valid bits in shared memory, which a clone that is killed leaves to the next
+# one (lib/inherit.h).
 
 # bits_of METADATA: the file that they are in.
 bits_of ()

@@ -4,7 +4,8 @@
 
 # Proves that after a flush, or a write with FUA, the regions that were written
 # are durable, bits included: a server that is killed right after it finds them
-# durable (I6; it finds the others, too, see test-inherit.sh); and that flushes with nothing to commit leave the metadata alone.
+# durable (I6; it finds the others, too, see test-inherit.sh); and that flushes
+# with nothing to commit leave the metadata alone.
 
 . "$(dirname "$0")/functions.sh"
 

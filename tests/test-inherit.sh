@@ -3,11 +3,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 # Proves that a crash of the program is no power cut where the destination is a
-# file or a block device: whatever four clients that never flush had been told is
-# done is there after kill -9 at random moments, with commits and without, amid hydration and copy-on-read,
-# and nothing that was valid is read from the source again.  Also as another
-# user; and that a clone does without where there is no room in shared memory,
-# says so once, and is not deceived by what another process has left there.
+# file or a block device: whatever four clients that never flush had been told
+# is done is there after kill -9 at random moments, with commits and without,
+# amid hydration and copy-on-read, and nothing that was valid is read from the
+# source again.  Also as another user; and that a clone does without where there
+# is no room in shared memory, says so once, and is not deceived by what another
+# process has left there.
 #
 # ROUNDS says how many, SEED which, and arguments which parts.
 
@@ -40,10 +41,10 @@ have_answered ()
   return 1
 }
 
-# After a crash: nothing that was valid at the crash before has been read from the
-# source since then; and remember what is valid now.  The source's connections
-# are numbered, so that the last requests of the old process are not taken for
-# those of the new one.
+# After a crash: nothing that was valid at the crash before has been read from
+# the source since then; and remember what is valid now.  The source's
+# connections are numbered, so that the last requests of the old process are not
+# taken for those of the new one.
 cat >"$tmp/check-reads.py" <<'PY'
 import json, os, re, sys
 decoded, bits, log, state = sys.argv[1:]
@@ -273,8 +274,8 @@ another_user ()
   stop clone
 }
 
-# with_shm OPTIONS: the clone in a mount namespace whose /dev/shm is a tmpfs of its
-# own.
+# with_shm OPTIONS: the clone in a mount namespace whose /dev/shm is a tmpfs of
+# its own.
 with_shm ()
 {
   rm -f "$tmp/clone.ctl"
@@ -315,8 +316,8 @@ no_room ()
     stop clone
   done
 
-  # Another process serves the clone in between and sees nothing of the first one's
-  # memory, nor the first one of that.
+  # Another process serves the clone in between and sees nothing of the first
+  # one's memory, nor the first one of that.
   rm -f "$tmp/simple" "$tmp/simple.clone"
   start_simple
   write_two

@@ -2,13 +2,13 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that nothing that was acknowledged is lost when the program is killed at
-# any of the moments at which a race is decided (lib/test-point.h), one after the
-# other: before and after a change's or a copy's bytes and its bit, and between any
-# two steps of a commit.  Four clients that never flush go on all the time; and
-# the next process is always killed, too, so that bits are taken over again and
-# again.  Each point has three turns, in which it is passed a random number of times
-# before; SEED says which.
+# Proves that nothing that was acknowledged is lost when the program is killed
+# at any of the moments at which a race is decided (lib/test-point.h), one after
+# the other: before and after a change's or a copy's bytes and its bit, and
+# between any two steps of a commit.  Four clients that never flush go on all
+# the time; and the next process is always killed, too, so that bits are taken
+# over again and again.  Each point has three turns, in which it is passed a
+# random number of times before; SEED says which.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -35,9 +35,9 @@ start ()
       hydration-rate="$2" commit-interval=0
 }
 
-# Whoever flushes makes commits.  The clients go on with some requests each time, so
-# that a slow machine does not get to the end of hydration before; if it does there
-# is nothing more to see.
+# Whoever flushes makes commits.  The clients go on with some requests each
+# time, so that a slow machine does not get to the end of hydration before; if
+# it does there is nothing more to see.
 has_died ()
 {
   has_ended "$pid" && return 0

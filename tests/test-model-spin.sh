@@ -73,7 +73,8 @@ hangs () { bug 'invalid end state' "$@"; }
 
 # The parameters are small, and each search has what the others lack: two
 # regions in one sector and in two, more requests, hydration, lost servers, a
-# full destination, a commit of several rounds, a life after a crash of the process.
+# full destination, a commit of several rounds, a life after a crash of the
+# process.
 cflags=(-O2)
 holds clone READS
 holds commit MORE=1

@@ -2,12 +2,12 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that a client that reconnects notices neither POST /stop nor kill -9 and
-# a new start, but for a pause: QEMU between fio, which verifies what it wrote, and
-# the clone gets no error and no wrong byte.  And that POST /stop answers its
-# own request, commits, ends with status 0 without an answer to what is under way,
-# leaves nothing in shared memory, and is not kept from its end by SIGTERM, idle
-# clients, or metadata that is lost or silent.
+# Proves that a client that reconnects notices neither POST /stop nor kill -9
+# and a new start, but for a pause: QEMU between fio, which verifies what it
+# wrote, and the clone gets no error and no wrong byte.  And that POST /stop
+# answers its own request, commits, ends with status 0 without an answer to what
+# is under way, leaves nothing in shared memory, and is not kept from its end by
+# SIGTERM, idle clients, or metadata that is lost or silent.
 #
 # Arguments are the parts to run.
 

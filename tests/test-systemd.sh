@@ -2,10 +2,10 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that the commands in examples/systemd work: nbdkit is started on a name at
-# which a killed one has left its socket, ExecStop waits for the end, and it is a
-# clean one; that the service has nothing that would keep a process from what the
-# last one has left; and that systemd-analyze finds no fault with it.
+# Proves that the commands in examples/systemd work: nbdkit is started on a name
+# at which a killed one has left its socket, ExecStop waits for the end, and it
+# is a clean one; that the service has nothing that would keep a process from
+# what the last one has left; and that systemd-analyze finds no fault with it.
 
 . "$(dirname "$0")/functions.sh"
 

@@ -32,11 +32,11 @@
  * durable.
  *
  * A CRASH OF THE PROCESS, where the destination is local, may come there, too.
- * Both devices keep their caches, and the valid bits survive (lib/inherit.h); but
- * after a flush that has failed it is the same as a power cut.  The monitor looks
- * at what the next process reads.  Its life is one more start, with CRASHED: a
- * region may be valid and dirty, its bytes in the cache; or durable and
- * overwritten there.  What it reads from the metadata it flushes.
+ * Both devices keep their caches, and the valid bits survive (lib/inherit.h);
+ * but after a flush that has failed it is the same as a power cut.  The monitor
+ * looks at what the next process reads.  Its life is one more start, with
+ * CRASHED: a region may be valid and dirty, its bytes in the cache; or durable
+ * and overwritten there.  What it reads from the metadata it flushes.
  *
  * A SERVER may be LOST between any two steps, that of the destination or that
  * of the metadata.  Its requests fail, those in flight included.  Any subset of

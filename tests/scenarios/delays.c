@@ -5,8 +5,8 @@
 /* The test points of a plugin: whoever comes to one sleeps there, for as long
  * as chance says and CLONE_TEST_DELAY microseconds at most.  How often each was
  * reached is appended to the file CLONE_TEST_COUNTS when the plugin is
- * unloaded.  With CLONE_TEST_KILL=POINT:N the process kills itself when somebody
- * comes to this point for the Nth time.
+ * unloaded.  With CLONE_TEST_KILL=POINT:N the process kills itself when
+ * somebody comes to this point for the Nth time.
  */
 
 #include <config.h>

@@ -2,11 +2,11 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Proves that what a process has done to a local clone, flushed or not, is there
- * after it was killed (lib/inherit.h): the next one takes over the valid bits as
- * dirty ones, and makes them durable in the usual order.  And that bits are not
- * taken over, with a message that says why, when anything else may have happened
- * since.
+/* Proves that what a process has done to a local clone, flushed or not, is
+ * there after it was killed (lib/inherit.h): the next one takes over the valid
+ * bits as dirty ones, and makes them durable in the usual order.  And that bits
+ * are not taken over, with a message that says why, when anything else may have
+ * happened since.
  *
  * Each life of the clone but the last is a process of its own, which kills
  * itself.
@@ -378,8 +378,8 @@ check_counts (struct clone *c, uint64_t valid, uint64_t durable)
   ck_assert_int_eq (region_map_count_durable (c->map), durable);
 }
 
-/* Run a life of the clone in a process of its own, which must end by SIGKILL, or
- * with this exit status.
+/* Run a life of the clone in a process of its own, which must end by SIGKILL,
+ * or with this exit status.
  */
 #define KILLED -1
 

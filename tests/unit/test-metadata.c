@@ -537,9 +537,9 @@ START_TEST (flags_cut)
 }
 END_TEST
 
-/* A process that is killed between a commit's write and its flush leaves bits that
- * the next one reads.  It takes them for durable, so they are: the power may be cut
- * before it has written anything.
+/* A process that is killed between a commit's write and its flush leaves bits
+ * that the next one reads.  It takes them for durable, so they are: the power
+ * may be cut before it has written anything.
  */
 START_TEST (loaded_is_durable)
 {
