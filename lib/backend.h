@@ -21,10 +21,10 @@
  * Errors: -1 with errno set to EIO, ENOSPC, ENOMEM, EPERM or ENOTCONN, and
  * EOPNOTSUPP only where said below.  A transfer that failed may have been done
  * in part.  ENOTCONN: the peer is lost.  A request fails with it at once; no
- * backend waits for a peer to return or sends a request again.  (The connections
- * are made again in the background, see backend_start.)  The functions log
- * nothing: the caller knows what the failure means.  (Opening is different, it
- * logs what is wrong.)
+ * backend waits for a peer to return or sends a request again.  (The
+ * connections are made again in the background, see backend_start.)  The
+ * functions log nothing: the caller knows what the failure means.  (Opening is
+ * different, it logs what is wrong.)
  *
  * Durability: what pwrite, zero and trim did is durable when a flush that
  * began after they returned has succeeded, or when they had BACKEND_FUA and
@@ -68,8 +68,9 @@ struct backend_service {
   unsigned timeout;
   /* A peer that comes back must have this fingerprint.  NULL: any. */
   const struct fingerprint *fingerprint;
-  /* Both may be NULL, and are called on a thread of the backend's.  They may ask
-   * for the backend's state, connections and reason, and do nothing else with it.
+  /* Both may be NULL, and are called on a thread of the backend's.  They may
+   * ask for the backend's state, connections and reason, and do nothing else
+   * with it.
    *
    * lost: the peer of a backend that is not read-only was lost, with perhaps
    * everything that had been written to it and not flushed.  All its
@@ -203,8 +204,8 @@ struct backend_params {
   unsigned connections;
   /* Seconds without progress after which opening fails.  0: the default. */
   unsigned timeout;
-  /* For tests, milliseconds: replaces each deadline of the NBD layer (handshake,
-   * replies, opening).  0: the defaults.
+  /* For tests, milliseconds: replaces each deadline of the NBD layer
+   * (handshake, replies, opening).  0: the defaults.
    */
   unsigned deadline;
   /* backend_create: the file gets its name later, by backend_file_publish,
@@ -272,8 +273,8 @@ extern void backend_interrupt (struct backend *b, int grace);
 extern bool backend_has_peer (const struct backend *b);
 extern enum backend_state backend_state (struct backend *b);
 extern void backend_reason (struct backend *b, char *buf, size_t size);
-/* Log that something failed, with errno's text, or, where the peer is lost, with
- * the reason for that: "ROLE NAME: WHAT: WHY".
+/* Log that something failed, with errno's text, or, where the peer is lost,
+ * with the reason for that: "ROLE NAME: WHAT: WHY".
  */
 extern void backend_log_failure (struct backend *b, const char *role,
                                  const char *what);
@@ -313,8 +314,8 @@ extern void backend_file_identity (struct backend *b,
 /* Where a file or block device is on this machine, as long as that runs. */
 struct backend_place {
   uint64_t device; /* number, of the block device or the file's file system */
-  uint64_t disk;   /* the kernel's number of the disk that has that device number
-                    * now, another one after it was attached anew; 0: unknown */
+  uint64_t disk;   /* the kernel's number of the disk that has that device
+                    * number now, another one after it was attached anew; 0: unknown */
   uint64_t inode;  /* of a file */
   uint64_t size;   /* of a block device */
 };

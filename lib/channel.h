@@ -6,9 +6,9 @@
  * for them.  Hydration uses channels; clients' requests come on threads of
  * their own and use backend.h.
  *
- * A request to a peer that is lost is done with ENOTCONN at once; a channel uses
- * another connection, if there is one, for the requests that follow.  Writes and
- * zeroes cover whole blocks (backend.minimum_block).
+ * A request to a peer that is lost is done with ENOTCONN at once; a channel
+ * uses another connection, if there is one, for the requests that follow.
+ * Writes and zeroes cover whole blocks (backend.minimum_block).
  *
  * Threads: a channel belongs to the thread that runs its loop.  It calls
  * io->done on that thread, never from within channel_submit.

@@ -146,8 +146,8 @@ client_is_gone (const struct clone *c)
   return c->options.client_is_gone && c->options.client_is_gone ();
 }
 
-/* A try has failed, with errno set.  Wait until the request may succeed.  -1, with
- * errno set, where it has failed for good.
+/* A try has failed, with errno set.  Wait until the request may succeed.  -1,
+ * with errno set, where it has failed for good.
  */
 static int
 try_again (struct clone *c, struct attempt *a)
@@ -511,8 +511,8 @@ check_not_set_back (struct clone *c, uint64_t closings)
 
 /* Write source bytes to those regions of [start, end) that are still invalid,
  * as their owner, and make them valid.  buf is the byte at start; NULL where
- * the bytes are in the destination already.  They were read or written since the
- * gate had been closed so many times.  Zeroes become a hole.
+ * the bytes are in the destination already.  They were read or written since
+ * the gate had been closed so many times.  Zeroes become a hole.
  */
 static int
 install_copy (struct clone *c, uint64_t closings, const uint8_t *buf,
@@ -599,8 +599,9 @@ shrink_to_regions (const struct clone *c, uint64_t *start, uint64_t *end)
 
 /* ---- read ---- */
 
-/* Read from b those runs of [offset, end) that are valid, or those that are not,
- * and gaps of at most max_gap between them.  How many bytes that was, or -1.
+/* Read from b those runs of [offset, end) that are valid, or those that are
+ * not, and gaps of at most max_gap between them.  How many bytes that was, or
+ * -1.
  */
 static int64_t
 read_runs (struct clone *c, struct backend *b, bool wanted, uint64_t max_gap,
@@ -653,8 +654,8 @@ read_invalid (struct clone *c, struct backend *source, uint8_t *buf,
   if (count == -1 && errno != ENOTCONN &&
       region_map_run_bytes (c->map, offset, end, &valid) < end - offset)
     count = read_runs (c, source, false, 0, buf, offset, end);
-  /* A read that failed, or that came when all had become valid, does not say how
-   * long the source takes.
+  /* A read that failed, or that came when all had become valid, does not say
+   * how long the source takes.
    */
   if (count > 0 && c->events.source_was_read)
     c->events.source_was_read (c->events.opaque, count,
@@ -684,9 +685,9 @@ keep_end (struct clone *c, struct backend *source, uint64_t pos)
     could_not_keep (c, start, end);
 }
 
-/* copy-on-read, after the read, which began when the gate had been closed so many
- * times.  A region that is invalid when it is owned has then not been anything
- * else since, so buf has the source's bytes of it.
+/* copy-on-read, after the read, which began when the gate had been closed so
+ * many times.  A region that is invalid when it is owned has then not been
+ * anything else since, so buf has the source's bytes of it.
  */
 static void
 keep (struct clone *c, uint64_t closings, const uint8_t *buf, uint64_t offset,
@@ -783,8 +784,9 @@ struct edges {
   uint64_t start, end;   /* the change, in whole regions */
   uint8_t *buf;          /* head, then tail */
   uint64_t head, tail;   /* how many bytes, 0: none are needed */
-  bool copied;           /* they are in the destination instead, written since */
-  uint64_t closings;     /* the gate had been closed so many times */
+  bool copied;           /* they are in the destination instead, written since
+                          * the gate had been closed so many times: */
+  uint64_t closings;
 };
 
 static int
@@ -824,8 +826,8 @@ find_edges (const struct clone *c, uint64_t start, uint64_t end)
   return e;
 }
 
-/* Get them, unowned and outside the gate, since the source never changes.  Large
- * ones are copied to the destination right away.
+/* Get them, unowned and outside the gate, since the source never changes.
+ * Large ones are copied to the destination right away.
  */
 static int
 read_edges (struct clone *c, struct backend *source, struct edges *e)
@@ -1122,8 +1124,8 @@ extents_once (struct clone *c, uint32_t count, uint64_t offset,
      */
     if (!valid && source)
       r = add_extents (source, pos, pos + n, end, flags, &from_source, list);
-    /* The destination is asked after the look and for this run only: an older or
-     * longer answer could call a hole what has been hydrated meanwhile.
+    /* The destination is asked after the look and for this run only: an older
+     * or longer answer could call a hole what has been hydrated meanwhile.
      */
     else if (asked++ < MAX_ASKED) {
       extents_clear (&from_dest);
@@ -1140,8 +1142,8 @@ extents_once (struct clone *c, uint32_t count, uint64_t offset,
   return r == -1 ? -1 : 0;
 }
 
-/* All of it again where the map was set back meanwhile: the destination may have
- * been asked about a region that is invalid.
+/* All of it again where the map was set back meanwhile: the destination may
+ * have been asked about a region that is invalid.
  */
 int
 clone_extents (struct clone *c, uint32_t count, uint64_t offset,

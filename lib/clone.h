@@ -51,14 +51,14 @@ struct clone_options {
   bool source_check; /* compare the source's fingerprint, and again when it
                       * comes back */
   /* Is the client gone whose request this thread runs?  A request that has
-   * waited for a server asks before it goes on: what it would write may be older
-   * than what the client has written since over another connection.  NULL: it
-   * never is.
+   * waited for a server asks before it goes on: what it would write may be
+   * older than what the client has written since over another connection.
+   * NULL: it never is.
    */
   bool (*client_is_gone) (void);
 };
 
-/* What hydration wants to hear.  Each function may be NULL and must not wait. */
+/* What hydration wants to hear.  A function may be NULL and must not wait. */
 struct clone_events {
   /* The clone has become complete.  Once, on whichever thread makes it so. */
   void (*complete) (void *opaque);
@@ -135,8 +135,8 @@ struct clone_service {
 extern int clone_start (struct clone *c, const struct clone_service *service);
 
 /* Tell these events, NULL for none, from now on.  On return nobody is told the
- * former ones any more, but for source_read and source_was_read, which come from
- * clients' requests.
+ * former ones any more, but for source_read and source_was_read, which come
+ * from clients' requests.
  */
 extern void clone_listen (struct clone *c, const struct clone_events *events);
 
@@ -191,8 +191,8 @@ extern void clone_client_init (struct clone *c, struct clone_client *client);
  */
 extern int clone_flush (struct clone *c, struct clone_client *client);
 
-/* For the committer: one commit, with always false only if there is something to
- * do, -1 with errno, also ENOTCONN; and tell the event `committed'.
+/* For the committer: one commit, with always false only if there is something
+ * to do, -1 with errno, also ENOTCONN; and tell the event `committed'.
  */
 extern int clone_commit (struct clone *c, bool always);
 extern void clone_committed (struct clone *c, int error);
@@ -213,8 +213,8 @@ extern int clone_cache (struct clone *c, uint32_t count, uint64_t offset);
 extern struct backend *clone_source_get (struct clone *c);
 extern void clone_source_put (struct clone *c);
 
-/* What belongs into the regions of a range is in the destination: they are valid.
- * The caller owns them.  why: whose data these are, for the log.
+/* What belongs into the regions of a range is in the destination: they are
+ * valid. The caller owns them.  why: whose data these are, for the log.
  */
 extern void clone_set_valid (struct clone *c, uint64_t start, uint64_t end,
                              const char *why);

@@ -81,8 +81,8 @@ destination_has_failed (struct commit *c)
   log_error (c->log, "destination %s: flush failed: %m; what was written since "
              "the last flush may be lost%s", c->dest->name,
              commit_wants_set_back (c) ? ": make room there"
-             : ", no flush will succeed and no region can become valid any more: "
-             "repair the destination and start again");
+             : ", no flush will succeed and no region can become valid any "
+             "more: repair the destination and start again");
 }
 
 /* What a write and a flush of the metadata have returned, with errno set. */

@@ -31,8 +31,9 @@
  *
  * FAILURES
  *
- *   - A server is lost (ENOTCONN): the commit ends with that error.  Its sectors
- *     are dirty again, and whoever asked may ask again when the server is back.
+ *   - A server is lost (ENOTCONN): the commit ends with that error.  Its
+ *     sectors are dirty again, and whoever asked may ask again when the server
+ *     is back.
  *   - Step 2 fails for want of space (ENOSPC, EDQUOT): the destination has lost
  *     what it could not allocate.  The mode is ro until the map has been set
  *     back (see below); then everything goes on.
@@ -52,18 +53,18 @@
  *
  * SETTING BACK.  A destination that was lost and is back may have lost what it
  * had not flushed.  That is a power cut of the destination which the process
- * survives, and it has the same outcome: the regions that are not durable become
- * invalid (region_map_forget), and what was written and not flushed is gone, in
- * valid regions too.  commit_set_back does this while nobody is inside the gate
- * (gate.h), so that no commit runs, no request is between its look at the map
- * and the destination, and nobody writes to the next incarnation of the server
- * what belongs to the last one.
+ * survives, and it has the same outcome: the regions that are not durable
+ * become invalid (region_map_forget), and what was written and not flushed is
+ * gone, in valid regions too.  commit_set_back does this while nobody is inside
+ * the gate (gate.h), so that no commit runs, no request is between its look at
+ * the map and the destination, and nobody writes to the next incarnation of the
+ * server what belongs to the last one.
  *
  * A later flush would not tell the clients, so commit_set_back counts it as a
  * loss for clone_flush to tell, if and only if something was lost:
  *
  *   changes   what clients have been told is done, counted inside the gate
- *   covered   what `changes' was when the last whole commit began that succeeded
+ *   covered   what `changes' was when the last commit began that succeeded
  *
  * A loss is one if changes is ahead of covered.  (A local destination is set
  * back only after a flush failed for want of space, which always is one; so
@@ -131,9 +132,9 @@ extern int commit_init (struct commit *c, struct backend *dest,
                         const struct log *log);
 extern void commit_destroy (struct commit *c);
 
-/* Make durable everything that was written to the destination, and every
- * region that became valid, before the call (I6).  The caller is inside the gate.
- * -1 with errno EIO, ENOSPC, ENOMEM or ENOTCONN.
+/* Make durable everything that was written to the destination, and every region
+ * that became valid, before the call (I6).  The caller is inside the gate. -1
+ * with errno EIO, ENOSPC, ENOMEM or ENOTCONN.
  */
 extern int commit_flush (struct commit *c);
 
@@ -143,8 +144,8 @@ extern int commit_flush (struct commit *c);
  */
 extern int commit_background (struct commit *c);
 
-/* After the last commit, which has succeeded: say so in the metadata, unless the
- * mode is not rw.  -1 with errno.
+/* After the last commit, which has succeeded: say so in the metadata, unless
+ * the mode is not rw.  -1 with errno.
  */
 extern int commit_mark_clean (struct commit *c);
 
@@ -202,8 +203,8 @@ commit_wants_set_back (struct commit *c)
  */
 extern void commit_set_back (struct commit *c);
 
-/* The metadata's server was lost, and no new connection has come into use.  Waits
- * for a commit that is between steps 3 and 5, whose requests fail.
+/* The metadata's server was lost, and no new connection has come into use.
+ * Waits for a commit that is between steps 3 and 5, whose requests fail.
  */
 extern void commit_metadata_lost (struct commit *c);
 

@@ -5,10 +5,10 @@
 /* The committer: the thread that commits in the background, periodically and
  * when it is asked to.
  *
- * A commit waits for disks and servers, so nothing that must not wait makes one:
- * hydration's loops ask the committer.  When a commit that was asked for fails
- * because a server is lost, it is tried again as soon as something has happened
- * to the servers (outage.h).
+ * A commit waits for disks and servers, so nothing that must not wait makes
+ * one: hydration's loops ask the committer.  When a commit that was asked for
+ * fails because a server is lost, it is tried again as soon as something has
+ * happened to the servers (outage.h).
  */
 
 #ifndef CLONE_COMMITTER_H

@@ -58,7 +58,7 @@ gate_try_enter (struct gate *g, struct gate_pass *pass)
   if (atomic_load_explicit (&g->removed, memory_order_acquire))
     return true;
 
-  /* Any stripe will do, also after the thread has moved to another processor. */
+  /* Any stripe will do, also when the thread has changed the processor. */
   pass->inside = &g->stripe[(unsigned)sched_getcpu () % GATE_STRIPES].inside;
   atomic_fetch_add (pass->inside, 1);
   if (!atomic_load (&g->closed))

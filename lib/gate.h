@@ -6,9 +6,9 @@
  * map.
  *
  * Every request, copy and commit that looks at the map and touches the
- * destination because of what it saw is inside the gate from that look until the
- * destination has answered.  The map only ever goes from invalid to valid while
- * anybody is inside.
+ * destination because of what it saw is inside the gate from that look until
+ * the destination has answered.  The map only ever goes from invalid to valid
+ * while anybody is inside.
  *
  * To set the map back, because the destination has lost what was not durable,
  * gate_close keeps newcomers out and waits until all have left.  Nobody inside
@@ -28,7 +28,8 @@
  * at most once.
  *
  * Cost: two atomic operations on a cache line that threads on other processors
- * do not use; after gate_remove, when nothing can be set back any more, one look.
+ * do not use; after gate_remove, when nothing can be set back any more, one
+ * look.
  */
 
 #ifndef CLONE_GATE_H

@@ -53,8 +53,8 @@
 /* So many messages about what has become bad, then a summary for each walk. */
 #define MAX_BAD_SAID 8
 
-/* A range whose reads have cost the connection so often, one after the other, is
- * bad: perhaps the server does not survive being asked for it.
+/* A range whose reads have cost the connection so often, one after the other,
+ * is bad: perhaps the server does not survive being asked for it.
  */
 #define MAX_LOST_READS 5
 

@@ -173,8 +173,8 @@ refusal (const struct header *h, const struct circumstances *now,
 static void
 refuse (const struct inheritance *i, const char *why)
 {
-  log_info (i->log, "regions that the last process has not made durable are not "
-            "taken over: %s", why);
+  log_info (i->log, "regions that the last process has not made durable are "
+            "not taken over: %s", why);
 }
 
 /* ---- a new object ---- */

@@ -4,9 +4,9 @@
 
 /* What a process leaves to the next one, if it crashes.
  *
- * A crash of the program is not a power cut.  What it has written to a file or a
- * block device is in the kernel's hands and stays there, flushed or not.  Only
- * the valid bits that no commit had made durable would be lost with the
+ * A crash of the program is not a power cut.  What it has written to a file or
+ * a block device is in the kernel's hands and stays there, flushed or not.
+ * Only the valid bits that no commit had made durable would be lost with the
  * process, and with them what clients had been told is done.  So the bits live
  * in POSIX shared memory (/dev/shm), which survives the process but not the
  * boot.  A bit is set there as it always is, after its bytes are in the
@@ -23,9 +23,9 @@
  *                 that has this device number: Linux numbers the disks that are
  *                 attached, since 5.15
  *
- * and the last process has not seen a flush of the destination fail, after which
- * Linux may have dropped what was written.  Otherwise they are removed, and it
- * is the power cut that it would have been.
+ * and the last process has not seen a flush of the destination fail, after
+ * which Linux may have dropped what was written.  Otherwise they are removed,
+ * and it is the power cut that it would have been.
  *
  * Each process gives the metadata a generation of its own when it starts, by a
  * random step, so that one which served the clone elsewhere in between, with
@@ -33,8 +33,9 @@
  * names the next generation before the metadata has it.
  *
  * Only where the destination is a file or a block device: whether an NBD server
- * has kept what was written cannot be known from here.  Where there is no shared
- * memory, or no room in it, this is said once, and the clone does without.
+ * has kept what was written cannot be known from here.  Where there is no
+ * shared memory, or no room in it, this is said once, and the clone does
+ * without.
  *
  * The object has a name made of the metadata's UUID, mode 0600, and the owner
  * that the process has; another owner's is not used.  Its process has a lock on

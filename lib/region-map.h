@@ -129,11 +129,11 @@ extern void region_map_set_durable (struct region_map *map, uint32_t sector,
  */
 extern uint64_t region_map_forget (struct region_map *map);
 
-/* For opening: let the valid bits live in these words from now on, so many bytes
- * of the caller's which must outlive the map.  What they hold are bits of an
- * earlier process: those regions are valid, too, and dirty where they are not
- * durable; *regions is how many that are.  Nobody uses the map meanwhile.  -1
- * with errno EINVAL, and nothing is done, where a bit stands for no region.
+/* For opening: let the valid bits live in these words from now on, so many
+ * bytes of the caller's which must outlive the map.  What they hold are bits of
+ * an earlier process: those regions are valid, too, and dirty where they are
+ * not durable; *regions is how many that are.  Nobody uses the map meanwhile.
+ * -1 with errno EINVAL, and nothing is done, where a bit stands for no region.
  */
 extern size_t region_map_words_size (const struct region_map *map);
 extern int region_map_move (struct region_map *map, void *words,

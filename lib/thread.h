@@ -42,8 +42,8 @@ thread_start (pthread_t *thread, const char *name, void *(*func) (void *),
   return 0;
 }
 
-/* A variable of each thread, in the memory that the thread begins with: an access
- * costs no call, and no thread allocates it later.
+/* A variable of each thread, in the memory that the thread begins with: an
+ * access costs no call, and no thread allocates it later.
  */
 #define THREAD_LOCAL \
   _Thread_local __attribute__ ((tls_model ("initial-exec")))

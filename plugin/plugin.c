@@ -8,7 +8,7 @@
  *   get_ready    bind the control socket, open or create everything: all that
  *                can fail because of the user fails here, before the server
  *                forks and its messages get lost
- *   after_fork   threads: the clone's, hydration, control, progress, the watcher
+ *   after_fork   threads: the clone's, hydration, control, progress, watcher
  *   SIGTERM      the watcher wakes up, lets nobody wait for a lost server any
  *                more, and has the clone commit at once, because nbdkit waits
  *                for connected clients before it calls cleanup
@@ -271,7 +271,8 @@ clone_config (const char *key, const char *value)
   else if (strcmp (key, "discard-passdown") == 0)
     return parse_bool (key, value, &setup.options.discard_passdown);
   else if (strcmp (key, "commit-interval") == 0)
-    return parse_number (key, value, 0, COMMIT_INTERVAL_MAX, &clone_service.commit_interval);
+    return parse_number (key, value, 0, COMMIT_INTERVAL_MAX,
+                         &clone_service.commit_interval);
   else if (strcmp (key, "source-connections") == 0)
     return parse_number (key, value, 1, CONNECTIONS_MAX,
                          &setup.source_connections);
@@ -425,8 +426,8 @@ watcher (void *arg)
  *
  *   - the watcher has interrupted everything that waits;
  *   - the threads that use hydration and the clone end;
- *   - the clone's own threads, and with the source the one that looks for it, so
- *     that nobody tells hydration anything any more but the destination;
+ *   - the clone's own threads, and with the source those that look for it, so
+ *     nobody tells hydration anything any more but the destination;
  *   - hydration goes;
  *   - the last commit, and the destination is closed.
  */
