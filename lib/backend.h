@@ -315,7 +315,8 @@ extern void backend_file_identity (struct backend *b,
 struct backend_place {
   uint64_t device; /* number, of the block device or the file's file system */
   uint64_t disk;   /* the kernel's number of the disk that has that device
-                    * number now, another one after it was attached anew; 0: unknown */
+                    * number now, another one after it was attached anew; 0: not
+                    * known */
   uint64_t inode;  /* of a file */
   uint64_t size;   /* of a block device */
 };
