@@ -98,7 +98,11 @@ lock_object (int fd)
 static int
 map_object (struct inheritance *i)
 {
-  void *p = mmap (NULL, i->size, PROT_READ | PROT_WRITE, MAP_SHARED, i->fd, 0);
+  /* All pages at once: the hydration of a sparse disk writes to all of them in a
+   * moment.
+   */
+  void *p = mmap (NULL, i->size, PROT_READ | PROT_WRITE,
+                  MAP_SHARED | MAP_POPULATE, i->fd, 0);
 
   if (p == MAP_FAILED)
     return -1;
@@ -245,12 +249,11 @@ move_map (struct inheritance *i, struct region_map *map, bool bits)
 
   if (bits && region_map_move (map, words, &regions) == -1) {
     refuse (i, "they are damaged");
+    memset (words, 0, i->size - HEADER_SIZE);
     bits = false;
   }
-  if (!bits) {
-    memset (words, 0, i->size - HEADER_SIZE);
+  if (!bits)
     region_map_move (map, words, &regions);
-  }
   if (regions > 0)
     log_info (i->log, "the last process has crashed: %" PRIu64 " regions that "
               "were valid and not durable are taken over", regions);

@@ -21,6 +21,7 @@
 #include <sys/mman.h>
 
 #include "cleanup.h"
+#include "iszero.h"
 #include "region-map.h"
 #include "rounding.h"
 
@@ -458,6 +459,9 @@ region_map_move (struct region_map *map, void *words, uint64_t *regions)
   }
 
   *regions = 0;
+  /* Not to touch the pages of a map in which nothing is valid. */
+  if (map->nr_valid == 0 && is_zero (words, region_map_words_size (map)))
+    goto move;
   for (uint32_t s = 0; s < map->sectors; ++s) {
     const uint64_t first = (uint64_t)s * WORDS_PER_SECTOR;
 
@@ -472,6 +476,8 @@ region_map_move (struct region_map *map, void *words, uint64_t *regions)
     }
   }
   map->nr_valid += *regions;
+
+ move:
   if (!map->moved)
     free (map->valid);
   map->valid = to;
