@@ -16,7 +16,7 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
-#include "cleanup.h"
+#include "base/cleanup.h"
 #include "nbdkit-log.h"
 
 /* -D clone.request=1 and so on: one for each enum log_topic. */

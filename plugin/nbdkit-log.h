@@ -8,7 +8,7 @@
 #ifndef CLONE_NBDKIT_LOG_H
 #define CLONE_NBDKIT_LOG_H
 
-#include "log.h"
+#include "base/log.h"
 
 extern const struct log nbdkit_log;
 

@@ -200,7 +200,7 @@ if [ -n "$tool" ]; then
 fi
 
 # Valid bits in shared memory, which a clone that is killed leaves to the next
-# one (lib/inherit.h).
+# one (lib/store/inherit.h).
 
 # bits_of METADATA: the file that they are in.
 bits_of ()

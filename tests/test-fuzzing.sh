@@ -45,8 +45,8 @@ catches ()
   bugs=$((bugs + 1))
   rm -rf "$tmp/lib" "$tmp/bug" "$tmp/corpus-metadata"
   cp -r "$lib" "$tmp/lib"
-  sed -i "$1" "$tmp/lib/metadata.c"
-  fails cmp -s "$lib/metadata.c" "$tmp/lib/metadata.c"
+  sed -i "$1" "$tmp/lib/store/metadata.c"
+  fails cmp -s "$lib/store/metadata.c" "$tmp/lib/store/metadata.c"
   bash "$srcdir/fuzzing/build" libfuzzer "$builddir" "$tmp/bug" "$tmp/lib"
   fails fuzz "$tmp/bug/fuzz-metadata" metadata 200000 4096
   grep -E 'not true|AddressSanitizer|runtime error' "$tmp/fuzz.log"

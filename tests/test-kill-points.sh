@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 # Proves that nothing that was acknowledged is lost when the program is killed
-# at any of the moments at which a race is decided (lib/test-point.h), one after
+# at any of the moments at which a race is decided (lib/base/test-point.h), one after
 # the other: before and after a change's or a copy's bytes and its bit, and
 # between any two steps of a commit.  Four clients that never flush go on all
 # the time; and the next process is always killed, too, so that bits are taken
@@ -17,7 +17,7 @@ requires "$python" -c 'import nbd'
 plugin=$builddir/tests/scenarios/.libs/clone-with-delays.so
 [ -f "$plugin" ] || fail "$plugin is not built"
 mapfile -t points < <(sed -n 's/^ *X ([A-Z_]*, "\([a-z-]*\)").*/\1/p' \
-                          "$srcdir/../lib/test-point.h")
+                          "$srcdir/../lib/base/test-point.h")
 test ${#points[@]} -eq 18
 # Those of a commit, and the end of hydration, are the last ones.
 test "${points[12]} ${points[13]} ${points[16]} ${points[17]}" = \

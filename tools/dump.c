@@ -18,8 +18,8 @@
 #include <jansson.h>
 #include <uuid/uuid.h>
 
+#include "base/rounding.h"
 #include "nbdclone.h"
-#include "rounding.h"
 #include "store.h"
 
 /* ---- runs of regions in one state ---- */

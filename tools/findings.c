@@ -7,10 +7,10 @@
 #include <inttypes.h>
 #include <stdio.h>
 
+#include "base/iszero.h"
+#include "base/rounding.h"
 #include "findings.h"
-#include "iszero.h"
 #include "nbdclone.h"
-#include "rounding.h"
 
 #define MAX_LINES 100
 

@@ -10,8 +10,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "metadata.h"
 #include "nbdclone.h"
+#include "store/metadata.h"
 
 static const struct command {
   const char *name;

@@ -14,7 +14,7 @@
 
 #include <getopt.h>
 
-#include "log.h"
+#include "base/log.h"
 
 /* Exit statuses: of a store, what is to be done about it. */
 #define EXIT_CLEAN 0

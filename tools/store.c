@@ -8,8 +8,8 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "base/rounding.h"
 #include "nbdclone.h"
-#include "rounding.h"
 #include "store.h"
 
 /* ---- opening ---- */

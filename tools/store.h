@@ -25,7 +25,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "metadata.h"
+#include "store/metadata.h"
 
 struct store {
   struct backend *backend;

@@ -6,9 +6,9 @@
 
 #include <libnbd.h>
 
+#include "base/rounding.h"
 #include "choose.h"
 #include "random.h"
-#include "rounding.h"
 
 #define WINDOW_MIN (UINT64_C (64) << 10)
 #define WINDOW_DOUBLINGS 7 /* up to 4 MiB */

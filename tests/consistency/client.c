@@ -16,8 +16,8 @@
 
 #include <libnbd.h>
 
+#include "base/rounding.h"
 #include "client.h"
-#include "rounding.h"
 
 /* libnbd's own limit is 64 MiB, some servers' is less. */
 #define MAX_REQUEST (UINT64_C (32) << 20)

@@ -8,10 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cleanup.h"
+#include "base/cleanup.h"
+#include "base/rounding.h"
 #include "history.h"
 #include "register.h"
-#include "rounding.h"
 
 struct round {
   struct round *next;

@@ -45,11 +45,11 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
+#include "base/rounding.h"
 #include "choose.h"
-#include "cleanup.h"
 #include "client.h"
 #include "history.h"
-#include "rounding.h"
 
 /* What is read at once where the whole area is. */
 #define CHUNK (UINT64_C (256) << 10)

@@ -7,10 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cleanup.h"
-#include "iszero.h"
+#include "base/cleanup.h"
+#include "base/iszero.h"
+#include "base/rounding.h"
 #include "register.h"
-#include "rounding.h"
 
 /* A round while it is looked at. */
 struct round {

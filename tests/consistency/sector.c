@@ -7,7 +7,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-#include "iszero.h"
+#include "base/iszero.h"
 #include "sector.h"
 
 #define WORDS (SECTOR / sizeof (uint64_t))

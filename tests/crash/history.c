@@ -11,11 +11,11 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "cleanup.h"
-#include "clone.h"
+#include "base/cleanup.h"
+#include "base/rounding.h"
+#include "clone/clone.h"
 #include "history.h"
-#include "hydrate.h"
-#include "rounding.h"
+#include "hydration/hydrate.h"
 
 #define K UINT64_C (1024)
 #define CLIENTS HISTORY_CLIENTS

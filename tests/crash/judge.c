@@ -12,8 +12,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "clone.h"
-#include "hydrate.h"
+#include "clone/clone.h"
+#include "hydration/hydrate.h"
 #include "judge.h"
 
 struct judge {

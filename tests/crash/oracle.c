@@ -9,8 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/rounding.h"
 #include "oracle.h"
-#include "rounding.h"
 
 struct oracle {
   const struct history *h;

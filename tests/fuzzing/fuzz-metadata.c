@@ -33,8 +33,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "metadata.h"
-#include "rounding.h"
+#include "base/rounding.h"
+#include "store/metadata.h"
 
 enum how {
   HOW_FIX_SUPERBLOCKS = 1, /* make their checksums right */

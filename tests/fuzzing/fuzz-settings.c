@@ -16,7 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "status.h"
+#include "control/status.h"
 
 #define CHECK(cond)                                                     \
   do {                                                                  \

@@ -19,7 +19,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "test-point.h"
+#include "base/test-point.h"
 
 static atomic_uint counts[NR_TEST_POINTS];
 static unsigned max_delay; /* microseconds */

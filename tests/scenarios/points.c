@@ -11,7 +11,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "cleanup.h"
+#include "base/cleanup.h"
 #include "mock-backend.h"
 #include "points.h"
 

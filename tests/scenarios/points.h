@@ -2,7 +2,7 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* The test's side of the test points (lib/test-point.h): who passes one is
+/* The test's side of the test points (lib/base/test-point.h): who passes one is
  * counted, and may be held there until the test lets it go.
  *
  * All functions may be called from any thread.
@@ -11,7 +11,7 @@
 #ifndef SCENARIOS_POINTS_H
 #define SCENARIOS_POINTS_H
 
-#include "test-point.h"
+#include "base/test-point.h"
 
 /* Forget all counts, and let everybody go. */
 extern void points_reset (void);

@@ -16,10 +16,10 @@
 
 #include <ev.h>
 
-#include "channel.h"
-#include "cleanup.h"
+#include "backend/channel.h"
+#include "base/cleanup.h"
+#include "base/rounding.h"
 #include "mock-backend.h"
-#include "rounding.h"
 
 static const char *const kind_names[MOCK_KINDS] = {
   "pread", "pwrite", "zero", "trim", "flush", "extents", "close"

@@ -31,8 +31,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "backend.h"
-#include "clone.h"
+#include "backend/backend.h"
+#include "clone/clone.h"
 
 #define MOCK_SECTOR 512
 

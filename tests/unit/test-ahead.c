@@ -17,9 +17,9 @@
 
 #include <check.h>
 
-#include "ahead.h"
+#include "base/rounding.h"
+#include "hydration/ahead.h"
 #include "mock-backend.h"
-#include "rounding.h"
 #include "run-suite.h"
 
 #define K UINT64_C (1024)

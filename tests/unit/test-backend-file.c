@@ -31,9 +31,9 @@
 
 #include <check.h>
 
-#include "backend.h"
-#include "behind.h"
-#include "lock-holder.h"
+#include "backend/backend.h"
+#include "backend/lock-holder.h"
+#include "backend/write-behind.h"
 #include "mock-backend.h"
 #include "run-suite.h"
 

@@ -18,10 +18,10 @@
 
 #include <check.h>
 
-#include "cleanup.h"
-#include "clone.h"
+#include "base/cleanup.h"
+#include "base/rounding.h"
+#include "clone/clone.h"
 #include "mock-backend.h"
-#include "rounding.h"
 #include "run-suite.h"
 
 #define K UINT64_C (1024)

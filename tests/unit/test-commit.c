@@ -15,12 +15,12 @@
 
 #include <check.h>
 
-#include "commit.h"
-#include "metadata.h"
+#include "base/rounding.h"
 #include "mock-backend.h"
-#include "region-map.h"
-#include "rounding.h"
 #include "run-suite.h"
+#include "store/commit.h"
+#include "store/metadata.h"
+#include "store/region-map.h"
 
 #define SECTORS 20
 #define REGION UINT64_C (4096)

@@ -35,15 +35,15 @@
 #include <check.h>
 #include <jansson.h>
 
-#include "clone.h"
-#include "control.h"
-#include "listen.h"
-#include "hydrate.h"
-#include "metadata.h"
+#include "clone/clone.h"
+#include "control/control.h"
+#include "control/listen.h"
+#include "control/progress.h"
+#include "control/status.h"
+#include "hydration/hydrate.h"
 #include "mock-backend.h"
-#include "progress.h"
 #include "run-suite.h"
-#include "status.h"
+#include "store/metadata.h"
 
 #define DISK_SIZE (UINT64_C (256) << 10)
 #define REGION UINT64_C (4096)

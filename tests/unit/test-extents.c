@@ -14,8 +14,8 @@
 
 #include <check.h>
 
-#include "backend.h"
-#include "extents.h"
+#include "backend/backend.h"
+#include "base/extents.h"
 #include "mock-backend.h"
 #include "run-suite.h"
 

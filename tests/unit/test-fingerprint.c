@@ -18,9 +18,9 @@
 
 #include <check.h>
 
-#include "fingerprint.h"
 #include "mock-backend.h"
 #include "run-suite.h"
+#include "store/fingerprint.h"
 
 #define SIZE (UINT64_C (64) << 20)
 #define SAMPLE 4096

@@ -2,10 +2,10 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* The gate (lib/gate.h): while it is closed nobody is inside, whoever closes it
- * waits for those who are, and nobody stays outside for ever.  And the outage
- * (lib/outage.h), which those who wait for servers sleep in: no event is
- * missed.
+/* The gate (lib/clone/gate.h): while it is closed nobody is inside, whoever
+ * closes it waits for those who are, and nobody stays outside for ever.  And
+ * the outage (lib/clone/outage.h), which those who wait for servers sleep in: no
+ * event is missed.
  */
 
 #include <config.h>
@@ -14,9 +14,9 @@
 #include <sched.h>
 #include <stdatomic.h>
 
-#include "gate.h"
+#include "clone/gate.h"
+#include "clone/outage.h"
 #include "mock-backend.h"
-#include "outage.h"
 #include "run-suite.h"
 
 static struct gate g;

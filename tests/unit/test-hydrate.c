@@ -19,11 +19,11 @@
 
 #include <check.h>
 
-#include "cleanup.h"
-#include "clone.h"
-#include "hydrate.h"
+#include "base/cleanup.h"
+#include "base/rounding.h"
+#include "clone/clone.h"
+#include "hydration/hydrate.h"
 #include "mock-backend.h"
-#include "rounding.h"
 #include "run-suite.h"
 
 #define K UINT64_C (1024)
@@ -675,7 +675,8 @@ END_TEST
 static bool
 all_but (void *opaque)
 {
-  return region_map_bytes_valid (d->clone->map) + *(uint64_t *)opaque >= d->size;
+  return region_map_bytes_valid (d->clone->map) + *(uint64_t *)opaque >=
+    d->size;
 }
 
 /* A source that drops the connection whenever a certain sector is read, and is

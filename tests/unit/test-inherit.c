@@ -3,10 +3,10 @@
  */
 
 /* Proves that what a process has done to a local clone, flushed or not, is
- * there after it was killed (lib/inherit.h): the next one takes over the valid
- * bits as dirty ones, and makes them durable in the usual order.  And that bits
- * are not taken over, with a message that says why, when anything else may have
- * happened since.
+ * there after it was killed (lib/store/inherit.h): the next one takes over the
+ * valid bits as dirty ones, and makes them durable in the usual order.  And that
+ * bits are not taken over, with a message that says why, when anything else may
+ * have happened since.
  *
  * Each life of the clone but the last is a process of its own, which kills
  * itself.
@@ -30,12 +30,12 @@
 #include <check.h>
 #include <uuid/uuid.h>
 
-#include "clone.h"
-#include "inherit.h"
+#include "base/rounding.h"
+#include "clone/clone.h"
+#include "clone/setup.h"
 #include "mock-backend.h"
-#include "rounding.h"
 #include "run-suite.h"
-#include "setup.h"
+#include "store/inherit.h"
 
 #define K UINT64_C (1024)
 #define REGION (64 * K)

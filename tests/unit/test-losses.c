@@ -31,12 +31,12 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "cleanup.h"
-#include "clone.h"
-#include "hydrate.h"
+#include "base/cleanup.h"
+#include "base/rounding.h"
+#include "clone/clone.h"
+#include "hydration/hydrate.h"
 #include "mock-backend.h"
 #include "points.h"
-#include "rounding.h"
 #include "run-suite.h"
 
 #define K UINT64_C (1024)

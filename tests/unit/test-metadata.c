@@ -18,11 +18,11 @@
 
 #include <check.h>
 
-#include "crc32c.h"
-#include "metadata.h"
+#include "base/crc32c.h"
 #include "mock-backend.h"
-#include "region-map.h"
 #include "run-suite.h"
+#include "store/metadata.h"
+#include "store/region-map.h"
 
 #define K UINT64_C (1024)
 

@@ -30,12 +30,11 @@
 #include <check.h>
 #include <ev.h>
 
-#include "backend.h"
-#include "channel.h"
-#include "cleanup.h"
-#include "fingerprint.h"
-#include "nbd-conn.h"
-#include "rounding.h"
+#include "backend/backend.h"
+#include "backend/channel.h"
+#include "backend/nbd-connection.h"
+#include "base/cleanup.h"
+#include "base/rounding.h"
 #include "run-suite.h"
 
 #define SIZE (UINT64_C (1) << 20)
@@ -579,11 +578,22 @@ open_backend (unsigned connections, unsigned deadline)
     backend_close (b);
 }
 
+/* Can the export that came back be read? */
+static int
+is_readable (void *opaque, struct backend *readable, char **why)
+{
+  char buf[512];
+
+  *why = NULL;
+  return backend_pread (readable, buf, sizeof buf, 0);
+}
+
 static void
-start_backend (const struct fingerprint *fp)
+start_backend (bool check)
 {
   const struct backend_service service = {
-    .lost = lost, .changed = changed, .fingerprint = fp,
+    .lost = lost, .changed = changed,
+    .same_disk = check ? is_readable : NULL,
   };
 
   ck_assert_int_eq (backend_start (b, &service), 0);
@@ -688,7 +698,7 @@ START_TEST (lost_is_error)
 
   start_server (false, true);
   open_backend (2, 0);
-  start_backend (NULL);
+  start_backend (false);
   ck_assert_int_eq (read_some (), 0);
   set (AT_READ, HOLD);
   begin_call (&call, false);
@@ -719,7 +729,7 @@ START_TEST (shutdown_is_loss)
 {
   start_server (false, true);
   open_backend (1, 0);
-  start_backend (NULL);
+  start_backend (false);
   set (AT_READ, SHUTDOWN);
   ck_assert_int_eq (read_some (), ENOTCONN);
   set (AT_READ, GOOD);
@@ -738,7 +748,7 @@ START_TEST (extents)
 
   start_server (false, true);
   open_backend (1, 0);
-  start_backend (NULL);
+  start_backend (false);
   ck_assert_int_eq (backend_extents (b, 70000, 0, 0, &list), 0);
   ck_assert_uint_eq (list.len, EXTENTS_MAX_REPLY);
   ck_assert_uint_eq (extents_end (&list), EXTENTS_MAX_REPLY);
@@ -768,7 +778,7 @@ START_TEST (die_together)
   start_server (false, false);
   open_backend (4, 0);
   hold_lost = true;
-  start_backend (NULL);
+  start_backend (false);
   accepted = came (AT_ACCEPT);
   cut (1, CLIENTS_MAX);
   wait_loss ();
@@ -804,7 +814,7 @@ START_TEST (topped_up)
 
   start_server (false, false);
   open_backend (4, 0);
-  start_backend (NULL);
+  start_backend (false);
   cut (1, 1);
   wait_loss ();
   wait_connections (1);
@@ -840,7 +850,7 @@ START_TEST (slow_flush)
   open_backend (4, 100);
   set (AT_FLUSH, HOLD);
   set (AT_READ, HOLD);
-  start_backend (NULL);
+  start_backend (false);
   begin_call (&flush, true);
   begin_call (&read, false);
   usleep (500000);
@@ -864,7 +874,7 @@ START_TEST (no_storm)
 
   start_server (false, true);
   open_backend (16, 0);
-  start_backend (NULL);
+  start_backend (false);
   before = came (AT_ACCEPT);
   set (AT_READY, CLOSE);
   cut (CLIENTS_MAX, CLIENTS_MAX);
@@ -892,7 +902,7 @@ START_TEST (reason_once)
 
   start_server (false, true);
   open_backend (1, 0);
-  start_backend (NULL);
+  start_backend (false);
   set (AT_META, CLOSE);
   before = came (AT_META);
   cut (1, CLIENTS_MAX);
@@ -904,16 +914,14 @@ START_TEST (reason_once)
 }
 END_TEST
 
-/* A fingerprint that cannot be read now is no other fingerprint. */
-START_TEST (fingerprint_unknown)
+/* A disk that cannot be read now is not known to be another disk. */
+START_TEST (same_disk_unknown)
 {
-  struct fingerprint fp;
   unsigned before;
 
   start_server (false, true);
   open_backend (2, 0);
-  ck_assert_int_eq (fingerprint_take (b, &fp), 0);
-  start_backend (&fp);
+  start_backend (true);
   set (AT_READ, FAIL);
   before = came (AT_READY);
   cut (CLIENTS_MAX, CLIENTS_MAX);
@@ -971,7 +979,7 @@ START_TEST (trickling_reply)
   start_server (_i, true);
   open_backend (1, 300);
   set (AT_READ, TRICKLE);
-  start_backend (NULL);
+  start_backend (false);
   ck_assert_int_eq (read_some (), ENOTCONN);
   end ();
 }
@@ -991,7 +999,7 @@ START_TEST (steady_reply)
   for (int i = 0; i < 20 && !done; i++) {
     backend_close (b);
     open_backend (1, 300);
-    start_backend (NULL);
+    start_backend (false);
     done = backend_pread (b, buf, sizeof buf, 0) == 0;
   }
   ck_assert (done);
@@ -1050,7 +1058,7 @@ START_TEST (unread_is_no_silence)
 
   start_server (_i, true);
   open_backend (2, 500);
-  start_backend (NULL);
+  start_backend (false);
   ch = channel_new (b, loop);
   submit (ch, &m, loop);
   while (before == 0) {
@@ -1080,7 +1088,7 @@ START_TEST (channel_changes_link)
   struct channel *ch;
   start_server (false, true);
   open_backend (2, 0);
-  start_backend (NULL);
+  start_backend (false);
   ch = channel_new (b, loop);
   submit (ch, &m[0], loop);
   ck_assert_int_eq (finish (&m[0]), 0);
@@ -1142,7 +1150,7 @@ START_TEST (all_get_replies)
 
   start_server (false, false);
   open_backend (_i, 0);
-  start_backend (NULL);
+  start_backend (false);
   ch = channel_new (b, loop);
   for (int i = 0; i < 8; i++)
     ck_assert_int_eq (pthread_create (&threads[i], NULL, busy_thread, NULL), 0);
@@ -1171,7 +1179,7 @@ START_TEST (driver_leaves)
 
   start_server (false, false);
   open_backend (1, 0);
-  start_backend (NULL);
+  start_backend (false);
   set (AT_READ, HOLD);
   set (AT_FLUSH, HOLD);
   begin_call (&read, false);
@@ -1198,7 +1206,7 @@ START_TEST (interrupt_ends)
 
   start_server (false, true);
   open_backend (2, 1000000); /* no deadline ends it */
-  start_backend (NULL);
+  start_backend (false);
   set (AT_READ, HOLD);
   set (AT_ACCEPT, HOLD);
   before = came (AT_ACCEPT);
@@ -1237,7 +1245,7 @@ suite (void)
   tcase_add_test (tc, slow_flush);
   tcase_add_test (tc, no_storm);
   tcase_add_test (tc, reason_once);
-  tcase_add_test (tc, fingerprint_unknown);
+  tcase_add_test (tc, same_disk_unknown);
   tcase_add_loop_test (tc, bad_handshake, 0, 4);
   tcase_add_test (tc, never_answers);
   tcase_add_loop_test (tc, trickling_reply, 0, 2);

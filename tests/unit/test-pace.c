@@ -13,9 +13,9 @@
 
 #include <check.h>
 
+#include "base/rounding.h"
+#include "hydration/pace.h"
 #include "mock-backend.h"
-#include "pace.h"
-#include "rounding.h"
 #include "run-suite.h"
 
 #define K UINT64_C (1024)

@@ -19,9 +19,9 @@
 
 #include <check.h>
 
+#include "base/rounding.h"
+#include "hydration/plan.h"
 #include "mock-backend.h"
-#include "plan.h"
-#include "rounding.h"
 #include "run-suite.h"
 
 #define K UINT64_C (1024)

@@ -17,10 +17,10 @@
 
 #include <check.h>
 
+#include "base/rounding.h"
 #include "mock-backend.h"
-#include "region-map.h"
-#include "rounding.h"
 #include "run-suite.h"
+#include "store/region-map.h"
 
 #define K UINT64_C (1024)
 

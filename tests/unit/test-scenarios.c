@@ -4,9 +4,9 @@
 
 /* The races that this project is about, one test each.
  *
- * The library is built with test points here (lib/test-point.h): a test holds
- * one party at the moment that decides, lets the others do the worst they can,
- * and sees by the points' counters that everybody has been where the test
+ * The library is built with test points here (lib/base/test-point.h): a test
+ * holds one party at the moment that decides, lets the others do the worst they
+ * can, and sees by the points' counters that everybody has been where the test
  * needs them.  Nothing depends on a clock: a test that waits, waits for a point
  * to be reached.
  *
@@ -22,12 +22,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cleanup.h"
-#include "clone.h"
-#include "hydrate.h"
+#include "base/cleanup.h"
+#include "base/rounding.h"
+#include "clone/clone.h"
+#include "hydration/hydrate.h"
 #include "mock-backend.h"
 #include "points.h"
-#include "rounding.h"
 #include "run-suite.h"
 
 #define K UINT64_C (1024)

@@ -14,8 +14,8 @@
 
 #include <check.h>
 
+#include "backend/uri.h"
 #include "run-suite.h"
-#include "uri.h"
 
 static void
 assert_absolute (const char *uri, const char *cwd, const char *expect)

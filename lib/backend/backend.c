@@ -1,0 +1,314 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+#include <config.h>
+
+#include <ctype.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "backend/backend.h"
+#include "base/cleanup.h"
+#include "base/iszero.h"
+#include "base/rounding.h"
+
+/* How much backend_is_zero reads at once. */
+#define ZERO_PIECE (UINT64_C (1) << 20)
+
+/* ---- Opening ---- */
+
+/* The length of the scheme of a URI, 0 for what is a path.  As in RFC 3986,
+ * with "://" after it, so that "/tmp/a://b" is a path.
+ */
+static size_t
+scheme_length (const char *name)
+{
+  size_t n = 0;
+
+  if (!isalpha ((unsigned char)name[0]))
+    return 0;
+  while (isalnum ((unsigned char)name[n]) ||
+         (name[n] != '\0' && strchr ("+-.", name[n])))
+    n++;
+  return strncmp (name + n, "://", 3) == 0 ? n : 0;
+}
+
+bool
+backend_name_is_uri (const char *name)
+{
+  return scheme_length (name) > 0;
+}
+
+static bool
+scheme_is_nbd (const char *name, size_t length)
+{
+  static const char *const schemes[] = {
+    "nbd", "nbds", "nbd+unix", "nbds+unix", "nbd+vsock", "nbds+vsock"
+  };
+
+  for (size_t i = 0; i < sizeof schemes / sizeof schemes[0]; i++) {
+    if (strlen (schemes[i]) == length &&
+        strncmp (schemes[i], name, length) == 0)
+      return true;
+  }
+  return false;
+}
+
+struct backend *
+backend_open (const struct backend_params *params, const struct log *log)
+{
+  size_t length = scheme_length (params->name);
+
+  if (length == 0)
+    return backend_file_open (params, log);
+  if (scheme_is_nbd (params->name, length))
+    return backend_nbd_open (params, log);
+
+  log_error (log, "%s %s: unsupported URI scheme \"%.*s\", use nbd://, "
+             "nbds://, nbd+unix:// or nbds+unix://, or a path",
+             params->role, params->name, (int)length, params->name);
+  errno = EINVAL;
+  return NULL;
+}
+
+struct backend *
+backend_create (const struct backend_params *params, uint64_t size,
+                const struct log *log)
+{
+  if (!backend_name_is_uri (params->name))
+    return backend_file_create (params, size, log);
+
+  log_error (log, "%s %s: an NBD export cannot be created from here, create "
+             "it on its server", params->role, params->name);
+  errno = EINVAL;
+  return NULL;
+}
+
+bool
+backend_same (const char *a, const char *b)
+{
+  if (strcmp (a, b) == 0)
+    return true;
+  if (backend_name_is_uri (a) || backend_name_is_uri (b))
+    return false;
+  return backend_file_same (a, b);
+}
+
+void
+backend_close (struct backend *b)
+{
+  if (b)
+    b->ops->close (b);
+}
+
+/* ---- The table's functions ---- */
+
+int
+backend_pread (struct backend *b, void *buf, size_t count, uint64_t offset)
+{
+  const struct segment seg = { buf, count, offset };
+
+  return count ? b->ops->pread (b, &seg, 1) : 0;
+}
+
+int
+backend_preadv (struct backend *b, const struct segment *seg, size_t n)
+{
+  return n ? b->ops->pread (b, seg, n) : 0;
+}
+
+/* What was opened read-only is never written to, whatever is above or below
+ * this.
+ */
+static int
+check_writable (const struct backend *b)
+{
+  if (!b->readonly)
+    return 0;
+  errno = EPERM;
+  return -1;
+}
+
+int
+backend_pwrite (struct backend *b, const void *buf, size_t count,
+                uint64_t offset, unsigned flags)
+{
+  const struct segment seg = { (void *)buf, count, offset };
+
+  return count ? backend_pwritev (b, &seg, 1, flags) : 0;
+}
+
+int
+backend_pwritev (struct backend *b, const struct segment *seg, size_t n,
+                 unsigned flags)
+{
+  if (n == 0)
+    return 0;
+  if (check_writable (b) == -1)
+    return -1;
+  return b->ops->pwrite (b, seg, n, flags);
+}
+
+int
+backend_zero (struct backend *b, uint64_t count, uint64_t offset,
+              unsigned flags)
+{
+  if (count == 0)
+    return 0;
+  if (check_writable (b) == -1)
+    return -1;
+  return b->ops->zero (b, count, offset, flags);
+}
+
+int
+backend_trim (struct backend *b, uint64_t count, uint64_t offset,
+              unsigned flags)
+{
+  if (count == 0)
+    return 0;
+  if (check_writable (b) == -1)
+    return -1;
+  return b->ops->trim (b, count, offset, flags);
+}
+
+int
+backend_flush (struct backend *b)
+{
+  if (check_writable (b) == -1)
+    return -1;
+  return b->ops->flush (b);
+}
+
+bool
+backend_can_share (const struct backend *b, const struct backend *from)
+{
+  return b->ops->share && b->is_file && from->is_file;
+}
+
+int
+backend_share (struct backend *b, struct backend *from, uint64_t count,
+               uint64_t offset)
+{
+  if (count == 0)
+    return 0;
+  if (check_writable (b) == -1)
+    return -1;
+  return b->ops->share (b, from, count, offset);
+}
+
+void
+backend_behind (struct backend *b)
+{
+  if (b->ops->behind)
+    b->ops->behind (b);
+}
+
+int
+backend_extents (struct backend *b, uint64_t count, uint64_t offset,
+                 unsigned flags, struct extents *list)
+{
+  return count ? b->ops->extents (b, count, offset, flags, list) : 0;
+}
+
+unsigned
+backend_connections (struct backend *b)
+{
+  return b->ops->connections ? b->ops->connections (b) : 1;
+}
+
+int
+backend_start (struct backend *b, const struct backend_service *service)
+{
+  return b->ops->start ? b->ops->start (b, service) : 0;
+}
+
+void
+backend_interrupt (struct backend *b, int grace)
+{
+  if (b->ops->interrupt)
+    b->ops->interrupt (b, grace);
+}
+
+bool
+backend_has_peer (const struct backend *b)
+{
+  return b->ops->start != NULL;
+}
+
+enum backend_state
+backend_state (struct backend *b)
+{
+  return b->ops->state ? b->ops->state (b) : BACKEND_UP;
+}
+
+void
+backend_reason (struct backend *b, char *buf, size_t size)
+{
+  buf[0] = '\0';
+  if (b->ops->reason)
+    b->ops->reason (b, buf, size);
+}
+
+void
+backend_log_failure (struct backend *b, const char *role, const char *what)
+{
+  char reason[256] = "";
+
+  if (errno == ENOTCONN)
+    backend_reason (b, reason, sizeof reason);
+  if (reason[0])
+    log_error (b->log, "%s %s: %s: %s; see whether its server is well, and "
+               "start again", role, b->name, what, reason);
+  else
+    log_error (b->log, "%s %s: %s: %m", role, b->name, what);
+}
+
+/* ---- Is it all zero? ---- */
+
+/* The same, of an extent that is not known to be zero.  The buffer is made at
+ * the first call and is the caller's to free.
+ */
+static int
+data_is_zero (struct backend *b, const struct extent *extent, void **buf)
+{
+  uint64_t offset = extent->offset;
+  uint64_t end = extent->offset + extent->length;
+
+  if (*buf == NULL && (*buf = malloc (ZERO_PIECE)) == NULL)
+    return -1;
+  while (offset < end) {
+    size_t count = MIN (ZERO_PIECE, end - offset);
+
+    if (backend_pread (b, *buf, count, offset) == -1)
+      return -1;
+    if (!is_zero (*buf, count))
+      return 0;
+    offset += count;
+  }
+  return 1;
+}
+
+int
+backend_is_zero (struct backend *b, uint64_t count, uint64_t offset)
+{
+  CLEANUP_EXTENTS_FREE struct extents list = EXTENTS_INIT;
+  CLEANUP_FREE void *buf = NULL;
+  uint64_t end = offset + count;
+
+  while (offset < end) {
+    extents_clear (&list);
+    if (backend_extents (b, end - offset, offset, 0, &list) == -1)
+      return -1;
+    for (size_t i = 0; i < list.len; i++) {
+      int r = list.extent[i].flags & EXTENT_ZERO
+              ? 1 : data_is_zero (b, &list.extent[i], &buf);
+
+      if (r != 1)
+        return r;
+    }
+    offset = extents_end (&list);
+  }
+  return 1;
+}

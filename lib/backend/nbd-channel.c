@@ -1,0 +1,268 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* The channels of the backend for NBD exports.
+ *
+ * A channel is one loop's use of one connection.  Each struct io gets a struct
+ * transfer, which carries its pieces one after the other.
+ *
+ *   nbd_channel_submit -> start_piece -> piece_arrived -> channel_wakeup
+ *                              ^       (any thread)          |
+ *                              +--------- piece_done <-------+
+ *                                             |
+ *                                             +-> io->done
+ *
+ * A piece whose connection is lost fails with ENOTCONN, and so does the io.
+ * The next piece to be started takes another connection where the channel's is
+ * dead, and the best one where one was lost or made.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+
+#include <ev.h>
+
+#include "backend/channel.h"
+#include "backend/nbd-connection.h"
+#include "backend/nbd-pool.h"
+#include "backend/nbd.h"
+#include "base/cleanup.h"
+#include "base/rounding.h"
+
+struct transfer {
+  struct nbd_req req;  /* the piece in flight; must be first */
+  struct io *io;
+  struct nbd_channel *ch;
+  struct nbd_conn *conn; /* of this piece, held; or NULL */
+  uint64_t next, end;  /* what is left of the io's range, in whole blocks */
+  bool as_data;        /* a zero, for which zeroes are written */
+  struct extents reply;
+};
+
+struct nbd_channel {
+  struct channel channel;
+  struct nbd *n;
+  struct ev_loop *loop;
+  struct nbd_conn *conn; /* perhaps dead; or NULL */
+  unsigned generation;   /* of the pool when it was chosen */
+
+  pthread_mutex_t lock;
+  struct io *arrived, **arrived_end; /* channel: the transfer, or NULL */
+  ev_async wakeup;
+};
+
+/* The io, or a piece of it, is done: on the loop's turn.  Any thread.  (The
+ * channel may be freed as soon as the lock is.)
+ */
+static void
+arrive (struct nbd_channel *ch, struct io *io)
+{
+  LOCK_FOR_SCOPE (&ch->lock);
+
+  io->next = NULL;
+  *ch->arrived_end = io;
+  ch->arrived_end = &io->next;
+  ev_async_send (ch->loop, &ch->wakeup);
+}
+
+static void
+piece_arrived (struct nbd_req *req)
+{
+  struct transfer *t = req->opaque;
+
+  arrive (t->ch, t->io);
+}
+
+static void
+drop_conn (struct nbd_channel *ch)
+{
+  if (ch->conn)
+    nbd_pool_give_back (ch->n->pool, ch->conn);
+  ch->conn = NULL;
+}
+
+/* Before a piece is sent: see to it that the connection is the right one.
+ * False where there is none.
+ */
+static bool
+choose_conn (struct nbd_channel *ch)
+{
+  struct nbd_pool *pool = ch->n->pool;
+  const unsigned generation = nbd_pool_generation (pool);
+
+  if (ch->conn == NULL || !ch->conn->alive || generation != ch->generation) {
+    drop_conn (ch);
+    ch->conn = nbd_pool_take (pool);
+    ch->generation = generation;
+  }
+  return ch->conn != NULL;
+}
+
+/* ---- transfers ---- */
+
+static void
+start_piece (struct transfer *t)
+{
+  struct nbd_channel *ch = t->ch;
+  struct nbd *n = ch->n;
+  const uint64_t left = t->end - t->next;
+
+  t->req = (struct nbd_req){
+    .offset = t->next, .done = piece_arrived, .opaque = t, .error = ENOTCONN
+  };
+  switch (t->io->type) {
+  case IO_READ:
+  case IO_WRITE:
+    t->req.type = t->io->type == IO_READ ? NBD_REQ_READ : NBD_REQ_WRITE;
+    t->req.buf = (char *)t->io->buf + (t->next - t->io->offset);
+    t->req.count = MIN (left, n->max_transfer);
+    break;
+  case IO_ZERO:
+    t->req.type = t->as_data ? NBD_REQ_WRITE : NBD_REQ_ZERO;
+    t->req.flags = t->as_data ? 0 : nbd_zero_flags (n, t->io->flags);
+    t->req.buf = nbd_zeroes;
+    t->req.count = MIN (left, t->as_data ? nbd_zeroes_limit (n)
+                        : NBD_MAX_RANGE);
+    break;
+  case IO_SHARE: /* an export is no file */
+    __builtin_unreachable ();
+  case IO_EXTENTS:
+    t->req.type = NBD_REQ_EXTENTS;
+    t->req.extents = &t->reply;
+    t->req.count = MIN (left, NBD_MAX_STATUS);
+    break;
+  }
+  if (choose_conn (ch)) {
+    t->conn = ch->conn;
+    t->conn->users++;
+    nbd_conn_submit (t->conn, &t->req);
+  }
+  else
+    arrive (ch, t->io);
+}
+
+static void
+piece_done (struct transfer *t)
+{
+  struct io *io = t->io;
+  int error = t->req.error;
+
+  nbd_conn_put (t->conn);
+  t->conn = NULL;
+  if (t->req.type == NBD_REQ_ZERO && nbd_is_refusal (error)) {
+    t->as_data = true;
+    error = 0;
+  }
+  else if (error == 0)
+    t->next += t->req.count;
+
+  if (error == 0 && t->next < t->end && io->type != IO_EXTENTS) {
+    start_piece (t);
+    return;
+  }
+  if (io->type == IO_EXTENTS)
+    error = nbd_clip_extents (io->extents, &t->reply, error, io->count,
+                              io->offset);
+  extents_free (&t->reply);
+  free (t);
+  io->error = nbd_to_errno (error);
+  io->done (io);
+}
+
+/* ---- the channel ---- */
+
+static struct io *
+take_arrived (struct nbd_channel *ch)
+{
+  LOCK_FOR_SCOPE (&ch->lock);
+  struct io *io = ch->arrived;
+
+  ch->arrived = NULL;
+  ch->arrived_end = &ch->arrived;
+  return io;
+}
+
+static void
+channel_wakeup (struct ev_loop *loop, ev_async *w, int revents)
+{
+  struct io *io, *next;
+
+  for (io = take_arrived (w->data); io; io = next) {
+    next = io->next;
+    if (io->channel)
+      piece_done (io->channel);
+    else
+      io->done (io);
+  }
+}
+
+static void
+nbd_channel_submit (struct channel *channel, struct io *io)
+{
+  static const struct extents unknown;
+  struct nbd_channel *ch = (struct nbd_channel *)channel;
+  struct nbd *n = ch->n;
+  struct transfer *t;
+
+  io->channel = NULL;
+  if (n->b.readonly && (io->type == IO_WRITE || io->type == IO_ZERO))
+    io->error = EPERM;
+  else if (io->type == IO_EXTENTS && !n->b.knows_extents)
+    io->error = nbd_clip_extents (io->extents, &unknown, 0, io->count,
+                                  io->offset);
+  else if (io->type != IO_EXTENTS &&
+           !nbd_is_aligned (n, io->count, io->offset))
+    io->error = EIO;
+  else if ((t = io->channel = calloc (1, sizeof *t)) == NULL)
+    io->error = ENOMEM;
+  else {
+    t->io = io;
+    t->ch = ch;
+    t->next = nbd_block_start (n, io->offset);
+    t->end = nbd_block_end (n, io->offset + io->count);
+    t->as_data = io->type == IO_ZERO && !n->can_zero;
+    start_piece (t);
+    return;
+  }
+  arrive (ch, io);
+}
+
+static void
+nbd_channel_free (struct channel *channel)
+{
+  struct nbd_channel *ch = (struct nbd_channel *)channel;
+
+  drop_conn (ch);
+  ev_async_stop (ch->loop, &ch->wakeup);
+  pthread_mutex_destroy (&ch->lock);
+  free (ch);
+}
+
+static const struct channel_ops nbd_channel_ops = {
+  .submit = nbd_channel_submit,
+  .free = nbd_channel_free,
+};
+
+struct channel *
+nbd_channel_new (struct backend *b, struct ev_loop *loop)
+{
+  struct nbd_channel *ch = calloc (1, sizeof *ch);
+
+  if (ch == NULL) {
+    log_error (b->log, "%s: channel: %m", b->name);
+    return NULL;
+  }
+  ch->channel.ops = &nbd_channel_ops;
+  ch->n = (struct nbd *)b;
+  ch->loop = loop;
+  ch->arrived_end = &ch->arrived;
+  pthread_mutex_init (&ch->lock, NULL);
+  ev_async_init (&ch->wakeup, channel_wakeup);
+  ch->wakeup.data = ch;
+  ev_async_start (loop, &ch->wakeup);
+  return &ch->channel;
+}

@@ -1,0 +1,132 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+#include <config.h>
+
+#include <ctype.h>
+#include <errno.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "backend/backend.h"
+#include "backend/uri.h"
+
+/* Decode the character at p, which is before end.  Returns how many bytes of
+ * the URI it takes.  A percent sign that begins no code stands for itself.
+ */
+static size_t
+decode (const char *p, const char *end, char *c)
+{
+  if (*p == '%' && end - p >= 3 && isxdigit ((unsigned char)p[1]) &&
+      isxdigit ((unsigned char)p[2])) {
+    const char hex[] = { p[1], p[2], '\0' };
+
+    *c = (char)strtoul (hex, NULL, 16);
+    return 3;
+  }
+  *c = *p;
+  return 1;
+}
+
+static bool
+decodes_to (const char *p, const char *end, const char *text)
+{
+  char c;
+
+  for (; p < end; text++) {
+    p += decode (p, end, &c);
+    if (c == '\0' || c != *text)
+      return false;
+  }
+  return *text == '\0';
+}
+
+static bool
+names_a_file (const char *key, const char *end)
+{
+  return decodes_to (key, end, "socket") ||
+         decodes_to (key, end, "tls-psk-file") ||
+         decodes_to (key, end, "tls-certificates");
+}
+
+/* Where in a parameter, KEY=VALUE, does a relative name begin?  NULL if there
+ * is none.  An empty value is left alone: it is an error, or the default.
+ */
+static const char *
+relative_name (const char *parameter, const char *end)
+{
+  const char *value = memchr (parameter, '=', end - parameter);
+  char first;
+
+  if (value == NULL || value + 1 == end || !names_a_file (parameter, value))
+    return NULL;
+  value++;
+  decode (value, end, &first);
+  return first == '/' || first == '\0' ? NULL : value;
+}
+
+/* libnbd takes a semicolon for a separator only where no ampersand follows. */
+static const char *
+parameter_end (const char *parameter, const char *end)
+{
+  const char *sep = memchr (parameter, '&', end - parameter);
+
+  if (sep == NULL)
+    sep = memchr (parameter, ';', end - parameter);
+  return sep ? sep : end;
+}
+
+/* The directory's name with a slash at its end. */
+static void
+put_directory (const char *dir, FILE *fp)
+{
+  static const char plain[] =
+    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/";
+  const size_t length = strlen (dir);
+
+  for (size_t i = 0; i < length; i++)
+    fprintf (fp, strchr (plain, dir[i]) ? "%c" : "%%%02X",
+             (unsigned char)dir[i]);
+  if (length == 0 || dir[length - 1] != '/')
+    fputc ('/', fp);
+}
+
+char *
+uri_absolute (const char *uri, const char *cwd)
+{
+  const char *const end = uri + strcspn (uri, "#");
+  const char *p = memchr (uri, '?', end - uri);
+  const char *name, *copied = uri, *next;
+  char *absolute = NULL;
+  size_t size;
+  bool failed;
+  FILE *fp;
+
+  if (p == NULL || !backend_name_is_uri (uri))
+    return strdup (uri);
+  fp = open_memstream (&absolute, &size);
+  if (fp == NULL)
+    return NULL;
+
+  for (p++; p < end; p = next + 1) {
+    next = parameter_end (p, end);
+    name = relative_name (p, next);
+    if (name) {
+      fwrite (copied, 1, name - copied, fp);
+      put_directory (cwd, fp);
+      copied = name;
+    }
+  }
+  fputs (copied, fp);
+
+  failed = ferror (fp);
+  if (fclose (fp) != 0 || failed) {
+    free (absolute);
+    errno = ENOMEM;
+    return NULL;
+  }
+  return absolute;
+}

@@ -1,0 +1,270 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "control/listen.h"
+
+/* ---- a unix socket ---- */
+
+bool
+listen_address_is_path (const char *address)
+{
+  return strchr (address, '/') != NULL || strchr (address, ':') == NULL;
+}
+
+/* Something has this path already.  Remove it if it is a socket that nobody
+ * listens on, what a server leaves behind that was killed.
+ */
+static int
+remove_stale (struct listener *l, const struct sockaddr_un *addr)
+{
+  CLEANUP_CLOSE int fd = -1;
+  struct stat st;
+
+  if (lstat (l->address, &st) == 0 && !S_ISSOCK (st.st_mode)) {
+    log_error (l->log, "control=%s: there is something that is not a socket; "
+               "remove it or choose another name", l->address);
+    return -1;
+  }
+
+  fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (fd == -1) {
+    log_error (l->log, "control=%s: cannot create a socket: %m", l->address);
+    return -1;
+  }
+  if (connect (fd, (const struct sockaddr *)addr, sizeof *addr) == 0 ||
+      errno == EAGAIN) {
+    log_error (l->log, "control=%s: another process listens there; choose "
+               "another name", l->address);
+    return -1;
+  }
+  if (errno == ENOENT)
+    return 0;
+  if (errno != ECONNREFUSED) {
+    log_error (l->log, "control=%s: there is a socket, and it is not known "
+               "whether anybody uses it: %m", l->address);
+    return -1;
+  }
+  if (unlink (l->address) == -1 && errno != ENOENT) {
+    log_error (l->log, "control=%s: cannot remove the socket that a server has "
+               "left behind: %m", l->address);
+    return -1;
+  }
+  return 0;
+}
+
+static int
+bind_path (struct listener *l)
+{
+  struct sockaddr_un addr = { .sun_family = AF_UNIX };
+  struct stat st;
+  int r;
+
+  if (strlen (l->address) >= sizeof addr.sun_path) {
+    log_error (l->log, "control=%s: the path of a socket has at most %zu bytes",
+               l->address, sizeof addr.sun_path - 1);
+    return -1;
+  }
+  strcpy (addr.sun_path, l->address);
+
+  l->fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  /* On Linux the socket's mode becomes that of its name, so that there is no
+   * moment in which somebody else could connect.
+   */
+  if (l->fd == -1 || fchmod (l->fd, 0600) == -1) {
+    log_error (l->log, "control=%s: cannot create a socket: %m", l->address);
+    return -1;
+  }
+  r = bind (l->fd, (struct sockaddr *)&addr, sizeof addr);
+  if (r == -1 && errno == EADDRINUSE) {
+    if (remove_stale (l, &addr) == -1)
+      return -1;
+    r = bind (l->fd, (struct sockaddr *)&addr, sizeof addr);
+  }
+  if (r == -1 || lstat (l->address, &st) == -1) {
+    log_error (l->log, "control=%s: cannot create the socket: %m", l->address);
+    return -1;
+  }
+  l->is_path = true;
+  l->dev = st.st_dev;
+  l->ino = st.st_ino;
+  return 0;
+}
+
+/* Somebody may have put another socket in its place. */
+static void
+remove_path (struct listener *l)
+{
+  struct stat st;
+
+  if (lstat (l->address, &st) == 0 && st.st_dev == l->dev &&
+      st.st_ino == l->ino)
+    unlink (l->address);
+}
+
+/* ---- a TCP port ---- */
+
+static bool
+is_loopback (const struct sockaddr *addr)
+{
+  if (addr->sa_family == AF_INET) {
+    const struct sockaddr_in *in = (const struct sockaddr_in *)addr;
+
+    return ntohl (in->sin_addr.s_addr) >> 24 == IN_LOOPBACKNET;
+  }
+  else {
+    const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)addr;
+
+    return IN6_IS_ADDR_LOOPBACK (&in6->sin6_addr);
+  }
+}
+
+/* Take ADDRESS:PORT or [ADDRESS]:PORT apart, in place. */
+static int
+split_address (char *address, const char **host, const char **port)
+{
+  char *colon = strrchr (address, ':');
+  char *end = colon;
+  unsigned long n;
+
+  *colon = '\0';
+  *host = address;
+  *port = colon + 1;
+  if (address[0] == '[') {
+    end--;
+    if (end == address || *end != ']')
+      return -1;
+    *end = '\0';
+    (*host)++;
+  }
+  else if (strchr (address, ':'))
+    return -1;
+
+  n = strtoul (*port, &end, 10);
+  return **host && **port >= '1' && **port <= '9' && *end == '\0' && n <= 65535
+    ? 0 : -1;
+}
+
+static struct addrinfo *
+resolve (struct listener *l)
+{
+  const struct addrinfo hints = {
+    .ai_family = AF_UNSPEC,
+    .ai_socktype = SOCK_STREAM,
+    .ai_flags = AI_NUMERICSERV,
+  };
+  struct addrinfo *list = NULL;
+  const char *host, *port;
+  CLEANUP_FREE char *copy = strdup (l->address);
+  int err;
+
+  if (copy == NULL) {
+    log_error (l->log, "control=%s: %m", l->address);
+    return NULL;
+  }
+  if (split_address (copy, &host, &port) == -1) {
+    log_error (l->log, "control=%s: this must be the path of a unix socket, or "
+               "ADDRESS:PORT with a port from 1 to 65535 and brackets around "
+               "an IPv6 address", l->address);
+    return NULL;
+  }
+  err = getaddrinfo (host, port, &hints, &list);
+  if (err) {
+    log_error (l->log, "control=%s: there is no such address: %s", l->address,
+               err == EAI_SYSTEM ? strerror (errno) : gai_strerror (err));
+    return NULL;
+  }
+  return list;
+}
+
+static int
+bind_one (const struct addrinfo *ai)
+{
+  const int on = 1;
+  int fd, err;
+
+  fd = socket (ai->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (fd == -1)
+    return -1;
+  setsockopt (fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+  if (ai->ai_family == AF_INET6)
+    setsockopt (fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on);
+  if (bind (fd, ai->ai_addr, ai->ai_addrlen) == -1) {
+    err = errno;
+    close (fd);
+    errno = err;
+    return -1;
+  }
+  return fd;
+}
+
+/* A name may have several addresses: the first that can be used is. */
+static int
+bind_address (struct listener *l, bool anywhere)
+{
+  struct addrinfo *list = resolve (l), *ai;
+  bool refused = false;
+
+  if (list == NULL)
+    return -1;
+  for (ai = list; ai && !refused && l->fd == -1; ai = ai->ai_next) {
+    refused = !anywhere && !is_loopback (ai->ai_addr);
+    if (!refused)
+      l->fd = bind_one (ai);
+  }
+  if (refused)
+    log_error (l->log, "control=%s: control-token=+FILE is needed for an "
+               "address that is not loopback", l->address);
+  else if (l->fd == -1)
+    log_error (l->log, "control=%s: cannot listen there: %m", l->address);
+  freeaddrinfo (list);
+  return l->fd == -1 ? -1 : 0;
+}
+
+/* ---- both ---- */
+
+int
+listen_open (struct listener *l, const char *address, bool anywhere,
+             const struct log *log)
+{
+  int r;
+
+  *l = (struct listener){ .address = address, .log = log, .fd = -1 };
+  if (listen_address_is_path (address))
+    r = bind_path (l);
+  else
+    r = bind_address (l, anywhere);
+  if (r == 0 && listen (l->fd, SOMAXCONN) == -1) {
+    log_error (log, "control=%s: cannot listen there: %m", address);
+    r = -1;
+  }
+  if (r == -1)
+    listen_close (l);
+  return r;
+}
+
+void
+listen_close (struct listener *l)
+{
+  /* First the name, while the socket keeps its inode from being reused. */
+  if (l->is_path)
+    remove_path (l);
+  if (l->fd >= 0)
+    close (l->fd);
+  l->is_path = false;
+  l->fd = -1;
+}
