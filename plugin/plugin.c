@@ -40,7 +40,6 @@
 #include "base/rounding.h"
 #include "base/thread.h"
 #include "clone/clone.h"
-#include "clone/committer.h"
 #include "clone/setup.h"
 #include "control/control.h"
 #include "control/listen.h"
@@ -69,6 +68,7 @@ static struct setup setup = {
   .destination_connections = 4,
   .options = { .discard_passdown = true, .source_check = true },
 };
+static struct clone_events events; /* for hydration */
 static struct hydrate_settings settings = {
   .threshold = HYDRATE_THRESHOLD_DEFAULT,
   .batch = HYDRATE_BATCH_DEFAULT,
@@ -380,22 +380,23 @@ clone_get_ready (void)
   setup.deadline = clone_debug_deadline;
   setup.options.client_is_gone = client_is_gone;
   service.stop = stop_now;
-  service.clone = setup_clone (&setup, &nbdkit_log);
-  if (service.clone == NULL)
-    goto error;
-  service.hydrate = hydrate_new (service.clone, &settings, !hydration,
+  service.hydrate = hydrate_new (&settings, !hydration,
+                                 control ? control_wake : NULL, control,
                                  &nbdkit_log);
   if (service.hydrate == NULL) {
     nbdkit_error ("malloc: %m");
-    clone_close (service.clone);
-    service.clone = NULL;
     goto error;
   }
-  if (control)
-    hydrate_on_end (service.hydrate, control_wake, control);
+  events = hydrate_events (service.hydrate);
+  setup.options.events = &events;
+  service.clone = setup_clone (&setup, &nbdkit_log);
+  if (service.clone == NULL)
+    goto error;
   return 0;
 
  error:
+  hydrate_free (service.hydrate);
+  service.hydrate = NULL;
   progress_free (progress);
   control_free (control);
   progress = NULL;
@@ -416,9 +417,9 @@ watcher (void *arg)
     ;
   hydrate_pause (service.hydrate);
   clone_interrupt (service.clone);
-  if (!committer_wait (&service.clone->committer, SLOW_END))
+  if (!clone_wait_committed (service.clone, SLOW_END))
     log_info (&nbdkit_log, "shutting down: waiting for destination %s to make "
-              "durable what was written", service.clone->dest->name);
+              "durable what was written", clone_destination (service.clone)->name);
   return NULL;
 }
 
@@ -426,10 +427,9 @@ watcher (void *arg)
  *
  *   - the watcher has interrupted everything that waits;
  *   - the threads that use hydration and the clone end;
- *   - the clone's own threads, and with the source those that look for it, so
- *     nobody tells hydration anything any more but the destination;
- *   - hydration goes;
- *   - the last commit, and the destination is closed.
+ *   - the clone's own threads, and those of the source's connections, end;
+ *   - the last commit is made, and the destination is closed;
+ *   - hydration, which hears the clone's events until then, is freed.
  */
 static void
 end_service (void)
@@ -450,8 +450,8 @@ end_service (void)
 
   progress_free (progress);
   control_free (control);
-  hydrate_free (service.hydrate);
   clone_close (service.clone);
+  hydrate_free (service.hydrate);
   progress = NULL;
   control = NULL;
   service = (struct service){ 0 };
@@ -487,7 +487,7 @@ static int
 clone_after_fork (void)
 {
   if (clone_start (service.clone, &clone_service) == -1 ||
-      hydrate_start (service.hydrate) == -1 ||
+      hydrate_start (service.hydrate, service.clone) == -1 ||
       (control && control_start (control) == -1) ||
       (progress && progress_start (progress) == -1) ||
       thread_start (&watcher_thread, "watch", watcher, NULL,
@@ -555,14 +555,14 @@ clone_connection_close (void *handle)
 static int64_t
 clone_get_size (void *handle)
 {
-  return service.clone->size;
+  return clone_size (service.clone);
 }
 
 static int
 clone_block_size (void *handle, uint32_t *minimum, uint32_t *preferred,
                   uint32_t *maximum)
 {
-  const uint64_t region_size = region_map_region_size (service.clone->map);
+  const uint64_t region_size = region_map_region_size (clone_map (service.clone));
 
   /* Writes of whole regions need nothing from the source; but a client should
    * not be made to write megabytes because regions are large.
@@ -594,7 +594,7 @@ clone_can_cache (void *handle)
 static int
 clone_can_fast_zero (void *handle)
 {
-  return service.clone->dest->can_fast_zero;
+  return clone_destination (service.clone)->can_fast_zero;
 }
 
 /* ---- requests ---- */

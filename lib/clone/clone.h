@@ -7,14 +7,13 @@
  *
  * A request is split into runs of regions in the same state.  A run of valid
  * regions goes to the destination, after one atomic look at the map.  Of a run
- * of invalid regions a read goes to the source; a change reads the source first
- * where it must, then owns the run, looks again, writes to the destination,
- * makes the regions valid, and releases them (range-lock.h).
+ * of invalid regions a read goes to the source; a change reads from the source
+ * the bytes around it, if it covers a region only partly, and then installs the
+ * run (install.h).
  *
  * The source is read outside the gate (gate.h), everything else is done inside.
  * A request that fails because a server is lost is tried again from its
- * beginning when something has happened (outage.h), in one place: try_again.  A
- * client's request waits nowhere else for a server to return.
+ * beginning (retry.h).
  *
  * All functions may be called from many threads at once; offsets, counts and
  * sizes are bytes; ranges lie within the disk, a count is not 0.  They return
@@ -25,40 +24,20 @@
 #ifndef CLONE_CLONE_H
 #define CLONE_CLONE_H
 
-#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 
 #include "backend/backend.h"
 #include "base/extents.h"
-#include "base/range-lock.h"
-#include "clone/committer.h"
-#include "clone/gate.h"
-#include "clone/outage.h"
 #include "store/commit.h"
 #include "store/metadata.h"
 #include "store/region-map.h"
 
-/* The most that is copied through memory at once on a client's thread. */
-#define CLONE_COPY_MAX (UINT64_C (1) << 20)
+struct clone;
 
-struct clone_options {
-  bool discard_passdown; /* trim the destination */
-  /* Keep what clients read from the source: the whole regions of it.  A read
-   * does not fail because that fails.
-   */
-  bool copy_on_read;
-  bool source_check; /* compare the source's fingerprint, and again when it
-                      * comes back */
-  /* Is the client gone whose request this thread runs?  A request that has
-   * waited for a server asks before it goes on: what it would write may be
-   * older than what the client has written since over another connection.
-   * NULL: it never is.
-   */
-  bool (*client_is_gone) (void);
-};
-
-/* What hydration wants to hear.  A function may be NULL and must not wait. */
+/* What the clone tells hydration.  A function may be NULL; it may be called on
+ * any thread, until clone_close has returned, and must not wait.
+ */
 struct clone_events {
   /* The clone has become complete.  Once, on whichever thread makes it so. */
   void (*complete) (void *opaque);
@@ -76,35 +55,21 @@ struct clone_events {
   void *opaque;
 };
 
-struct clone {
-  const struct log *log;
-  uint64_t size;
-  struct clone_options options;
-
-  struct backend *dest;
-  struct metadata *metadata;
-  struct region_map *map;
-  struct gate gate;
-  struct range_lock ownership;
-  struct commit commit;
-  struct committer committer;
-  struct inheritance *inheritance; /* NULL: there is none */
-  struct outage outage;
-  unsigned source_timeout;      /* seconds that a request waits, 0: for ever */
-  _Atomic uint64_t losses_told; /* of commit_losses: some client knows */
-
-  pthread_rwlock_t events_lock; /* held while one of them is told */
-  struct clone_events events;
-
-  pthread_mutex_t source_lock; /* protects the two below */
-  struct backend *source;      /* NULL when it is closed */
-  unsigned source_users;       /* it is closed when this becomes 0 */
-  _Atomic bool source_dropped; /* the clone's own use has ended */
-
-  /* Reads and changes that clients have begun, until the source is dropped.
-   * Here, far from what each of them looks at, because they all write to it.
+struct clone_options {
+  bool discard_passdown; /* trim the destination */
+  /* Keep what clients read from the source: the whole regions of it.  A read
+   * does not fail because that fails.
    */
-  _Atomic uint64_t requests;
+  bool copy_on_read;
+  bool source_check; /* compare the source's fingerprint, and again when it
+                      * comes back */
+  /* Is the client gone whose request this thread runs?  A request that has
+   * waited for a server asks before it goes on: what it would write may be
+   * older than what the client has written since over another connection.
+   * NULL: it never is.
+   */
+  bool (*client_is_gone) (void);
+  const struct clone_events *events; /* NULL: nobody listens */
 };
 
 /* One of the clone's clients: what it has been told.  See clone_flush. */
@@ -133,12 +98,6 @@ struct clone_service {
  * logged.
  */
 extern int clone_start (struct clone *c, const struct clone_service *service);
-
-/* Tell these events, NULL for none, from now on.  On return nobody is told the
- * former ones any more, but for source_read and source_was_read, which come
- * from clients' requests.
- */
-extern void clone_listen (struct clone *c, const struct clone_events *events);
 
 /* THE END has three steps, between which the caller ends what it has started
  * itself.
@@ -191,11 +150,16 @@ extern void clone_client_init (struct clone *c, struct clone_client *client);
  */
 extern int clone_flush (struct clone *c, struct clone_client *client);
 
-/* For the committer: one commit, with always false only if there is something
- * to do, -1 with errno, also ENOTCONN; and tell the event `committed'.
+/* Ask the committer for a commit now, and wait for nothing; wait until no commit
+ * is under way or asked for, so many seconds at most: false if one still is.
+ */
+extern void clone_ask_commit (struct clone *c);
+extern bool clone_wait_committed (struct clone *c, double seconds);
+
+/* For the committer: one commit; with always false, only if there is something
+ * to do.  -1 with errno, also ENOTCONN.
  */
 extern int clone_commit (struct clone *c, bool always);
-extern void clone_committed (struct clone *c, int error);
 
 /* Append extents that begin at offset and cover one byte or more of the range
  * to list, which is empty.  What a lost server would have to tell is data.
@@ -213,11 +177,24 @@ extern int clone_cache (struct clone *c, uint32_t count, uint64_t offset);
 extern struct backend *clone_source_get (struct clone *c);
 extern void clone_source_put (struct clone *c);
 
-/* What belongs into the regions of a range is in the destination: they are
- * valid. The caller owns them.  why: whose data these are, for the log.
+/* ---- look-ups: any thread, and they wait for nothing ---- */
+
+extern uint64_t clone_size (const struct clone *c);
+extern const struct region_map *clone_map (const struct clone *c);
+
+/* For its name and abilities, and for channels.  Only an installer writes to
+ * invalid regions of it (install.h).
  */
-extern void clone_set_valid (struct clone *c, uint64_t start, uint64_t end,
-                             const char *why);
+extern struct backend *clone_destination (const struct clone *c);
+
+/* Complete, and durably so? */
+extern bool clone_is_complete (const struct clone *c);
+
+/* See commit_may_set. */
+extern bool clone_may_set (const struct clone *c);
+
+/* Reads and changes that clients have begun while there was a source. */
+extern uint64_t clone_requests (const struct clone *c);
 
 /* The commit's mode (commit.h), but MODE_FAIL when the destination is lost.
  * Waits for nothing.

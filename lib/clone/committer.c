@@ -9,8 +9,8 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/thread.h"
-#include "clone/clone.h"
 #include "clone/committer.h"
+#include "clone/private.h"
 
 void
 committer_init (struct committer *k, struct clone *c)
@@ -63,7 +63,7 @@ commit_for_others (struct clone *c)
       break;
     outage_wait (&c->outage, events, 1000);
   }
-  clone_committed (c, error);
+  TELL (c, committed, error);
 }
 
 static void *

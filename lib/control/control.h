@@ -61,7 +61,7 @@ extern int control_start (struct control *c);
 
 /* Have a look now whether those who wait can be answered.  Without it they are
  * within a second.  opaque is the struct control, so that this can be given to
- * hydrate_on_end.  Any thread may call it, from control_new to control_free.
+ * hydrate_new.  Any thread may call it, from control_new to control_free.
  */
 extern void control_wake (void *opaque);
 

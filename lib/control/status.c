@@ -52,18 +52,19 @@ void
 status_get (const struct service *service, struct status *status)
 {
   struct clone *c = service->clone;
+  const struct region_map *map = clone_map (c);
 
   /* Each of these can only make the next one larger while we look: complete
    * comes after durable, and durable after valid.
    */
   hydrate_get_status (service->hydrate, &status->hydration);
-  status->durable = region_map_count_durable (c->map);
-  status->hydrated = region_map_count_valid (c->map);
-  status->bytes_hydrated = region_map_bytes_valid (c->map);
+  status->durable = region_map_count_durable (map);
+  status->hydrated = region_map_count_valid (map);
+  status->bytes_hydrated = region_map_bytes_valid (map);
 
-  status->size = region_map_size (c->map);
-  status->region_size = region_map_region_size (c->map);
-  status->regions = region_map_regions (c->map);
+  status->size = region_map_size (map);
+  status->region_size = region_map_region_size (map);
+  status->regions = region_map_regions (map);
   status->mode = clone_mode (c);
   clone_source_reason (c, status->source_error, sizeof status->source_error);
   hydrate_get_settings (service->hydrate, &status->settings);

@@ -26,10 +26,9 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/iszero.h"
-#include "base/range-lock.h"
 #include "base/rounding.h"
-#include "base/test-point.h"
 #include "base/thread.h"
+#include "clone/install.h"
 #include "hydration/hydrate.h"
 #include "hydration/pace.h"
 #include "hydration/plan.h"
@@ -65,14 +64,12 @@ struct copy {
   struct worker *w;
   struct plan_range range;
   uint64_t cost;      /* bytes of the threshold that it takes */
-  uint64_t pos;       /* what lies before it is done */
   bool last_piece;    /* it owns the whole region that was cut */
   bool shares;        /* the source's blocks, which are not read */
   int error;          /* an errno, or 0 */
   double asked;       /* when the source was */
-  struct gate_pass pass; /* while something is owned */
+  struct install install;
   struct io io;
-  struct owner owner;
   uint8_t *buf;
   size_t buf_size;
   struct copy *next;  /* in a list of the worker's */
@@ -121,6 +118,7 @@ struct hydrate {
   struct pace pace;
   struct hydrate_settings settings;
   bool paused;          /* by the user */
+  bool running;         /* the workers are there */
   bool stopping;        /* hydrate_stop */
   bool stopped;         /* by an error */
   bool stopped_by_mode; /* which was that no region could become valid */
@@ -154,10 +152,17 @@ wake_all (struct hydrate *h)
       ev_async_send (h->worker[i].loop, &h->worker[i].wake);
 }
 
+/* Are there workers, and is the clone to be heard?  The lock is held. */
+static bool
+is_running (const struct hydrate *h)
+{
+  return h->running && !h->stopping;
+}
+
 static bool
 is_over (struct hydrate *h)
 {
-  return h->stopping || commit_is_complete (&h->clone->commit);
+  return h->stopping || clone_is_complete (h->clone);
 }
 
 static void
@@ -190,7 +195,7 @@ may_begin (const struct worker *w)
 
   return !h->paused && !h->stopped && !is_over (h) &&
     backend_state (w->source) == BACKEND_UP &&
-    backend_state (h->clone->dest) == BACKEND_UP;
+    backend_state (clone_destination (h->clone)) == BACKEND_UP;
 }
 
 /* The largest copy that settings allow now. */
@@ -281,7 +286,7 @@ count_range (struct worker *w, const struct plan_range *range, uint64_t cost,
              int by)
 {
   struct hydrate *h = w->h;
-  const uint64_t region_size = region_map_region_size (h->clone->map);
+  const uint64_t region_size = region_map_region_size (clone_map (h->clone));
 
   w->copies += by;
   w->bytes += by * cost;
@@ -311,14 +316,6 @@ end_copy (struct copy *copy)
     ev_async_send (w->loop, &w->wake);
 }
 
-static void
-set_valid (struct clone *c, uint64_t start, uint64_t end)
-{
-  TEST_POINT (HYDRATE_WRITTEN);
-  clone_set_valid (c, start, end, "hydrated");
-  TEST_POINT (HYDRATE_SET);
-}
-
 /* The whole of a region that was copied in pieces is owned, and all of its
  * bytes are in the destination, unless a client's write came first.
  */
@@ -326,25 +323,22 @@ static void
 finish_cut (struct copy *copy)
 {
   struct hydrate *h = copy->w->h;
-  struct clone *c = h->clone;
-  struct plan_cut *cut = copy->range.cut;
-  const uint64_t region = cut->start / region_map_region_size (c->map);
 
-  if (!region_map_is_valid (c->map, region) && commit_may_set (&c->commit))
-    set_valid (c, cut->start, cut->end);
-  range_lock_release (&c->ownership, &copy->owner);
-  gate_leave (&c->gate, &copy->pass);
+  while (install_next (&copy->install) == 1)
+    install_set (&copy->install);
+  install_release (&copy->install);
+  install_leave (&copy->install);
   {
     LOCK_FOR_SCOPE (&h->lock);
-    plan_cut_done (&h->plan, cut);
+    plan_cut_done (&h->plan, copy->range.cut);
   }
   end_copy (copy);
 }
 
 static void
-granted (struct owner *owner)
+granted (struct install *install)
 {
-  struct copy *copy = owner->opaque;
+  struct copy *copy = install->opaque;
   struct worker *w = copy->w;
   LOCK_FOR_SCOPE (&w->h->lock);
 
@@ -355,12 +349,14 @@ granted (struct owner *owner)
 
 /* Own bytes, then go on, perhaps at once.  Inside the gate. */
 static void
-own (struct copy *copy, uint64_t start, uint64_t end)
+own (struct copy *copy, uint64_t start, uint64_t end, bool piece)
 {
-  copy->owner.opaque = copy;
-  TEST_POINT (HYDRATE_UNOWNED);
-  if (range_lock_request (&copy->w->h->clone->ownership, &copy->owner,
-                         start, end, granted))
+  struct install *i = &copy->install;
+
+  i->start = start;
+  i->end = end;
+  i->piece = piece;
+  if (install_request (i))
     go_on (copy);
 }
 
@@ -391,8 +387,12 @@ abandon_copy (struct copy *copy)
 static void
 enter_and_own (struct copy *copy)
 {
-  if (gate_try_enter (&copy->w->h->clone->gate, &copy->pass)) {
-    own (copy, copy->range.start, copy->range.end);
+  copy->install.clone = copy->w->h->clone;
+  copy->install.by = INSTALL_HYDRATION;
+  copy->install.owned = granted;
+  copy->install.opaque = copy;
+  if (install_enter (&copy->install)) {
+    own (copy, copy->range.start, copy->range.end, copy->range.cut != NULL);
     return;
   }
   copy_lost (copy);
@@ -406,21 +406,20 @@ static void
 finish_range (struct copy *copy)
 {
   struct hydrate *h = copy->w->h;
-  struct clone *c = h->clone;
   struct plan_cut *cut = copy->range.cut;
   bool last = false;
 
-  range_lock_release (&c->ownership, &copy->owner);
+  install_release (&copy->install);
   if (cut) {
     LOCK_FOR_SCOPE (&h->lock);
     last = plan_piece_done (&h->plan, cut, copy->error == 0);
   }
   if (last) {
     copy->last_piece = true;
-    own (copy, cut->start, cut->end);
+    own (copy, cut->start, cut->end, false);
   }
   else {
-    gate_leave (&c->gate, &copy->pass);
+    install_leave (&copy->install);
     end_copy (copy);
   }
 }
@@ -531,8 +530,8 @@ share_failed (struct copy *copy, int error)
   if (error != EINVAL)
     w->shares = false;
   copy->shares = false;
-  range_lock_release (&w->h->clone->ownership, &copy->owner);
-  gate_leave (&w->h->clone->gate, &copy->pass);
+  install_release (&copy->install);
+  install_leave (&copy->install);
   read_source (copy);
 }
 
@@ -541,17 +540,18 @@ static void
 written (struct io *io)
 {
   struct copy *copy = io->opaque;
-  struct clone *c = copy->w->h->clone;
 
   if (io->error && io->type == IO_SHARE) {
     share_failed (copy, io->error);
     return;
   }
-  if (io->error)
-    copy_failed (copy, c->dest, "write to destination", io->error);
-  else if (!copy->range.cut)
-    set_valid (c, io->offset, io->offset + io->count);
-  copy->pos += io->count;
+  if (io->error) {
+    copy_failed (copy, clone_destination (copy->w->h->clone),
+                 "write to destination", io->error);
+    finish_range (copy);
+    return;
+  }
+  install_set (&copy->install);
   go_on (copy);
 }
 
@@ -561,32 +561,27 @@ written (struct io *io)
 static void
 go_on (struct copy *copy)
 {
-  struct clone *c = copy->w->h->clone;
-  const struct plan_range *range = &copy->range;
-  uint64_t n = 0;
-  bool valid = true;
+  const struct install *i = &copy->install;
 
-  TEST_POINT (HYDRATE_OWNED);
   if (copy->last_piece) {
     finish_cut (copy);
     return;
   }
-
-  while (copy->pos < range->end) {
-    n = region_map_run_bytes (c->map, copy->pos, range->end, &valid);
-    if (!valid)
-      break;
-    copy->pos += n;
-  }
-  if (copy->pos == range->end || copy->error) {
+  switch (install_next (&copy->install)) {
+  case -1:
+    stop_by_mode (copy);
+    finish_range (copy);
+    return;
+  case 0:
     finish_range (copy);
     return;
   }
 
   copy->io = (struct io){
-    .offset = copy->pos, .count = n, .done = written, .opaque = copy,
+    .offset = i->pos, .count = i->run_end - i->pos,
+    .done = written, .opaque = copy,
   };
-  if (range->zero) {
+  if (copy->range.zero) {
     copy->io.type = IO_ZERO;
     copy->io.flags = BACKEND_MAY_TRIM;
   }
@@ -596,13 +591,8 @@ go_on (struct copy *copy)
   }
   else {
     copy->io.type = IO_WRITE;
-    copy->io.buf = copy->buf + (copy->pos - range->start);
+    copy->io.buf = copy->buf + (i->pos - copy->range.start);
     copy->io.flags = BACKEND_BEHIND;
-  }
-  if (!commit_may_set (&c->commit)) {
-    stop_by_mode (copy);
-    finish_range (copy);
-    return;
   }
   channel_submit (copy->w->to, &copy->io);
 }
@@ -613,8 +603,7 @@ time_copy (const struct copy *copy)
 {
   struct hydrate *h = copy->w->h;
   const double now = monotonic_seconds ();
-  const uint64_t requests = atomic_load_explicit (&h->clone->requests,
-                                                  memory_order_relaxed);
+  const uint64_t requests = clone_requests (h->clone);
   LOCK_FOR_SCOPE (&h->lock);
 
   pace_was_copied (&h->pace, copy->io.count, now - copy->asked, requests, now,
@@ -788,7 +777,7 @@ next_range (struct worker *w, struct plan_range *range, uint64_t *cost,
 static void
 begin_again (struct hydrate *h)
 {
-  const struct region_map *map = h->clone->map;
+  const struct region_map *map = clone_map (h->clone);
   struct plan_bad_sum bad;
   uint64_t invalid, valid;
 
@@ -818,7 +807,7 @@ static void
 finish (struct worker *w)
 {
   struct hydrate *h = w->h;
-  struct clone *c = h->clone;
+  const struct region_map *map = clone_map (h->clone);
   struct plan_bad_sum bad;
   unsigned unsaid;
 
@@ -832,8 +821,8 @@ finish (struct worker *w)
     log_error (h->log, "source %s: %u more reads have failed, in all %" PRIu64
                " bytes in %" PRIu64 " regions are bad; " BAD_ADVICE,
                w->source->name, unsaid, bad.bytes, bad.regions);
-  if (region_map_count_valid (c->map) == region_map_regions (c->map))
-    committer_ask (&c->committer);
+  if (region_map_count_valid (map) == region_map_regions (map))
+    clone_ask_commit (h->clone);
   else
     begin_again (h);
 }
@@ -842,20 +831,19 @@ finish (struct worker *w)
  * cannot be written, on_tick goes on once that works again.
  */
 static void
-committed (void *opaque, int error)
+on_committed (void *opaque, int error)
 {
   struct hydrate *h = opaque;
-  const bool full = error == ENOSPC && commit_may_set (&h->clone->commit);
-  const bool failed = error && error != ENOTCONN && !full;
-  bool last;
+  bool last, full;
 
   {
     LOCK_FOR_SCOPE (&h->lock);
-    last = h->finishing && !is_over (h);
+    last = is_running (h) && h->finishing && !is_over (h);
   }
   if (!last)
     return;
-  if (failed && stop (h, true)) {
+  full = error == ENOSPC && clone_may_set (h->clone);
+  if (error && error != ENOTCONN && !full && stop (h, true)) {
     errno = error;
     log_error (h->log, "hydration stopped: the last commit failed: %m; remove "
                "the cause, then resume hydration or start again");
@@ -893,7 +881,7 @@ fill (struct worker *w)
       break;
     }
     *copy = (struct copy){
-      .w = w, .range = range, .cost = cost, .pos = range.start,
+      .w = w, .range = range, .cost = cost,
       .shares = w->shares && !range.zero && !range.probe,
       .buf = copy->buf, .buf_size = copy->buf_size,
     };
@@ -964,7 +952,7 @@ on_tick (struct ev_loop *loop, ev_timer *timer, int revents)
 {
   struct worker *w = timer->data;
   struct hydrate *h = w->h;
-  const uint64_t valid = region_map_bytes_valid (h->clone->map);
+  const uint64_t valid = region_map_bytes_valid (clone_map (h->clone));
 
   {
     LOCK_FOR_SCOPE (&h->lock);
@@ -974,10 +962,10 @@ on_tick (struct ev_loop *loop, ev_timer *timer, int revents)
 
     h->rate = h->rate ? h->rate + RATE_WEIGHT * (now - h->rate) : now;
     h->valid_then = valid;
-    if (h->stopped_by_mode && commit_may_set (&h->clone->commit))
+    if (h->stopped_by_mode && clone_may_set (h->clone))
       start_over (h);
     if (h->retry_at && !h->paused &&
-        (valid == h->clone->size || monotonic_seconds () >= h->retry_at)) {
+        (valid == clone_size (h->clone) || monotonic_seconds () >= h->retry_at)) {
       h->retry_at = 0;
       plan_retry (&h->plan);
     }
@@ -1024,9 +1012,9 @@ worker_init (struct hydrate *h, struct worker *w)
     log_error (h->log, "cannot create an event loop");
     return -1;
   }
-  w->shares = backend_can_share (h->clone->dest, w->source);
+  w->shares = backend_can_share (clone_destination (h->clone), w->source);
   w->from = channel_new (w->source, w->loop);
-  w->to = channel_new (h->clone->dest, w->loop);
+  w->to = channel_new (clone_destination (h->clone), w->loop);
   if (w->from == NULL || w->to == NULL)
     return -1;
 
@@ -1072,23 +1060,20 @@ choose_batch (uint64_t threshold, unsigned workers)
 }
 
 struct hydrate *
-hydrate_new (struct clone *c, const struct hydrate_settings *settings,
-             bool paused, const struct log *log)
+hydrate_new (const struct hydrate_settings *settings, bool paused,
+             void (*on_end) (void *opaque), void *opaque,
+             const struct log *log)
 {
   struct hydrate *h = calloc (1, sizeof *h);
 
   if (h == NULL)
     return NULL;
-  h->clone = c;
   h->log = log;
   h->settings = *settings;
   h->paused = paused;
-  h->nr_workers = c->source ? choose_workers (c->source) : 1;
-  if (h->settings.batch == HYDRATE_BATCH_DEFAULT)
-    h->settings.batch = choose_batch (settings->threshold, h->nr_workers);
+  h->on_end = on_end;
+  h->on_end_opaque = opaque;
   pthread_mutex_init (&h->lock, NULL);
-  plan_init (&h->plan, c->map, c->source && c->source->knows_extents);
-  h->valid_then = region_map_bytes_valid (c->map);
   return h;
 }
 
@@ -1097,49 +1082,54 @@ hydrate_free (struct hydrate *h)
 {
   if (h == NULL)
     return;
-  clone_listen (h->clone, NULL);
   for (unsigned i = 0; i < h->nr_workers; ++i)
     if (h->worker[i].loop)
       ev_loop_destroy (h->worker[i].loop);
-  plan_destroy (&h->plan);
+  if (h->clone)
+    plan_destroy (&h->plan);
   pthread_mutex_destroy (&h->lock);
   free (h);
 }
+
+/* ---- what the clone tells ---- */
 
 /* A client is about to read these bytes from the source: copy them soon, and a
  * batch of what follows.
  */
 static void
-want (void *opaque, uint64_t start, uint64_t end)
+on_source_read (void *opaque, uint64_t start, uint64_t end)
 {
   struct hydrate *h = opaque;
   LOCK_FOR_SCOPE (&h->lock);
 
-  if (h->settings.access && !h->paused && !h->stopped)
+  if (is_running (h) && h->settings.access && !h->paused && !h->stopped)
     plan_want (&h->plan, start, end + batch_size (&h->settings));
 }
 
 /* It has read so many bytes, which took so long: for the pace. */
 static void
-was_read_by_client (void *opaque, uint64_t count, double took)
+on_source_was_read (void *opaque, uint64_t count, double took)
 {
   struct hydrate *h = opaque;
   const double now = monotonic_seconds ();
   LOCK_FOR_SCOPE (&h->lock);
 
-  pace_was_read (&h->pace, count, took, now, batch_size (&h->settings),
-                 h->settings.threshold);
+  if (is_running (h))
+    pace_was_read (&h->pace, count, took, now, batch_size (&h->settings),
+                   h->settings.threshold);
 }
 
 /* By hydration, or because clients have written everything. */
 static void
-clone_became_complete (void *opaque)
+on_complete (void *opaque)
 {
   struct hydrate *h = opaque;
   bool had_bad;
 
   {
     LOCK_FOR_SCOPE (&h->lock);
+    if (!is_running (h))
+      return;
     had_bad = h->bad_said > 0;
   }
   if (had_bad)
@@ -1149,48 +1139,79 @@ clone_became_complete (void *opaque)
   wake_all (h);
 }
 
-/* The map was set back.  What is under way goes on: it is copied into regions
+/* The map was set back.  Copies under way go on: they are copied into regions
  * that are invalid.
  */
 static void
-set_back (void *opaque)
+on_set_back (void *opaque)
 {
   struct hydrate *h = opaque;
   LOCK_FOR_SCOPE (&h->lock);
 
-  plan_set_back (&h->plan);
+  if (is_running (h))
+    plan_set_back (&h->plan);
 }
 
 static void
-servers_changed (void *opaque)
+on_servers_changed (void *opaque)
 {
   struct hydrate *h = opaque;
   unsigned connections;
 
+  {
+    LOCK_FOR_SCOPE (&h->lock);
+    if (!is_running (h))
+      return;
+  }
   if (clone_source_status (h->clone, &connections) == BACKEND_REFUSED)
     tell_end (h);
   wake_all (h);
 }
 
-int
-hydrate_start (struct hydrate *h)
+struct clone_events
+hydrate_events (struct hydrate *h)
 {
-  const struct clone_events events = {
-    .complete = clone_became_complete, .committed = committed,
-    .set_back = set_back, .servers_changed = servers_changed,
-    .source_read = want, .source_was_read = was_read_by_client, .opaque = h,
+  return (struct clone_events){
+    .complete = on_complete, .committed = on_committed,
+    .set_back = on_set_back, .servers_changed = on_servers_changed,
+    .source_read = on_source_read, .source_was_read = on_source_was_read,
+    .opaque = h,
   };
-  struct backend *source = clone_source_get (h->clone);
+}
+
+/* ---- start and end ---- */
+
+static void
+hydrate_attach (struct hydrate *h, struct clone *c, struct backend *source)
+{
+  const struct region_map *map = clone_map (c);
+  LOCK_FOR_SCOPE (&h->lock);
+
+  h->nr_workers = source ? choose_workers (source) : 1;
+  if (h->settings.batch == HYDRATE_BATCH_DEFAULT)
+    h->settings.batch = choose_batch (h->settings.threshold, h->nr_workers);
+  plan_init (&h->plan, map, source && source->knows_extents);
+  h->valid_then = region_map_bytes_valid (map);
+  h->clone = c;
+}
+
+int
+hydrate_start (struct hydrate *h, struct clone *c)
+{
+  struct backend *source = clone_source_get (c);
   int r = 0;
 
+  hydrate_attach (h, c, source);
   if (source == NULL)
     return 0;
-  clone_source_put (h->clone);
+  clone_source_put (c);
 
   for (unsigned i = 0; i < h->nr_workers && r == 0; ++i)
     r = worker_init (h, &h->worker[i]);
-  if (r == 0)
-    clone_listen (h->clone, &events);
+  {
+    LOCK_FOR_SCOPE (&h->lock);
+    h->running = r == 0;
+  }
   for (unsigned i = 0; i < h->nr_workers && r == 0; ++i) {
     struct worker *w = &h->worker[i];
 
@@ -1267,12 +1288,13 @@ void
 hydrate_get_status (struct hydrate *h, struct hydrate_status *st)
 {
   struct clone *c = h->clone;
-  uint64_t missing = c->size - region_map_bytes_valid (c->map);
+  const uint64_t missing = clone_size (c) -
+                           region_map_bytes_valid (clone_map (c));
   enum backend_state source;
   double rate;
 
   *st = (struct hydrate_status){ 0 };
-  if (commit_is_complete (&c->commit)) {
+  if (clone_is_complete (c)) {
     st->state = HYDRATE_COMPLETE;
     st->eta_known = true;
     return;
@@ -1297,12 +1319,4 @@ hydrate_get_status (struct hydrate *h, struct hydrate_status *st)
   st->eta_known = rate >= 1;
   if (st->eta_known)
     st->eta = missing / rate;
-}
-
-void
-hydrate_on_end (struct hydrate *h, void (*on_end) (void *opaque),
-                void *opaque)
-{
-  h->on_end = on_end;
-  h->on_end_opaque = opaque;
 }

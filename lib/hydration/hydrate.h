@@ -98,24 +98,34 @@ struct hydrate_status {
 
 struct hydrate;
 
-/* NULL with errno ENOMEM.  The clone must outlive the object. */
-extern struct hydrate *hydrate_new (struct clone *c,
-                                    const struct hydrate_settings *settings,
-                                    bool paused, const struct log *log);
-/* Stopped, and no flush of the clone may be running.  NULL is allowed. */
+/* on_end is called when the state becomes complete or failed, on any thread.  It
+ * must not wait; NULL: it is not called.  settings->batch may be
+ * HYDRATE_BATCH_DEFAULT.  NULL with errno ENOMEM.
+ */
+extern struct hydrate *hydrate_new (const struct hydrate_settings *settings,
+                                    bool paused,
+                                    void (*on_end) (void *opaque),
+                                    void *opaque, const struct log *log);
+
+/* After hydrate_stop, and after the clone was closed that was given its events.
+ * NULL is allowed.
+ */
 extern void hydrate_free (struct hydrate *h);
 
-/* Start the threads, with all signals blocked.  Not before the process has
- * forked for the last time.  -1, logged, where that fails.
+/* The events that the clone tells this object, to be given to clone_new. */
+extern struct clone_events hydrate_events (struct hydrate *h);
+
+/* Hydrate this clone: start the threads, with all signals blocked, after the
+ * process has forked for the last time.  Called once.  -1, logged.
  */
-extern int hydrate_start (struct hydrate *h);
+extern int hydrate_start (struct hydrate *h, struct clone *c);
 
 /* Stop taking new ranges, finish or drop those under way, join the threads.
- * The clone's events (clone_listen) reach the object until hydrate_free.
+ * What the clone tells from then on is ignored.  Started or not.
  */
 extern void hydrate_stop (struct hydrate *h);
 
-/* Any thread may call these. */
+/* Any thread may call these; status only after hydrate_start. */
 extern void hydrate_pause (struct hydrate *h);
 extern void hydrate_resume (struct hydrate *h); /* tries bad ranges, too */
 extern void hydrate_get_settings (struct hydrate *h,
@@ -124,11 +134,5 @@ extern void hydrate_set_settings (struct hydrate *h,
                                   const struct hydrate_settings *settings);
 extern void hydrate_get_status (struct hydrate *h,
                                 struct hydrate_status *status);
-
-/* Call this function when the state becomes complete or failed, on whichever
- * thread makes it so.  To be set before hydrate_start.  It must not wait.
- */
-extern void hydrate_on_end (struct hydrate *h, void (*on_end) (void *opaque),
-                            void *opaque);
 
 #endif /* CLONE_HYDRATE_H */

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "clone/private.h"
 #include "base/cleanup.h"
 #include "base/rounding.h"
 #include "clone/clone.h"
@@ -281,14 +282,9 @@ start_hydration (struct history *h, enum hydration how, uint64_t *seed)
   struct hydrate_settings settings = {
     .batch = HYDRATE_BATCH_MIN << mock_random (seed) % 3,
   };
-  struct hydrate *hydrate;
 
   settings.threshold = settings.batch * 2;
-  hydrate = must (hydrate_new (h->disk->clone, &settings,
-                               how == HYDRATION_OFF, &mock_messages));
-  if (hydrate_start (hydrate) == -1)
-    abort ();
-  return hydrate;
+  return mock_disk_hydrate (h->disk, &settings, how == HYDRATION_OFF, NULL);
 }
 
 /* A second at most: broken builds may never get there. */
@@ -510,7 +506,7 @@ history_run (const struct state *before, uint64_t seed, bool may_fail)
   hydrate_stop (hydrate);
   cm.stop = true;
   mock_join (thread);
-  hydrate_free (hydrate);
+  mock_disk_end_hydration (h->disk, hydrate);
   close_disk (h);
   return h;
 }

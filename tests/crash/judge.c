@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "clone/clone.h"
+#include "clone/private.h"
 #include "hydration/hydrate.h"
 #include "judge.h"
 
@@ -128,7 +129,7 @@ check_same (struct judge *j, const uint8_t *buf, const char *what)
 static bool
 is_complete (struct judge *j)
 {
-  return commit_is_complete (&j->disk->clone->commit);
+  return commit_is_complete (j->disk->clone->commit);
 }
 
 static void
@@ -137,15 +138,11 @@ hydrate (struct judge *j)
   const struct hydrate_settings settings = {
     .batch = HYDRATE_BATCH_MIN, .threshold = HYDRATE_BATCH_MIN * 4
   };
-  struct hydrate *h = hydrate_new (j->disk->clone, &settings, false,
-                                   &mock_messages);
+  struct hydrate *h = mock_disk_hydrate (j->disk, &settings, false, NULL);
 
-  if (h == NULL || hydrate_start (h) == -1)
-    abort ();
   for (unsigned ms = 0; ms < 5000 && !is_complete (j); ++ms)
     usleep (1000);
-  hydrate_stop (h);
-  hydrate_free (h);
+  mock_disk_end_hydration (j->disk, h);
 }
 
 static void

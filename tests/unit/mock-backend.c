@@ -1376,9 +1376,36 @@ open_again (struct mock_disk *d)
 }
 
 /* Make the clone's object of opened metadata. */
+/* The clone gets its events once, tests come and go. */
+#define FORWARD(event, parameters, ...)                                 \
+  static void                                                           \
+  forward_ ## event parameters                                          \
+  {                                                                     \
+    struct mock_disk *d = opaque;                                       \
+                                                                        \
+    pthread_rwlock_rdlock (&d->listening);                              \
+    if (d->events.event)                                                \
+      d->events.event (d->events.opaque, ## __VA_ARGS__);               \
+    pthread_rwlock_unlock (&d->listening);                              \
+  }
+
+FORWARD (complete, (void *opaque))
+FORWARD (committed, (void *opaque, int error), error)
+FORWARD (set_back, (void *opaque))
+FORWARD (servers_changed, (void *opaque))
+FORWARD (source_read, (void *opaque, uint64_t start, uint64_t end), start, end)
+FORWARD (source_was_read, (void *opaque, uint64_t count, double took), count,
+         took)
+
 static int
 make_clone (struct mock_disk *d, struct metadata *md)
 {
+  const struct clone_events events = {
+    .complete = forward_complete, .committed = forward_committed,
+    .set_back = forward_set_back, .servers_changed = forward_servers_changed,
+    .source_read = forward_source_read,
+    .source_was_read = forward_source_was_read, .opaque = d,
+  };
   struct region_map *map = must (region_map_new (d->size, d->region_size));
   bool complete = md->sb.flags & METADATA_COMPLETE;
 
@@ -1389,12 +1416,43 @@ make_clone (struct mock_disk *d, struct metadata *md)
   if (!complete &&
       metadata_set_flags (md, md->sb.flags & ~METADATA_CLEAN) == -1)
     abort ();
+  d->options.events = &events;
   d->clone = must (clone_new (complete ? NULL : &d->source->b, &d->dest->b,
                               md, map, &d->options,
                               &mock_messages));
   if (clone_start (d->clone, &d->service) == -1)
     abort ();
   return 0;
+}
+
+void
+mock_disk_listen (struct mock_disk *d, const struct clone_events *events)
+{
+  pthread_rwlock_wrlock (&d->listening);
+  d->events = events ? *events : (struct clone_events){ 0 };
+  pthread_rwlock_unlock (&d->listening);
+}
+
+struct hydrate *
+mock_disk_hydrate (struct mock_disk *d, const struct hydrate_settings *settings,
+                   bool paused, void (*on_end) (void *opaque))
+{
+  struct hydrate *h = must (hydrate_new (settings, paused, on_end, NULL,
+                                         &mock_messages));
+  const struct clone_events events = hydrate_events (h);
+
+  mock_disk_listen (d, &events);
+  if (hydrate_start (h, d->clone) == -1)
+    abort ();
+  return h;
+}
+
+void
+mock_disk_end_hydration (struct mock_disk *d, struct hydrate *h)
+{
+  hydrate_stop (h);
+  mock_disk_listen (d, NULL);
+  hydrate_free (h);
 }
 
 struct mock_disk *
@@ -1406,6 +1464,7 @@ mock_disk_devices (uint64_t size, uint64_t region_size, uint64_t excess,
   d->size = size;
   d->region_size = region_size;
   d->options.discard_passdown = true;
+  pthread_rwlock_init (&d->listening, NULL);
   d->log = mock_log_new (keep_data);
   d->source = mock_new (d->log, "source", size, true);
   mock_fill_random (d->source, size, 0, size);
@@ -1469,6 +1528,7 @@ mock_disk_free (struct mock_disk *d)
   mock_free (d->dest);
   mock_free (d->meta);
   mock_log_free (d->log);
+  pthread_rwlock_destroy (&d->listening);
   free (d);
 }
 

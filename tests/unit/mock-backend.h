@@ -27,12 +27,14 @@
 #ifndef MOCK_BACKEND_H
 #define MOCK_BACKEND_H
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include "backend/backend.h"
 #include "clone/clone.h"
+#include "hydration/hydrate.h"
 
 #define MOCK_SECTOR 512
 
@@ -214,6 +216,10 @@ struct mock_disk {
   struct clone *clone; /* NULL: not open */
   struct clone_options options; /* for the next opening */
   struct clone_service service;
+
+  /* Who hears the clone's events now; see mock_disk_listen. */
+  pthread_rwlock_t listening;
+  struct clone_events events;
 };
 
 /* The devices of a new clone, which is not open.  The source has random bytes.
@@ -245,6 +251,19 @@ extern void mock_disk_crash (struct mock_disk *d, unsigned keep_dest,
                              unsigned keep_meta, uint64_t seed);
 /* Open it again, after close or crash.  -1 where that is refused. */
 extern int mock_disk_open (struct mock_disk *d);
+
+/* From now on the clone's events go to these functions, NULL: to nobody.  On
+ * return nobody is in the former ones.
+ */
+extern void mock_disk_listen (struct mock_disk *d,
+                              const struct clone_events *events);
+/* Hydrate the clone, which may have been hydrated before; and end that, while
+ * the clone goes on.  Both abort the test where they fail.
+ */
+extern struct hydrate *mock_disk_hydrate
+  (struct mock_disk *d, const struct hydrate_settings *settings, bool paused,
+   void (*on_end) (void *opaque));
+extern void mock_disk_end_hydration (struct mock_disk *d, struct hydrate *h);
 
 /* ---- helpers for all unit tests ---- */
 

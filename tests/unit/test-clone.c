@@ -21,6 +21,7 @@
 #include "base/cleanup.h"
 #include "base/rounding.h"
 #include "clone/clone.h"
+#include "clone/private.h"
 #include "mock-backend.h"
 #include "run-suite.h"
 
@@ -275,7 +276,7 @@ START_TEST (random_against_model)
 
   ck_assert_int_eq (clone_cache (d->clone, d->size, 0), 0);
   ck_assert_int_eq (clone_flush (d->clone, NULL), 0);
-  ck_assert (commit_is_complete (&d->clone->commit));
+  ck_assert (commit_is_complete (d->clone->commit));
   ck_assert (mock_is_closed (d->source));
   check_all ();
   ck_assert_mem_eq (mock_content (d->dest), model, d->size);
@@ -829,7 +830,7 @@ START_TEST (copy_on_read)
   ck_assert_uint_eq (mock_bytes (d->source, MOCK_PREAD), size - region);
 
   ck_assert_int_eq (clone_flush (d->clone, NULL), 0);
-  ck_assert (commit_is_complete (&d->clone->commit));
+  ck_assert (commit_is_complete (d->clone->commit));
   ck_assert_mem_eq (mock_durable (d->dest), model, size);
 }
 END_TEST
@@ -1033,7 +1034,7 @@ START_TEST (reads_that_are_timed)
 
   new_disk (1 * M, 4 * K);
   memset (&told, 0, sizeof told);
-  clone_listen (d->clone, &(struct clone_events){
+  mock_disk_listen (d, &(struct clone_events){
                 .source_read = on_source_read,
                 .source_was_read = on_source_was_read });
 
@@ -1089,14 +1090,14 @@ START_TEST (source_is_drained)
 
   new_disk (64 * K, 4 * K);
   completions = 0;
-  clone_listen (d->clone, &(struct clone_events){ .complete = on_complete });
+  mock_disk_listen (d, &(struct clone_events){ .complete = on_complete });
   gate = mock_gate (d->source, MOCK_PREAD, MOCK_ANYWHERE, 1);
   start (&read, OP_READ, 0, 64 * K, 0);
   mock_gate_wait (gate);
   must_write (1, 64 * K, 0);
   ck_assert_uint_eq (completions, 0);
   ck_assert_int_eq (clone_flush (d->clone, NULL), 0);
-  ck_assert (commit_is_complete (&d->clone->commit));
+  ck_assert (commit_is_complete (d->clone->commit));
   ck_assert_uint_eq (completions, 1);
   ck_assert (!mock_is_closed (d->source));
   check_all ();
@@ -1766,7 +1767,7 @@ START_TEST (full_at_a_flush)
   ck_assert_int_eq (clone_flush (d->clone, &second), 0);
   ck_assert_int_eq (clone_cache (d->clone, d->size, 0), 0);
   ck_assert_int_eq (clone_flush (d->clone, &first), 0);
-  ck_assert (commit_is_complete (&d->clone->commit));
+  ck_assert (commit_is_complete (d->clone->commit));
   ck_assert_mem_eq (mock_durable (d->dest), model, d->size);
 }
 END_TEST

@@ -60,10 +60,18 @@ static struct service service;
 static struct control *control;
 
 static void
+wake_control (void *opaque)
+{
+  if (control)
+    control_wake (control);
+}
+
+static void
 setup (void)
 {
   const struct superblock sb = { .size = DISK_SIZE, .region_size = REGION };
-  const struct clone_options options = { .discard_passdown = true };
+  struct clone_options options = { .discard_passdown = true };
+  struct clone_events events;
   const struct hydrate_settings settings = {
     .threshold = HYDRATE_THRESHOLD_DEFAULT, .batch = 1048576,
   };
@@ -83,15 +91,18 @@ setup (void)
                     false);
   md = metadata_create (mock_backend (store), &sb, &mock_messages);
   ck_assert_ptr_nonnull (md);
+  service.hydrate = hydrate_new (&settings, true, wake_control, NULL,
+                                 &mock_messages);
+  ck_assert_ptr_nonnull (service.hydrate);
+  events = hydrate_events (service.hydrate);
+  options.events = &events;
   service.clone = clone_new (mock_backend (source), mock_backend (dest), md,
                              region_map_new (DISK_SIZE, REGION), &options,
                              &mock_messages);
   ck_assert_ptr_nonnull (service.clone);
-  service.hydrate = hydrate_new (service.clone, &settings, true,
-                                 &mock_messages);
-  ck_assert_ptr_nonnull (service.hydrate);
   ck_assert_int_eq (clone_start (service.clone,
                                  &(struct clone_service){ 0 }), 0);
+  ck_assert_int_eq (hydrate_start (service.hydrate, service.clone), 0);
   control = NULL;
 }
 
@@ -100,8 +111,6 @@ start (const char *address, const char *token)
 {
   control = control_new (address, token, &service, &mock_messages);
   ck_assert_ptr_nonnull (control);
-  hydrate_on_end (service.hydrate, control_wake, control);
-  ck_assert_int_eq (hydrate_start (service.hydrate), 0);
   ck_assert_int_eq (control_start (control), 0);
 }
 
@@ -112,9 +121,9 @@ teardown (void)
     control_stop (control);
   hydrate_stop (service.hydrate);
   control_free (control);
-  hydrate_free (service.hydrate);
   mock_heal (dest);
   clone_close (service.clone);
+  hydrate_free (service.hydrate);
   mock_free (source);
   mock_free (dest);
   mock_free (store);
@@ -1134,7 +1143,6 @@ START_TEST (test_progress)
   p = progress_new (fd[1], &service, &mock_messages);
   ck_assert_ptr_nonnull (p);
   close (fd[1]);
-  ck_assert_int_eq (hydrate_start (service.hydrate), 0);
   ck_assert_int_eq (progress_start (p), 0);
   hydrate_resume (service.hydrate);
   /* Up to the end of the file, which comes without progress_stop. */

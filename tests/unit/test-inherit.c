@@ -32,6 +32,7 @@
 
 #include "base/rounding.h"
 #include "clone/clone.h"
+#include "clone/private.h"
 #include "clone/setup.h"
 #include "mock-backend.h"
 #include "run-suite.h"

@@ -34,6 +34,7 @@
 #include "base/cleanup.h"
 #include "base/rounding.h"
 #include "clone/clone.h"
+#include "clone/private.h"
 #include "hydration/hydrate.h"
 #include "mock-backend.h"
 #include "points.h"
@@ -311,7 +312,7 @@ new_disk (void)
   mock_set_async (d->dest);
   mock_disk_create (d);
   if (cell.moment == BETWEEN_ROUNDS)
-    d->clone->commit.max_sectors = 1;
+    d->clone->commit->max_sectors = 1;
   sectors = calloc (d->size / SECTOR, sizeof *sectors);
   for (uint64_t s = d->size / SECTOR / 2; s < d->size / SECTOR; ++s)
     sectors[s].client = 1;
@@ -324,15 +325,13 @@ start_hydration (void)
     .batch = MAX (d->region_size, d->size / 8), .threshold = d->size / 2
   };
 
-  h = hydrate_new (d->clone, &settings, false, &mock_messages);
-  if (h == NULL || hydrate_start (h) == -1)
-    abort ();
+  h = mock_disk_hydrate (d, &settings, false, NULL);
 }
 
 static bool
 is_complete (void *opaque)
 {
-  return commit_is_complete (&d->clone->commit);
+  return commit_is_complete (d->clone->commit);
 }
 
 static bool
@@ -458,9 +457,9 @@ end_clone (void)
 
   hydrate_stop (h);
   clone_stop (d->clone);
+  r = mock_disk_close (d);
   hydrate_free (h);
   h = NULL;
-  r = mock_disk_close (d);
   for (unsigned i = 0; i < CLIENTS && r == 0; ++i)
     if (cell.server != DEST && cell.fault != FULL)
       settle (&client[i], true);
@@ -471,8 +470,7 @@ go_on_to_the_end (void)
 {
   mock_wait_until (is_complete, NULL);
   mock_wait_until (source_is_closed, NULL);
-  hydrate_stop (h);
-  hydrate_free (h);
+  mock_disk_end_hydration (d, h);
   h = NULL;
 }
 

@@ -25,6 +25,7 @@
 #include "base/cleanup.h"
 #include "base/rounding.h"
 #include "clone/clone.h"
+#include "clone/private.h"
 #include "hydration/hydrate.h"
 #include "mock-backend.h"
 #include "points.h"
@@ -57,9 +58,7 @@ start_hydration (unsigned regions, unsigned copies)
     .threshold = copies * regions * d->region_size
   };
 
-  h = hydrate_new (d->clone, &settings, false, &mock_messages);
-  ck_assert_ptr_nonnull (h);
-  ck_assert_int_eq (hydrate_start (h), 0);
+  h = mock_disk_hydrate (d, &settings, false, NULL);
 }
 
 static void
@@ -67,8 +66,7 @@ stop_hydration (void)
 {
   if (h == NULL)
     return;
-  hydrate_stop (h);
-  hydrate_free (h);
+  mock_disk_end_hydration (d, h);
   h = NULL;
 }
 
@@ -100,7 +98,7 @@ all_are_valid (void *opaque)
 static bool
 is_complete (void *opaque)
 {
-  return commit_is_complete (&d->clone->commit);
+  return commit_is_complete (d->clone->commit);
 }
 
 static void
@@ -628,7 +626,7 @@ START_TEST (flush_during_commit)
   points_hold (point, 1);
   start (&flush, OP_FLUSH, 0, 0, 0);
   points_wait (point, 1);
-  before = commit_count (&d->clone->commit);
+  before = commit_count (d->clone->commit);
   for (unsigned i = 0; i < 4; ++i) {
     must (OP_WRITE, 2 + i, 4 * K, (i + 1) * 8 * K);
     start (&late[i], OP_FLUSH, 0, 0, 0);
@@ -641,7 +639,7 @@ START_TEST (flush_during_commit)
   for (unsigned i = 0; i < 4; ++i)
     end (&late[i]);
   /* The held one; and one for all, or two where one of them came too late. */
-  ck_assert_uint_le (commit_count (&d->clone->commit), before + 3);
+  ck_assert_uint_le (commit_count (d->clone->commit), before + 3);
   cut_power ();
   check_all ();
 }

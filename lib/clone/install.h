@@ -1,0 +1,111 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* Install: the one way in which regions become valid.
+ *
+ * To install a range is to do four things in this order (I2, I3):
+ *
+ *   own         nobody else owns any byte of the range until the release
+ *   look again  what has become valid meanwhile is left alone: it holds newer
+ *               data.  A look before ownership is only a hint
+ *   write       the bytes go to the destination, and have arrived
+ *   set         the regions become valid, and only then are they released
+ *
+ * Clients' changes, copies for clients and hydration all do this here.  The
+ * rules around it:
+ *
+ *   - Nobody owns anything while it reads from the source.  The source does not
+ *     change: read it first.
+ *   - An installer owns one range at a time, so no two wait for each other.
+ *   - Everything happens inside the gate, which is entered first (gate.h).
+ *   - A valid region needs no owner, neither to read nor to write it (I4).
+ *
+ * There are two forms.  The blocking form, for clients' threads:
+ *
+ *   install_own
+ *   while ((r = install_next) == 1)
+ *     write [i->pos, i->run_end) to the destination
+ *     install_set
+ *   install_release
+ *
+ * The callback form, for a loop, which must not wait:
+ *
+ *   install_enter       fails while the gate is closed
+ *   install_request     true, or later i->owned: the range is owned
+ *   install_next        then start to write; when that is done
+ *   install_set         and install_next again
+ *   install_release, install_leave
+ *
+ * An installer that writes the whole range, whatever install_next would find,
+ * asks install_may_set and calls install_set_all.
+ *
+ * A piece is a part of one region.  Installing it writes its bytes and does not
+ * make the region valid; the last installer installs the whole region.
+ *
+ * All offsets are bytes.
+ */
+
+#ifndef CLONE_INSTALL_H
+#define CLONE_INSTALL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/range-lock.h"
+#include "clone/clone.h"
+#include "clone/gate.h"
+
+/* Who installs: for the log, and the test points. */
+enum install_by { INSTALL_CHANGE, INSTALL_COPY, INSTALL_HYDRATION };
+
+struct install {
+  /* The user's, set before the range is owned. */
+  struct clone *clone;
+  enum install_by by;
+  uint64_t start, end;  /* whole regions, or a part of one: */
+  bool piece;
+  void (*owned) (struct install *i); /* see install_request */
+  void *opaque;
+
+  /* After install_next: this run is invalid, and is to be written. */
+  uint64_t pos, run_end;
+
+  /* install.c's. */
+  struct owner owner;
+  struct gate_pass pass;
+};
+
+/* Own the range, waiting for former owners.  The caller is inside the gate. */
+extern void install_own (struct install *i);
+
+/* Enter the gate.  False where it is closed.  Waits for nothing. */
+extern bool install_enter (struct install *i);
+extern void install_leave (struct install *i);
+
+/* Own the range without waiting.  True: it is owned, and i->owned is not called.
+ * False: i->owned is called once, when it is owned, on the thread that releases
+ * the last range in the way, with no lock held.  The caller is inside the gate.
+ */
+extern bool install_request (struct install *i);
+
+/* Look again, for the next run that is still invalid.  1: [i->pos, i->run_end)
+ * is one.  0: there is no more.  -1 with errno EIO: there is one, but no region
+ * can become valid now (commit_may_set).
+ */
+extern int install_next (struct install *i);
+
+/* The run has been written, or could not be: go on after it. */
+extern void install_set (struct install *i);
+extern void install_skip (struct install *i);
+
+/* For changes, which write the range whatever is valid in it.  -1 with errno
+ * EIO as above.  install_set_all: [start, end), which may begin and end inside
+ * a region whose other bytes have been written, too.
+ */
+extern int install_may_set (struct install *i);
+extern void install_set_all (struct install *i, uint64_t start, uint64_t end);
+
+extern void install_release (struct install *i);
+
+#endif /* CLONE_INSTALL_H */

@@ -1,0 +1,132 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* The clone's parts, for the files of this folder and for tests.  Everything
+ * else sees a clone through the functions in clone.h and install.h.
+ */
+
+#ifndef CLONE_PRIVATE_H
+#define CLONE_PRIVATE_H
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "backend/backend.h"
+#include "base/range-lock.h"
+#include "clone/clone.h"
+#include "clone/committer.h"
+#include "clone/gate.h"
+#include "clone/outage.h"
+#include "store/commit.h"
+#include "store/inherit.h"
+#include "store/metadata.h"
+#include "store/region-map.h"
+
+/* The most that is copied through memory at once on a client's thread. */
+#define CLONE_COPY_MAX (UINT64_C (1) << 20)
+
+struct clone {
+  const struct log *log;
+  uint64_t size;
+  struct clone_options options;
+  struct clone_events events;
+
+  struct backend *dest;
+  struct metadata *metadata;
+  struct region_map *map;
+  struct gate gate;
+  struct range_lock ownership;
+  struct commit *commit;
+  struct committer committer;
+  struct inheritance *inheritance; /* NULL: there is none */
+  struct outage outage;
+  unsigned source_timeout;      /* seconds that a request waits, 0: for ever */
+  _Atomic uint64_t losses_told; /* of commit_losses: some client knows */
+
+  pthread_mutex_t source_lock; /* protects the two below */
+  struct backend *source;      /* NULL when it is closed */
+  unsigned source_users;       /* it is closed when this becomes 0 */
+  _Atomic bool source_dropped; /* the clone's own use has ended */
+
+  /* Reads and changes that clients have begun, until the source is dropped.
+   * Last, so that no client's look-up shares a cache line with it: all clients
+   * write to it.
+   */
+  _Atomic uint64_t requests;
+};
+
+/* Call an event's function, if there is one, with these further arguments. */
+#define TELL(c, event, ...)                                             \
+  do {                                                                  \
+    if ((c)->events.event)                                              \
+      (c)->events.event ((c)->events.opaque, ## __VA_ARGS__);           \
+  } while (0)
+
+static inline int
+clone_fail (int error)
+{
+  errno = error;
+  return -1;
+}
+
+/* A client's request begins: for hydration's pace, so not once that is over. */
+static inline void
+clone_count_request (struct clone *c)
+{
+  if (!atomic_load_explicit (&c->source_dropped, memory_order_relaxed))
+    atomic_fetch_add_explicit (&c->requests, 1, memory_order_relaxed);
+}
+
+/* The regions that a range of bytes touches. */
+static inline void
+clone_regions_of (const struct clone *c, uint64_t start, uint64_t end,
+                  uint64_t *first, uint64_t *count)
+{
+  const uint64_t region_size = region_map_region_size (c->map);
+
+  *first = start / region_size;
+  *count = (end + region_size - 1) / region_size - *first;
+}
+
+/* Shrink a range of bytes to the whole regions in it.  False if there is none.
+ * The disk's last region is whole where the range reaches the disk's end.
+ */
+extern bool clone_whole_regions (const struct clone *c, uint64_t *start,
+                                 uint64_t *end);
+
+/* Was the map set back since the gate had been closed so many times?  Then what
+ * was seen before, or written to invalid regions, does not count: -1 with errno
+ * ENOTCONN, and the request begins again.
+ */
+extern int clone_check_not_set_back (struct clone *c, uint64_t closings);
+
+/* servers.c */
+
+/* What the backends call. */
+extern void servers_changed (void *opaque);
+extern void servers_lost_destination (void *opaque);
+extern void servers_lost_metadata (void *opaque);
+extern int servers_same_source (void *opaque, struct backend *source,
+                                char **why);
+
+/* A commit has failed: set the map back if its destination flush failed in a way
+ * that this makes good, and nobody else has done so.  Outside the gate.
+ */
+extern void servers_set_back (struct clone *c);
+
+/* source.c */
+
+/* After a commit that succeeded: close the source once the clone is complete,
+ * when its last user has put it back.
+ */
+extern void source_drop_if_complete (struct clone *c);
+
+/* The clone is complete, so the map is never set back.  The gate goes, except
+ * where the destination is a server: what it loses must still be told.
+ */
+extern void source_remove_gate (struct clone *c);
+
+#endif /* CLONE_PRIVATE_H */

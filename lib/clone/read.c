@@ -1,0 +1,190 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/rounding.h"
+#include "base/test-point.h"
+#include "clone/copy.h"
+#include "clone/private.h"
+#include "clone/retry.h"
+
+/* Segments handed to a backend at once. */
+#define MAX_SEGMENTS 64
+
+/* Two runs of a read that both need the source become one read of it when no
+ * more than this lies between them: a round trip costs more.
+ */
+#define READ_GAP (UINT64_C (64) << 10)
+
+/* Read from b those runs of [offset, end) that are valid, or those that are
+ * not, and gaps of at most max_gap between them.  How many bytes that was, or
+ * -1.
+ */
+static int64_t
+read_runs (struct clone *c, struct backend *b, bool wanted, uint64_t max_gap,
+           uint8_t *buf, uint64_t offset, uint64_t end)
+{
+  struct segment seg[MAX_SEGMENTS];
+  uint64_t stop = offset, run;
+  int64_t count = 0;
+  size_t n = 0;
+  bool valid;
+
+  for (uint64_t pos = offset; pos < end; pos += run) {
+    run = region_map_run_bytes (c->map, pos, end, &valid);
+    if (valid != wanted)
+      continue;
+    if (n == 0 || pos - stop > max_gap) {
+      if (n == MAX_SEGMENTS) {
+        if (backend_preadv (b, seg, n) == -1)
+          return -1;
+        n = 0;
+      }
+      seg[n++] = (struct segment){ buf + (pos - offset), 0, pos };
+      stop = pos;
+    }
+    seg[n - 1].count += pos + run - stop;
+    count += pos + run - stop;
+    stop = pos + run;
+  }
+  return backend_preadv (b, seg, n) == -1 ? -1 : count;
+}
+
+/* Fill from the source what is invalid, and valid gaps, which are replaced
+ * later; and tell hydration.
+ */
+static int
+read_invalid (struct clone *c, struct backend *source, uint8_t *buf,
+              uint64_t offset, uint64_t end)
+{
+  double before;
+  int64_t count;
+  bool valid;
+
+  TELL (c, source_read, offset, end);
+  before = monotonic_seconds ();
+  count = read_runs (c, source, false, READ_GAP, buf, offset, end);
+  /* The source may be unable to read what lies in a gap, since a client wrote
+   * there for that very reason.
+   */
+  if (count == -1 && errno != ENOTCONN &&
+      region_map_run_bytes (c->map, offset, end, &valid) < end - offset)
+    count = read_runs (c, source, false, 0, buf, offset, end);
+  /* A read that failed, or that came when all had become valid, does not say
+   * how long the source takes.
+   */
+  if (count > 0)
+    TELL (c, source_was_read, count, monotonic_seconds () - before);
+  return count == -1 ? -1 : 0;
+}
+
+/* What copy-on-read cannot keep is read anyway. */
+static void
+could_not_keep (struct clone *c, uint64_t start, uint64_t end)
+{
+  log_debug (c->log, LOG_REGION, "bytes %" PRIu64 "+%" PRIu64
+             ": read and not kept: %m", start, end - start);
+}
+
+/* copy-on-read, before the read: the region at one end of it is copied whole if
+ * the read covers only a part.
+ */
+static void
+keep_end (struct clone *c, struct backend *source, uint64_t pos)
+{
+  const uint64_t region_size = region_map_region_size (c->map);
+  const uint64_t start = round_down (pos, region_size);
+  const uint64_t end = MIN (start + region_size, c->size);
+
+  if (pos > start && pos < end && copy_regions (c, source, start, end) == -1)
+    could_not_keep (c, start, end);
+}
+
+/* copy-on-read, after the read, which began when the gate had been closed so
+ * many times.  A region that is invalid when it is owned has then not been
+ * anything else since, so buf has the source's bytes of it.
+ */
+static void
+keep (struct clone *c, uint64_t closings, const uint8_t *buf, uint64_t offset,
+      uint64_t end)
+{
+  const uint64_t step = copy_step (c);
+  uint64_t start = offset, n;
+
+  if (!clone_whole_regions (c, &start, &end))
+    return;
+  for (; start < end; start += n) {
+    n = MIN (step, end - start);
+    if (copy_install (c, closings, buf + (start - offset), start,
+                      start + n) == -1) {
+      could_not_keep (c, start, end);
+      return;
+    }
+  }
+}
+
+/* Some of it was invalid: read that from the source, and what is valid by then
+ * from the destination.  A region that becomes valid between the two is read
+ * twice, and what a client wrote there wins.
+ */
+static int
+read_both (struct clone *c, struct backend *source, uint8_t *buf,
+           uint64_t offset, uint64_t end)
+{
+  const uint64_t closings = gate_closings (&c->gate);
+  struct gate_pass pass;
+  int r;
+
+  TEST_POINT (READ_CHOSE_SOURCE);
+  if (c->options.copy_on_read) {
+    keep_end (c, source, offset);
+    keep_end (c, source, end);
+  }
+  if (read_invalid (c, source, buf, offset, end) == -1)
+    return -1;
+  gate_enter (&c->gate, &pass);
+  r = clone_check_not_set_back (c, closings);
+  if (r == 0 && read_runs (c, c->dest, true, 0, buf, offset, end) == -1)
+    r = -1;
+  gate_leave (&c->gate, &pass);
+  if (r == 0 && c->options.copy_on_read)
+    keep (c, closings, buf, offset, end);
+  return r;
+}
+
+static int
+read_once (struct clone *c, void *buf, uint32_t count, uint64_t offset)
+{
+  struct gate_pass pass;
+  struct backend *source = NULL;
+  bool valid;
+  int r = 0;
+
+  gate_enter (&c->gate, &pass);
+  if (region_map_run_bytes (c->map, offset, offset + count, &valid) < count ||
+      !valid)
+    source = clone_source_get (c);
+  if (source == NULL)           /* all is valid, at the latest by now */
+    r = backend_pread (c->dest, buf, count, offset);
+  gate_leave (&c->gate, &pass);
+
+  if (source) {
+    r = read_both (c, source, buf, offset, offset + count);
+    clone_source_put (c);
+  }
+  return r;
+}
+
+int
+clone_pread (struct clone *c, void *buf, uint32_t count, uint64_t offset)
+{
+  clone_count_request (c);
+  return RETRY_WHILE_LOST (c, read_once (c, buf, count, offset));
+}
