@@ -39,14 +39,15 @@ edges=$(sed -n 's/.*DONE *cov: \([0-9]*\).*/\1/p' "$tmp/fuzz.log")
 fuzz "$tmp/fuzz/fuzz-settings" settings $settings_runs 256
 libfuzzer=$((metadata_runs + settings_runs))
 
-# catches EXPRESSION: a loader with this change to metadata.c is caught.
+# catches FILE EXPRESSION: a loader with this change to a file of lib/store is
+# caught.
 catches ()
 {
   bugs=$((bugs + 1))
   rm -rf "$tmp/lib" "$tmp/bug" "$tmp/corpus-metadata"
   cp -r "$lib" "$tmp/lib"
-  sed -i "$1" "$tmp/lib/store/metadata.c"
-  fails cmp -s "$lib/store/metadata.c" "$tmp/lib/store/metadata.c"
+  sed -i "$2" "$tmp/lib/store/$1"
+  fails cmp -s "$lib/store/$1" "$tmp/lib/store/$1"
   bash "$srcdir/fuzzing/build" libfuzzer "$builddir" "$tmp/bug" "$tmp/lib"
   fails fuzz "$tmp/bug/fuzz-metadata" metadata 200000 4096
   grep -E 'not true|AddressSanitizer|runtime error' "$tmp/fuzz.log"
@@ -54,7 +55,7 @@ catches ()
 }
 
 # The bitmap's checksum is not looked at.
-catches 's/le32toh (image.crc) != bitmap_crc (sb, s, &image)/false/'
+catches bitmap.c 's/le32toh (image.crc) != bitmap_crc (sb, s, &image)/false/'
 # result: the last line.
 result ()
 {
@@ -70,18 +71,19 @@ if ! is_all; then
 fi
 
 # A store that was cut is read to its former end.
-catches 's/if (b->size < wanted)/if (false)/'
+catches metadata.c 's/if (b->size < wanted)/if (false)/'
 # Features that are not known are ignored.
-catches 's/if (sb->incompat \& ~METADATA_INCOMPAT)/if (false)/;
+catches superblock.c 's/if (sb->incompat \& ~METADATA_INCOMPAT)/if (false)/;
          s/else if (version >= 2 \&\& features)/else if (false)/'
 # So is the store's other half that says something else.
-catches 's/if (a->generation == b->generation)/if (false)/'
+catches superblock.c 's/if (a->generation == b->generation)/if (false)/'
 # What belongs to a feature gets lost.
-catches '/memcpy (image->feature_area/,/;/d'
+catches superblock.c '/memcpy (image->feature_area/,/;/d'
 # The superblock that counts is the older one.
-catches 's/sb\[1\].generation > sb\[0\].generation/sb[1].generation < sb[0].generation/'
+catches superblock.c \
+        's/sb\[1\].generation > sb\[0\].gen/sb[1].generation < sb[0].gen/'
 # Complete is believed.
-catches 's/(md->sb.flags & METADATA_COMPLETE) \&\&/false \&\&/'
+catches bitmap.c 's/(md->sb.flags & METADATA_COMPLETE) \&\&/false \&\&/'
 
 # AFL++, with the same programs.
 if command -v afl-fuzz afl-clang-fast >/dev/null; then

@@ -25,7 +25,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "store/metadata.h"
+#include "store/bitmap.h"
+#include "store/superblock.h"
 
 struct store {
   struct backend *backend;

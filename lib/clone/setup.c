@@ -15,8 +15,10 @@
 #include "base/cleanup.h"
 #include "base/rounding.h"
 #include "clone/setup.h"
+#include "store/bitmap.h"
 #include "store/fingerprint.h"
 #include "store/metadata.h"
+#include "store/superblock.h"
 
 /* What is open so far, and what must be undone if the rest fails. */
 struct work {

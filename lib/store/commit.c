@@ -13,8 +13,10 @@
 #include "base/cleanup.h"
 #include "base/rounding.h"
 #include "base/test-point.h"
+#include "store/bitmap.h"
 #include "store/commit.h"
 #include "store/inherit.h"
+#include "store/superblock.h"
 
 /* Somebody who waits for the commit after the running one.  On its stack. */
 struct commit_waiter {

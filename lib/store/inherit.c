@@ -20,6 +20,7 @@
 #include "base/cleanup.h"
 #include "base/rounding.h"
 #include "store/inherit.h"
+#include "store/superblock.h"
 
 /* The object: this header, and from HEADER_SIZE on the words of the map.  It is
  * this machine's, so nothing is converted.

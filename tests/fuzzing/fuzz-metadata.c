@@ -34,7 +34,9 @@
 #include <string.h>
 
 #include "base/rounding.h"
+#include "store/bitmap.h"
 #include "store/metadata.h"
+#include "store/superblock.h"
 
 enum how {
   HOW_FIX_SUPERBLOCKS = 1, /* make their checksums right */

@@ -20,6 +20,8 @@
 #include "base/cleanup.h"
 #include "base/rounding.h"
 #include "mock-backend.h"
+#include "store/bitmap.h"
+#include "store/superblock.h"
 
 static const char *const kind_names[MOCK_KINDS] = {
   "pread", "pwrite", "zero", "trim", "flush", "extents", "close"

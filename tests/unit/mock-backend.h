@@ -35,6 +35,7 @@
 #include "backend/backend.h"
 #include "clone/clone.h"
 #include "hydration/hydrate.h"
+#include "store/superblock.h"
 
 #define MOCK_SECTOR 512
 

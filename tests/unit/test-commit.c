@@ -18,9 +18,11 @@
 #include "base/rounding.h"
 #include "mock-backend.h"
 #include "run-suite.h"
+#include "store/bitmap.h"
 #include "store/commit.h"
 #include "store/metadata.h"
 #include "store/region-map.h"
+#include "store/superblock.h"
 
 #define SECTORS 20
 #define REGION UINT64_C (4096)

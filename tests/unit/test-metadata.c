@@ -21,8 +21,10 @@
 #include "base/crc32c.h"
 #include "mock-backend.h"
 #include "run-suite.h"
+#include "store/bitmap.h"
 #include "store/metadata.h"
 #include "store/region-map.h"
+#include "store/superblock.h"
 
 #define K UINT64_C (1024)
 
