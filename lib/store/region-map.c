@@ -2,15 +2,8 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* How a dirty bit is never missed.
- *
- * As soon as a bit is set anybody may see it, without a lock, write to the
- * valid region, and flush: that flush must find the bit.  So a bit is set and
- * its sector put on the list of dirty ones under one lock, and a commit takes
- * sectors off the list under the same lock.  Whoever has seen the bit takes
- * that lock after the setter has given it up, and finds the sector on the list,
- * or taken by a commit whose copy of the bits, which comes later still, has the
- * bit.
+/* The map itself: looks, and changes of regions.  region-map-sectors.c has the
+ * functions for whole sectors.
  */
 
 #include <config.h>
@@ -21,44 +14,16 @@
 #include <sys/mman.h>
 
 #include "base/cleanup.h"
-#include "base/iszero.h"
 #include "base/rounding.h"
-#include "store/region-map.h"
-
-/* dirty_next[s] of a sector that is not on the list, and the list's end. */
-#define NOT_LISTED UINT32_MAX
-#define END_OF_LIST (UINT32_MAX - 1)
+#include "store/region-map-internal.h"
 
 /* Bytes, on most machines. */
 #define HUGE_PAGE ((size_t)2 << 20)
 
-struct region_map {
-  uint64_t size;    /* bytes */
-  unsigned shift;   /* log2 of the region size */
-  uint64_t regions;
-  uint32_t sectors;
-
-  /* One bit a region; WORDS_PER_SECTOR words for each sector, and bits that
-   * stand for no region are 0.
-   */
-  _Atomic uint64_t *valid;
-  _Atomic uint64_t *durable;
-  bool moved;       /* the valid bits are in the user's memory */
-  _Atomic uint64_t nr_valid;
-  _Atomic uint64_t nr_durable;
-
-  /* Protects what follows; also held while bits of `valid' are set. */
-  pthread_mutex_t dirty_lock;
-  /* The sectors with dirty bits that no commit has taken: a list threaded
-   * through one array.
-   */
-  uint32_t *dirty_next;
-  uint32_t dirty_first;
-};
-
-/* The words of so many sectors, all 0.  Pages that nobody writes to take no
- * memory.  The hydration of a sparse disk writes to all of them in a moment,
- * and most of that would go into page faults, were they small.
+/* Allocate the words of so many sectors, all 0.  Pages that are not touched
+ * take no memory.  Huge pages are asked for because the hydration of a sparse
+ * disk touches all pages at once, and would spend most of its time in page
+ * faults.
  */
 static void *
 new_words (uint32_t sectors)
@@ -69,7 +34,7 @@ new_words (uint32_t sectors)
   const size_t skip = -(uintptr_t)words % HUGE_PAGE;
 
   if (words && size >= 2 * HUGE_PAGE)
-    /* Advice: it does not matter whether it is taken. */
+    /* Advice: the result does not matter. */
     madvise (words + skip, round_down (size - skip, HUGE_PAGE),
              MADV_HUGEPAGE);
   return words;
@@ -162,17 +127,6 @@ region_map_bytes (const struct region_map *map, uint64_t first,
   return MIN (end, map->size) - MIN (start, map->size);
 }
 
-/* The bits [first, first + count) that lie in word w. */
-static uint64_t
-mask_in_word (uint64_t w, uint64_t first, uint64_t count)
-{
-  uint64_t start = MAX (first, w * 64);
-  uint64_t end = MIN (first + count, (w + 1) * 64);
-  uint64_t n = end - start;
-
-  return (n == 64 ? UINT64_MAX : (UINT64_C (1) << n) - 1) << (start % 64);
-}
-
 bool
 region_map_is_valid (const struct region_map *map, uint64_t region)
 {
@@ -215,16 +169,6 @@ region_map_run_bytes (const struct region_map *map, uint64_t offset,
   return MIN ((first + run) << map->shift, end) - offset;
 }
 
-/* Put a sector on the list, unless it is there.  The lock is held. */
-static void
-list_sector (struct region_map *map, uint32_t s)
-{
-  if (map->dirty_next[s] != NOT_LISTED)
-    return;
-  map->dirty_next[s] = map->dirty_first;
-  map->dirty_first = s;
-}
-
 void
 region_map_set (struct region_map *map, uint64_t first, uint64_t count)
 {
@@ -238,16 +182,18 @@ region_map_set (struct region_map *map, uint64_t first, uint64_t count)
     uint64_t news = 0;
 
     for (; w < end; ++w) {
-      uint64_t mask = mask_in_word (w, first, count);
+      uint64_t mask = region_map_mask (w, first, count);
       uint64_t old = atomic_fetch_or (&map->valid[w], mask);
 
       news += __builtin_popcountll (mask & ~old);
     }
     if (news > 0) {
-      list_sector (map, s);
+      region_map_list_sector (map, s);
       atomic_fetch_add (&map->nr_valid, news);
     }
   }
+  region_map_check (map, first / REGIONS_PER_SECTOR,
+                    (first + count - 1) / REGIONS_PER_SECTOR);
 }
 
 bool
@@ -257,7 +203,7 @@ region_map_is_durable (const struct region_map *map, uint64_t first,
   const uint64_t end_word = div_round_up (first + count, 64);
 
   for (uint64_t w = first / 64; w < end_word; ++w) {
-    uint64_t mask = mask_in_word (w, first, count);
+    uint64_t mask = region_map_mask (w, first, count);
 
     if ((atomic_load_explicit (&map->durable[w], memory_order_acquire) &
          mask) != mask)
@@ -289,89 +235,6 @@ region_map_bytes_valid (const struct region_map *map)
   return bytes;
 }
 
-bool
-region_map_is_dirty (struct region_map *map)
-{
-  LOCK_FOR_SCOPE (&map->dirty_lock);
-
-  return map->dirty_first != END_OF_LIST;
-}
-
-static int
-compare_sectors (const void *a, const void *b)
-{
-  uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
-
-  return (x > y) - (x < y);
-}
-
-size_t
-region_map_take_dirty (struct region_map *map, uint32_t *sectors, size_t max)
-{
-  size_t n = 0;
-
-  {
-    LOCK_FOR_SCOPE (&map->dirty_lock);
-
-    while (n < max && map->dirty_first != END_OF_LIST) {
-      uint32_t s = map->dirty_first;
-
-      map->dirty_first = map->dirty_next[s];
-      map->dirty_next[s] = NOT_LISTED;
-      sectors[n++] = s;
-    }
-  }
-  qsort (sectors, n, sizeof sectors[0], compare_sectors);
-  return n;
-}
-
-void
-region_map_put_dirty (struct region_map *map, uint32_t sector)
-{
-  LOCK_FOR_SCOPE (&map->dirty_lock);
-
-  list_sector (map, sector);
-}
-
-static void
-copy_words (const _Atomic uint64_t *bits, uint32_t sector,
-            uint64_t words[WORDS_PER_SECTOR])
-{
-  bits += (uint64_t)sector * WORDS_PER_SECTOR;
-  for (unsigned i = 0; i < WORDS_PER_SECTOR; ++i)
-    words[i] = atomic_load (&bits[i]);
-}
-
-void
-region_map_snapshot (const struct region_map *map, uint32_t sector,
-                     uint64_t words[WORDS_PER_SECTOR])
-{
-  copy_words (map->valid, sector, words);
-}
-
-void
-region_map_durable (const struct region_map *map, uint32_t sector,
-                    uint64_t words[WORDS_PER_SECTOR])
-{
-  copy_words (map->durable, sector, words);
-}
-
-void
-region_map_set_durable (struct region_map *map, uint32_t sector,
-                        const uint64_t words[WORDS_PER_SECTOR])
-{
-  _Atomic uint64_t *durable =
-    &map->durable[(uint64_t)sector * WORDS_PER_SECTOR];
-  uint64_t news = 0;
-
-  for (unsigned i = 0; i < WORDS_PER_SECTOR; ++i) {
-    uint64_t old = atomic_fetch_or (&durable[i], words[i]);
-
-    news += __builtin_popcountll (words[i] & ~old);
-  }
-  atomic_fetch_add (&map->nr_durable, news);
-}
-
 uint64_t
 region_map_forget (struct region_map *map)
 {
@@ -396,91 +259,6 @@ region_map_forget (struct region_map *map)
     map->dirty_first = map->dirty_next[s];
     map->dirty_next[s] = NOT_LISTED;
   }
+  region_map_check (map, 0, map->sectors - 1);
   return forgotten;
-}
-
-bool
-region_map_has_stray_bits (uint64_t regions, uint32_t sector,
-                           const uint64_t words[WORDS_PER_SECTOR])
-{
-  const uint64_t base = (uint64_t)sector * WORDS_PER_SECTOR;
-
-  for (unsigned i = 0; i < WORDS_PER_SECTOR; ++i) {
-    uint64_t start = (base + i) * 64;
-    uint64_t allowed =
-      start >= regions ? 0 : mask_in_word (base + i, start, regions - start);
-
-    if (words[i] & ~allowed)
-      return true;
-  }
-  return false;
-}
-
-int
-region_map_load (struct region_map *map, uint32_t sector,
-                 const uint64_t words[WORDS_PER_SECTOR])
-{
-  _Atomic uint64_t *valid = &map->valid[(uint64_t)sector * WORDS_PER_SECTOR];
-  uint64_t n = 0;
-
-  if (region_map_has_stray_bits (map->regions, sector, words)) {
-    errno = EINVAL;
-    return -1;
-  }
-  for (unsigned i = 0; i < WORDS_PER_SECTOR; ++i)
-    if (words[i]) {
-      atomic_store (&valid[i], words[i]);
-      n += __builtin_popcountll (words[i]);
-    }
-  if (n > 0) {
-    atomic_fetch_add (&map->nr_valid, n);
-    region_map_set_durable (map, sector, words);
-  }
-  return 0;
-}
-
-size_t
-region_map_words_size (const struct region_map *map)
-{
-  return (size_t)map->sectors * WORDS_PER_SECTOR * sizeof *map->valid;
-}
-
-int
-region_map_move (struct region_map *map, void *words, uint64_t *regions)
-{
-  _Atomic uint64_t *to = words;
-  uint64_t sector[WORDS_PER_SECTOR];
-
-  /* Only the last sector has bits that stand for no region. */
-  copy_words (to, map->sectors - 1, sector);
-  if (region_map_has_stray_bits (map->regions, map->sectors - 1, sector)) {
-    errno = EINVAL;
-    return -1;
-  }
-
-  *regions = 0;
-  /* Not to touch the pages of a map in which nothing is valid. */
-  if (map->nr_valid == 0 && is_zero (words, region_map_words_size (map)))
-    goto move;
-  for (uint32_t s = 0; s < map->sectors; ++s) {
-    const uint64_t first = (uint64_t)s * WORDS_PER_SECTOR;
-
-    for (uint64_t w = first; w < first + WORDS_PER_SECTOR; ++w) {
-      const uint64_t valid = map->valid[w], news = to[w] & ~valid;
-
-      if (to[w] != (valid | news))
-        to[w] = valid | news;
-      *regions += __builtin_popcountll (news);
-      if ((valid | news) != map->durable[w])
-        list_sector (map, s);
-    }
-  }
-  map->nr_valid += *regions;
-
- move:
-  if (!map->moved)
-    free (map->valid);
-  map->valid = to;
-  map->moved = true;
-  return 0;
 }

@@ -4,29 +4,29 @@
 
 /* The states of all regions, in memory.
  *
- * A region is invalid (its bytes are the source's) or valid (they are in the
- * destination).  It goes from invalid to valid, once, and never back (I1).
- * The map holds two bits a region, `valid' and `durable': a durable region is
- * valid also in the bitmap on disk.  A region that is valid and not durable is
- * dirty.  (The exception: region_map_forget.)
+ * A region is invalid (its bytes are the source's) or valid (its bytes are in
+ * the destination).  It goes from invalid to valid, once, and never back (I1).
+ * The map has two bits for each region, `valid' and `durable'.  A durable
+ * region is valid in the bitmap on disk, too.  A valid region that is not
+ * durable is dirty.  (The exception to I1 is region_map_forget.)
  *
- * The bits are grouped as in the metadata: one bitmap sector holds
- * REGIONS_PER_SECTOR regions, and a sector that got dirty bits is listed once,
- * so that a commit costs what has changed and not what exists.
+ * The bits are grouped into bitmap sectors, as in the metadata.  One sector has
+ * REGIONS_PER_SECTOR regions.  Sectors with dirty bits are on a list, so that
+ * the cost of a commit depends on what has changed, not on the disk's size.
  *
- * Locking: none is needed to look.  region_map_is_valid and region_map_run are
- * atomic loads.  region_map_set wants the caller to own the regions
- * (range-lock.h), and has a lock inside that is never held across I/O.  The
- * functions of the "for commit" group are called by one thread at a time, the
- * one that runs the commit.
+ * Locking: a look takes no lock.  region_map_is_valid and region_map_run are
+ * atomic loads.  The caller of region_map_set owns the regions (range-lock.h).
+ * Functions that change the map take its lock, which is never held across I/O.
+ * The functions "for commit" are called by one thread at a time, the one that
+ * runs the commit.  Those "for opening" are called before other threads use the
+ * map.
  *
- * Memory: 2 bits a region, and 4 bytes for each 4032 regions.
+ * Memory: 2 bits for each region, and 4 bytes for each sector.
  */
 
 #ifndef CLONE_REGION_MAP_H
 #define CLONE_REGION_MAP_H
 
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -35,21 +35,15 @@
 #define REGION_SIZE_MAX (UINT64_C (1) << 30)
 #define REGIONS_MAX (UINT64_C (1) << 31)
 
-/* A 512 byte sector less its 8 byte trailer. */
+/* A sector of 512 bytes without its trailer of 8 bytes. */
 #define WORDS_PER_SECTOR 63
 #define REGIONS_PER_SECTOR (WORDS_PER_SECTOR * 64)
 
 struct region_map;
 
-/* Is a bit of this bitmap sector set that stands for none of the disk's
- * regions?
- */
-extern bool region_map_has_stray_bits (uint64_t regions, uint32_t sector,
-                                       const uint64_t words[WORDS_PER_SECTOR]);
-
-/* For a disk of size bytes.  NULL with errno ENOMEM, or EINVAL where
- * region_size is not a power of two in its limits or there would be more than
- * REGIONS_MAX regions.  All regions are invalid.
+/* Make a map for a disk of size bytes, with all regions invalid.  NULL with
+ * errno ENOMEM; or EINVAL if size is 0, region_size is not a power of two
+ * within its limits, or there would be more than REGIONS_MAX regions.
  */
 extern struct region_map *region_map_new (uint64_t size, uint64_t region_size);
 extern void region_map_free (struct region_map *map); /* NULL is allowed */
@@ -59,57 +53,76 @@ extern uint64_t region_map_region_size (const struct region_map *map);
 extern uint64_t region_map_regions (const struct region_map *map);
 extern uint32_t region_map_sectors (const struct region_map *map);
 
-/* The bytes of regions [first, first + count): the last region may be short. */
+/* The bytes of regions [first, first + count).  The disk's last region may be
+ * short.
+ */
 extern uint64_t region_map_bytes (const struct region_map *map, uint64_t first,
                                   uint64_t count);
+
+/* ---- looks and changes ---- */
 
 extern bool region_map_is_valid (const struct region_map *map,
                                  uint64_t region);
 
-/* The length in regions, 1 or more, of the run of regions in one state that
- * begins at first and ends before end.
+/* The length of the run of regions that begins at first, is all valid or all
+ * invalid, and ends at `end' or before.  first < end; the result is at least 1.
  */
 extern uint64_t region_map_run (const struct region_map *map, uint64_t first,
                                 uint64_t end, bool *valid);
 
-/* The same in bytes: the state at offset, and for how many bytes, up to end,
- * it is the same.  end is not past the disk's size.
- */
+/* The same for bytes [offset, end) of the disk. */
 extern uint64_t region_map_run_bytes (const struct region_map *map,
                                       uint64_t offset, uint64_t end,
                                       bool *valid);
 
-/* Make regions valid, whatever they were.  As soon as anybody can see that they
- * are, they are dirty: a snapshot that is taken afterwards has them.
+/* Make regions valid; some may be valid already.  They are dirty as soon as
+ * another thread can see that they are valid: a snapshot that is taken after
+ * that look has them.
  */
 extern void region_map_set (struct region_map *map, uint64_t first,
                             uint64_t count);
 
-/* Are all of these regions valid in the bitmap on disk? */
+/* Make invalid all regions that are not durable, and return their number.  The
+ * content of these regions in the destination is unknown.  Meanwhile no thread
+ * sets bits and no commit runs.
+ */
+extern uint64_t region_map_forget (struct region_map *map);
+
+/* Are all of these regions durable? */
 extern bool region_map_is_durable (const struct region_map *map,
                                    uint64_t first, uint64_t count);
 
-/* How many regions are valid, and how many of them are durable. */
+/* The numbers of valid and of durable regions. */
 extern uint64_t region_map_count_valid (const struct region_map *map);
 extern uint64_t region_map_count_durable (const struct region_map *map);
 /* The bytes of all valid regions. */
 extern uint64_t region_map_bytes_valid (const struct region_map *map);
 
-/* Is there a sector with dirty bits that no commit has taken yet? */
+/* ---- whole sectors ---- */
+
+/* Does this bitmap sector of a disk with so many regions have a bit that stands
+ * for no region?
+ */
+extern bool region_map_has_stray_bits (uint64_t regions, uint32_t sector,
+                                       const uint64_t words[WORDS_PER_SECTOR]);
+
+/* Is a sector on the list? */
 extern bool region_map_is_dirty (struct region_map *map);
 
-/* For commit: take at most max sectors off the list of dirty ones, ascending.
- * The number taken; fewer than max means that the list is empty now.
+/* For commit: take up to max sectors off the list.  Returns their number;
+ * sectors gets their numbers, in ascending order.  If there are fewer than
+ * max, the list is empty now.  The caller ends what it began with
+ * region_map_set_durable or region_map_put_dirty for each of them.
  */
 extern size_t region_map_take_dirty (struct region_map *map,
                                      uint32_t *sectors, size_t max);
 
-/* For commit: put a sector that was taken back on the list. */
+/* For commit: put back a sector that was taken. */
 extern void region_map_put_dirty (struct region_map *map, uint32_t sector);
 
-/* For commit: copy a sector's valid bits as they are now.  Bits that are set
- * after region_map_take_dirty took the sector may or may not be there; in
- * either case the sector is on the list again.
+/* For commit: copy a sector's valid bits.  A bit that is set after
+ * region_map_take_dirty took the sector may be in the copy or not; in both
+ * cases the sector is on the list again.
  */
 extern void region_map_snapshot (const struct region_map *map,
                                  uint32_t sector,
@@ -119,30 +132,24 @@ extern void region_map_snapshot (const struct region_map *map,
 extern void region_map_durable (const struct region_map *map, uint32_t sector,
                                 uint64_t words[WORDS_PER_SECTOR]);
 
-/* For commit: these bits of the sector are durable now. */
+/* For commit: these bits of the sector, from a snapshot, are durable now. */
 extern void region_map_set_durable (struct region_map *map, uint32_t sector,
                                     const uint64_t words[WORDS_PER_SECTOR]);
 
-/* Make invalid all regions that are not durable: what is in the destination is
- * not known.  Returns how many that were.  No bit is set and no commit is at
- * work meanwhile.
+/* For opening: these bits of the sector are on disk, so valid and durable.
+ * -1 with errno EINVAL if a bit stands for no region.
  */
-extern uint64_t region_map_forget (struct region_map *map);
+extern int region_map_load (struct region_map *map, uint32_t sector,
+                            const uint64_t words[WORDS_PER_SECTOR]);
 
-/* For opening: let the valid bits live in these words from now on, so many
- * bytes of the caller's which must outlive the map.  What they hold are bits of
- * an earlier process: those regions are valid, too, and dirty where they are
- * not durable; *regions is how many that are.  Nobody uses the map meanwhile.
- * -1 with errno EINVAL, and nothing is done, where a bit stands for no region.
+/* For opening: keep the valid bits in the caller's memory from now on.  It has
+ * region_map_words_size bytes, and outlives the map.  It holds the valid bits
+ * of an earlier process: these regions become valid, too, and dirty if they are
+ * not durable; *regions is the number of these.  -1 with errno EINVAL, and no
+ * change, if a bit stands for no region.
  */
 extern size_t region_map_words_size (const struct region_map *map);
 extern int region_map_move (struct region_map *map, void *words,
                             uint64_t *regions);
-
-/* For opening: these bits of the sector are on disk, so valid and durable.
- * -1 with errno EINVAL where a bit stands for no region.
- */
-extern int region_map_load (struct region_map *map, uint32_t sector,
-                            const uint64_t words[WORDS_PER_SECTOR]);
 
 #endif /* CLONE_REGION_MAP_H */

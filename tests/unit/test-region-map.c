@@ -3,8 +3,10 @@
  */
 
 /* Proves that the map's bits, runs, counts and list of dirty sectors are those
- * of a naive model, at all boundaries of words and sectors, that a commit never
- * misses a bit that somebody can see, and that the memory is bounded.
+ * of a naive model, at all boundaries of words and sectors; that a commit never
+ * misses a bit that another thread can see; that the memory is bounded; and
+ * that builds with CLONE_CHECKS, as the library of this test, notice a map
+ * whose invariants are broken.
  */
 
 #include <config.h>
@@ -12,6 +14,7 @@
 #include <errno.h>
 #include <malloc.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,7 +23,7 @@
 #include "base/rounding.h"
 #include "mock-backend.h"
 #include "run-suite.h"
-#include "store/region-map.h"
+#include "store/region-map-internal.h"
 
 #define K UINT64_C (1024)
 
@@ -349,6 +352,179 @@ START_TEST (load_refuses_stray_bits)
 }
 END_TEST
 
+/* ---- invariants ---- */
+
+static void
+add_valid_bit (struct region_map *map)
+{
+  map->valid[0] |= 2;
+}
+
+static void
+add_durable_bit (struct region_map *map)
+{
+  map->durable[0] |= 2;
+}
+
+static void
+clear_valid_bit (struct region_map *map)
+{
+  map->valid[0] &= ~UINT64_C (1);
+}
+
+static void
+add_stray_bit (struct region_map *map)
+{
+  map->valid[map->sectors * WORDS_PER_SECTOR - 1] |= UINT64_C (1) << 63;
+  map->durable[map->sectors * WORDS_PER_SECTOR - 1] |= UINT64_C (1) << 63;
+}
+
+static void
+count_too_many (struct region_map *map)
+{
+  map->nr_valid++;
+}
+
+static void
+count_too_few_durable (struct region_map *map)
+{
+  map->nr_durable--;
+}
+
+static void
+forget_list (struct region_map *map)
+{
+  map->dirty_first = END_OF_LIST;
+}
+
+static void
+close_list (struct region_map *map)
+{
+  map->dirty_next[map->dirty_first] = map->dirty_first;
+}
+
+static void
+unlist (struct region_map *map)
+{
+  map->dirty_next[map->dirty_first] = NOT_LISTED;
+  map->dirty_first = END_OF_LIST;
+}
+
+static const struct {
+  void (*damage) (struct region_map *map);
+  const char *broken;
+  bool in_large_map;           /* it is noticed there, too */
+} damages[] = {
+  { add_valid_bit, "a sector with dirty bits is not on the list", true },
+  { add_durable_bit, "a durable region is not valid", true },
+  { clear_valid_bit, "a durable region is not valid", true },
+  { add_stray_bit, "a bit stands for no region", true },
+  { count_too_many, "the number of valid regions is wrong" },
+  { count_too_few_durable, "the number of durable regions is wrong" },
+  { forget_list, "the list of dirty sectors is broken" },
+  { close_list, "the list of dirty sectors is broken" },
+  { unlist, "a sector with dirty bits is not on the list", true },
+};
+#define DAMAGES (sizeof damages / sizeof damages[0])
+
+/* A map with a durable region in the first sector, and a dirty one in the last.
+ */
+static struct region_map *
+map_to_damage (uint32_t sectors)
+{
+  const uint64_t regions = (uint64_t)sectors * REGIONS_PER_SECTOR - 1;
+  struct region_map *map = region_map_new (regions * 4 * K, 4 * K);
+
+  region_map_set (map, 0, 1);
+  commit_all (map, 8);
+  region_map_set (map, regions - 1, 1);
+  return map;
+}
+
+/* Each broken invariant is noticed, in small maps and in large ones. */
+START_TEST (broken_invariants)
+{
+  for (unsigned large = 0; large < 2; ++large) {
+    const uint32_t sectors = large ? 1000 : 2;
+    struct region_map *map = map_to_damage (sectors);
+    const char *broken;
+
+    ck_assert_ptr_null (region_map_broken (map, 0, sectors - 1));
+    damages[_i].damage (map);
+    broken = region_map_broken (map, 0, sectors - 1);
+    if (!large || damages[_i].in_large_map)
+      ck_assert_pstr_eq (broken, damages[_i].broken);
+    region_map_free (map);
+  }
+}
+END_TEST
+
+static void
+call_set (struct region_map *map)
+{
+  region_map_set (map, 5, 1);
+}
+
+static void
+call_forget (struct region_map *map)
+{
+  region_map_forget (map);
+}
+
+static void
+call_take (struct region_map *map)
+{
+  uint32_t sector;
+
+  region_map_take_dirty (map, &sector, 1);
+}
+
+static void
+call_put (struct region_map *map)
+{
+  region_map_put_dirty (map, 0);
+}
+
+static void
+call_set_durable (struct region_map *map)
+{
+  static const uint64_t words[WORDS_PER_SECTOR] = { 1 };
+
+  region_map_set_durable (map, 0, words);
+}
+
+static void
+call_load (struct region_map *map)
+{
+  static const uint64_t words[WORDS_PER_SECTOR] = { 1 };
+
+  region_map_load (map, 0, words);
+}
+
+static void
+call_move (struct region_map *map)
+{
+  uint64_t regions;
+
+  region_map_move (map, calloc (1, region_map_words_size (map)), &regions);
+}
+
+static void (*const changes[]) (struct region_map *map) = {
+  call_set, call_forget, call_take, call_put, call_set_durable, call_load,
+  call_move
+};
+#define CHANGES (sizeof changes / sizeof changes[0])
+
+/* Each function that changes states checks the invariants at its end. */
+START_TEST (changes_are_checked)
+{
+  struct region_map *map = map_to_damage (2);
+
+  map->nr_valid += 7;
+  changes[_i] (map);
+}
+END_TEST
+
 /* ---- threads ---- */
 
 #define SETTERS 3
@@ -498,6 +674,10 @@ main (void)
   tcase_add_test (alone, load);
   tcase_add_test (alone, load_refuses_stray_bits);
   tcase_add_test (alone, memory);
+  tcase_add_loop_test (alone, broken_invariants, 0, DAMAGES);
+  if (getenv ("CK_FORK") == NULL) /* no process to lose under valgrind */
+    tcase_add_loop_test_raise_signal (alone, changes_are_checked, SIGABRT, 0,
+                                      CHANGES);
   suite_add_tcase (suite, alone);
 
   tcase_set_timeout (threads, 120);
