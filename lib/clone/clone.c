@@ -29,9 +29,8 @@ clone_new (struct backend *source, struct backend *dest, struct metadata *md,
   if (c == NULL)
     return NULL;
   memset (c, 0, sizeof *c);
-  c->commit = malloc (sizeof *c->commit);
-  if (c->commit == NULL || commit_init (c->commit, dest, md, map, log) == -1) {
-    free (c->commit);
+  c->commit = commit_new (dest, md, map, log);
+  if (c->commit == NULL) {
     free (c);
     return NULL;
   }
@@ -73,7 +72,7 @@ clone_start (struct clone *c, const struct clone_service *service)
 
   c->source_timeout = service->source_timeout;
   inheritance_open (&c->inheritance, c->dest, c->metadata, c->map, c->log);
-  c->commit->inheritance = c->inheritance;
+  commit_set_inheritance (c->commit, c->inheritance);
   if (backend_start (c->dest, &dest) == -1 ||
       backend_start (c->metadata->backend, &md) == -1 ||
       (c->source && backend_start (c->source, &source) == -1))
@@ -124,8 +123,7 @@ clone_close (struct clone *c)
   metadata_close (c->metadata);
   region_map_free (c->map);
   inheritance_close (c->inheritance);
-  commit_destroy (c->commit);
-  free (c->commit);
+  commit_free (c->commit);
   committer_destroy (&c->committer);
   outage_destroy (&c->outage);
   range_lock_destroy (&c->ownership);

@@ -74,7 +74,7 @@ struct clone_options {
 
 /* One of the clone's clients: what it has been told.  See clone_flush. */
 struct clone_client {
-  _Atomic uint64_t losses; /* of commit_losses */
+  _Atomic uint64_t losses; /* of commit_setbacks */
 };
 
 /* Make a clone of its parts, which it owns from then on; on failure, with errno

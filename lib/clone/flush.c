@@ -19,7 +19,7 @@ clone_client_init (struct clone *c, struct clone_client *client)
 static int
 tell_losses (struct clone *c, struct clone_client *client)
 {
-  const uint64_t losses = commit_losses (c->commit);
+  const uint64_t losses = commit_setbacks (c->commit);
 
   if (atomic_exchange (&client->losses, losses) == losses)
     return 0;

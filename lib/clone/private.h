@@ -44,7 +44,7 @@ struct clone {
   struct inheritance *inheritance; /* NULL: there is none */
   struct outage outage;
   unsigned source_timeout;      /* seconds that a request waits, 0: for ever */
-  _Atomic uint64_t losses_told; /* of commit_losses: some client knows */
+  _Atomic uint64_t losses_told; /* of commit_setbacks: some client knows */
 
   pthread_mutex_t source_lock; /* protects the two below */
   struct backend *source;      /* NULL when it is closed */

@@ -8,7 +8,10 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
+#include <sys/queue.h>
 
 #include "base/cleanup.h"
 #include "base/rounding.h"
@@ -18,47 +21,98 @@
 #include "store/inherit.h"
 #include "store/superblock.h"
 
-/* Somebody who waits for the commit after the running one.  On its stack. */
+/* A request that waits for the next commit.  On its thread's stack. */
 struct commit_waiter {
   pthread_cond_t cond;
-  bool lead;  /* run that commit, for all who wait */
+  bool lead;  /* run that commit, for all waiters */
   bool done;
   int error;  /* when done: 0 or an errno */
-  struct commit_waiter *next;
+  STAILQ_ENTRY (commit_waiter) entry;
+};
+STAILQ_HEAD (commit_waiters, commit_waiter);
+
+struct commit {
+  struct backend *dest;            /* these are not owned */
+  struct metadata *metadata;
+  struct region_map *map;
+  const struct log *log;
+  struct inheritance *inheritance; /* may be NULL */
+  bool counts_changes;             /* the destination is a server */
+  size_t max_sectors;              /* of one round */
+
+  pthread_mutex_t lock;            /* protects the next two */
+  bool running;                    /* a thread is in steps 1 to 5 */
+  struct commit_waiters waiters;   /* for the next commit */
+
+  pthread_mutex_t metadata_lock;   /* held in steps 3 to 5 */
+
+  _Atomic uint64_t commits;        /* rounds that wrote to the metadata */
+  _Atomic int flush_error;         /* of the destination, or 0 */
+  _Atomic bool metadata_failed;    /* the last write to the metadata failed */
+  _Atomic bool complete;           /* durable bitmap full, flag on disk */
+
+  _Atomic uint64_t changes, covered, setbacks;
+
+  uint32_t *sectors;               /* the running commit's snapshot */
+  uint8_t (*images)[METADATA_SECTOR];
 };
 
-int
-commit_init (struct commit *c, struct backend *dest, struct metadata *md,
-             struct region_map *map, const struct log *log)
+struct commit *
+commit_new (struct backend *dest, struct metadata *md, struct region_map *map,
+            const struct log *log)
 {
-  *c = (struct commit){
-    .dest = dest, .metadata = md, .map = map, .log = log,
-    .counts_changes = backend_has_peer (dest),
-    .max_sectors = COMMIT_SECTORS,
-    .complete = (md->sb.flags & METADATA_COMPLETE) != 0,
-  };
+  struct commit *c = calloc (1, sizeof *c);
+
+  if (c == NULL)
+    return NULL;
+  c->dest = dest;
+  c->metadata = md;
+  c->map = map;
+  c->log = log;
+  c->counts_changes = backend_has_peer (dest);
+  c->max_sectors = COMMIT_SECTORS;
+  c->complete = (md->sb.flags & METADATA_COMPLETE) != 0;
+  pthread_mutex_init (&c->lock, NULL);
+  pthread_mutex_init (&c->metadata_lock, NULL);
+  STAILQ_INIT (&c->waiters);
+
   c->sectors = malloc (COMMIT_SECTORS * sizeof *c->sectors);
   c->images = malloc (COMMIT_SECTORS * sizeof *c->images);
   if (c->sectors == NULL || c->images == NULL) {
-    free (c->sectors);
-    free (c->images);
-    return -1;
+    commit_free (c);
+    errno = ENOMEM;
+    return NULL;
   }
-  pthread_mutex_init (&c->lock, NULL);
-  pthread_mutex_init (&c->metadata_lock, NULL);
-  return 0;
+  return c;
 }
 
 void
-commit_destroy (struct commit *c)
+commit_free (struct commit *c)
 {
+  if (c == NULL)
+    return;
   pthread_mutex_destroy (&c->metadata_lock);
   pthread_mutex_destroy (&c->lock);
   free (c->sectors);
   free (c->images);
+  free (c);
 }
 
-/* Step 1.  The number of dirty sectors in the snapshot. */
+void
+commit_set_inheritance (struct commit *c, struct inheritance *i)
+{
+  c->inheritance = i;
+}
+
+void
+commit_limit_round (struct commit *c, size_t max_sectors)
+{
+  c->max_sectors = MIN (max_sectors, (size_t)COMMIT_SECTORS);
+}
+
+/* ---- the steps ---- */
+
+/* Step 1.  Returns the number of dirty sectors in the snapshot. */
 static size_t
 take_snapshot (struct commit *c)
 {
@@ -72,22 +126,22 @@ take_snapshot (struct commit *c)
   return n;
 }
 
-/* A flush of the destination failed, with errno set. */
+/* Step 2 has failed, with errno set. */
 static void
-destination_has_failed (struct commit *c)
+flush_has_failed (struct commit *c)
 {
   if (errno == ENOTCONN)
     return;
   inheritance_spoil (c->inheritance, true);
   c->flush_error = errno;
-  log_error (c->log, "destination %s: flush failed: %m; what was written since "
-             "the last flush may be lost%s", c->dest->name,
+  log_error (c->log, "destination %s: flush failed: %m; data written since the "
+             "last flush may be lost%s", c->dest->name,
              commit_wants_set_back (c) ? ": make room there"
              : ", no flush will succeed and no region can become valid any "
              "more: repair the destination and start again");
 }
 
-/* What a write and a flush of the metadata have returned, with errno set. */
+/* A write or a flush of the metadata has returned r, with errno set. */
 static int
 metadata_returned (struct commit *c, int r)
 {
@@ -120,7 +174,7 @@ write_bitmap (struct commit *c, const uint32_t *sectors,
   return metadata_returned (c, r);
 }
 
-/* Write a sector anew, to see whether the metadata can be written again.  The
+/* Rewrite a sector, to see whether the metadata can be written again.  The
  * metadata lock is held.
  */
 static void
@@ -135,8 +189,8 @@ try_metadata (struct commit *c)
   write_bitmap (c, &sector, image, 1);
 }
 
-/* Steps 3 to 5.  Nobody's flush fails because of metadata for which it has
- * nothing.
+/* Steps 3 to 5, for n sectors.  A commit that has no sector to write does not
+ * fail if the metadata cannot be written.
  */
 static int
 make_durable (struct commit *c, size_t n)
@@ -152,7 +206,7 @@ make_durable (struct commit *c, size_t n)
   if (write_bitmap (c, c->sectors, c->images, n) == -1)
     return -1;
   for (size_t i = 0; i < n; ++i) {
-    /* The image was made here, a moment ago: it decodes. */
+    /* take_snapshot has made this image, so it is valid. */
     metadata_decode (c->metadata, c->sectors[i], c->images[i], words);
     region_map_set_durable (c->map, c->sectors[i], words);
   }
@@ -163,8 +217,8 @@ make_durable (struct commit *c, size_t n)
   return 0;
 }
 
-/* One round of the five steps.  1 where there is more to do, 0 where all is
- * done, or -1.
+/* One round of the five steps.  1 if there may be more dirty sectors, 0 if
+ * there are none, or -1.
  */
 static int
 run_round (struct commit *c)
@@ -173,7 +227,7 @@ run_round (struct commit *c)
 
   TEST_POINT (COMMIT_SNAPSHOT);
   if (backend_flush (c->dest) == -1) {
-    destination_has_failed (c);
+    flush_has_failed (c);
     goto failed;
   }
   TEST_POINT (COMMIT_FLUSHED);
@@ -187,7 +241,7 @@ run_round (struct commit *c)
   return -1;
 }
 
-/* Say on disk that the source is not needed any more (I10). */
+/* If the durable bitmap is full, set the complete flag (I10). */
 static int
 mark_complete (struct commit *c)
 {
@@ -239,7 +293,9 @@ run_commit (struct commit *c)
   return mark_complete (c);
 }
 
-/* An errno that a client may get. */
+/* ---- group commit ---- */
+
+/* Turn an errno into one that clients may get. */
 static int
 client_errno (int error)
 {
@@ -248,24 +304,24 @@ client_errno (int error)
   return error == ENOSPC || error == ENOMEM || error == ENOTCONN ? error : EIO;
 }
 
-/* The commit is over: tell everybody it was run for, and let one of those who
- * came meanwhile run the next.  Called with the lock.
+/* The commit is over.  Wake the requests that it was run for, and let one that
+ * has arrived meanwhile run the next.  The lock is held.
  */
 static void
-finish_commit (struct commit *c, struct commit_waiter *batch, int error)
+finish_commit (struct commit *c, struct commit_waiters *batch, int error)
 {
-  struct commit_waiter *next;
+  struct commit_waiter *w;
 
-  for (; batch; batch = next) {
-    next = batch->next; /* once done is seen, the waiter is gone */
-    batch->error = error;
-    batch->done = true;
-    pthread_cond_signal (&batch->cond);
+  STAILQ_FOREACH (w, batch, entry) {
+    w->error = error;
+    w->done = true;
+    pthread_cond_signal (&w->cond);
   }
 
-  if (c->waiters) {
-    c->waiters->lead = true;
-    pthread_cond_signal (&c->waiters->cond);
+  w = STAILQ_FIRST (&c->waiters);
+  if (w) {
+    w->lead = true;
+    pthread_cond_signal (&w->cond);
   }
   else
     c->running = false;
@@ -275,12 +331,11 @@ int
 commit_flush (struct commit *c)
 {
   struct commit_waiter self = { .cond = PTHREAD_COND_INITIALIZER };
-  struct commit_waiter *batch;
+  struct commit_waiters batch = STAILQ_HEAD_INITIALIZER (batch);
   int error;
   LOCK_FOR_SCOPE (&c->lock);
 
-  self.next = c->waiters;
-  c->waiters = &self;
+  STAILQ_INSERT_TAIL (&c->waiters, &self, entry);
   if (c->running) {
     while (!self.lead && !self.done)
       pthread_cond_wait (&self.cond, &c->lock);
@@ -288,18 +343,17 @@ commit_flush (struct commit *c)
       goto out;
   }
 
-  /* From here on those who ask wait for the next commit, because the snapshot
-   * of this one may be taken before they came.
+  /* Requests that arrive from here on wait for the next commit, because this
+   * one may take its snapshot before they arrive.
    */
   c->running = true;
-  batch = c->waiters;
-  c->waiters = NULL;
+  STAILQ_CONCAT (&batch, &c->waiters);
 
   pthread_mutex_unlock (&c->lock);
   error = run_commit (c) == -1 ? client_errno (errno) : 0;
   pthread_mutex_lock (&c->lock);
 
-  finish_commit (c, batch, error);
+  finish_commit (c, &batch, error);
 
  out:
   if (self.error) {
@@ -323,25 +377,72 @@ commit_pause (double interval, double took)
   return MAX (interval, MIN (10 * took, (double)COMMIT_PAUSE_MAX));
 }
 
+/* ---- state ---- */
+
+enum clone_mode
+commit_mode (const struct commit *c)
+{
+  return c->flush_error || c->metadata_failed ? MODE_RO : MODE_RW;
+}
+
+bool
+commit_may_set (const struct commit *c)
+{
+  return commit_mode (c) == MODE_RW;
+}
+
+bool
+commit_is_complete (const struct commit *c)
+{
+  return c->complete;
+}
+
+uint64_t
+commit_count (const struct commit *c)
+{
+  return c->commits;
+}
+
+/* ---- setting back ---- */
+
+void
+commit_count_change (struct commit *c)
+{
+  if (c->counts_changes)
+    c->changes++;
+}
+
+bool
+commit_wants_set_back (const struct commit *c)
+{
+  return c->flush_error == ENOSPC || c->flush_error == EDQUOT;
+}
+
 void
 commit_set_back (struct commit *c)
 {
-  const bool lost = c->changes != c->covered || commit_wants_set_back (c);
+  const bool gone = c->changes != c->covered || commit_wants_set_back (c);
   const uint64_t forgotten = region_map_forget (c->map);
 
   c->covered = c->changes;
-  if (lost)
-    c->losses++;
+  if (gone)
+    c->setbacks++;
   c->flush_error = 0;
   inheritance_spoil (c->inheritance, false);
 
   if (forgotten)
     log_info (c->log, "destination %s: %" PRIu64 " regions that were not "
               "durable are copied again", c->dest->name, forgotten);
-  if (lost)
+  if (gone)
     log_error (c->log, "destination %s: what clients have written and not "
                "flushed may be lost; the next flush of each client fails, to "
                "say so", c->dest->name);
+}
+
+uint64_t
+commit_setbacks (const struct commit *c)
+{
+  return c->setbacks;
 }
 
 void

@@ -38,7 +38,7 @@ static struct mock_log *history;
 static struct mock *dest, *meta;
 static struct metadata *md;
 static struct region_map *map;
-static struct commit commit;
+static struct commit *commit;
 
 static void
 open_store (uint64_t regions)
@@ -58,8 +58,8 @@ open_store (uint64_t regions)
   ck_assert_ptr_nonnull (md);
   ck_assert_int_eq (metadata_set_flags (md, 0), 0);
   map = region_map_new (sb.size, REGION);
-  ck_assert_int_eq (commit_init (&commit, mock_backend (dest), md, map,
-                                 &mock_messages), 0);
+  commit = commit_new (mock_backend (dest), md, map, &mock_messages);
+  ck_assert_ptr_nonnull (commit);
   mock_log_clear (history);
 }
 
@@ -72,7 +72,7 @@ setup (void)
 static void
 teardown (void)
 {
-  commit_destroy (&commit);
+  commit_free (commit);
   region_map_free (map);
   metadata_close (md);
   mock_free (meta);
@@ -120,7 +120,7 @@ call_flush (void *opaque)
 {
   struct caller *c = opaque;
 
-  c->result = commit_flush (&commit);
+  c->result = commit_flush (commit);
   c->error = errno;
   c->durable = region_map_is_durable (map, c->region, 1);
 }
@@ -151,22 +151,22 @@ keep_none (uint64_t sector, void *opaque)
 START_TEST (set_back)
 {
   region_map_set (map, IN (0, 5), 1);
-  commit_count_change (&commit);
-  ck_assert_int_eq (commit_flush (&commit), 0);
+  commit_count_change (commit);
+  ck_assert_int_eq (commit_flush (commit), 0);
   region_map_set (map, IN (2, 0), 1);
-  commit_set_back (&commit);
-  ck_assert_uint_eq (commit_losses (&commit), 0);
+  commit_set_back (commit);
+  ck_assert_uint_eq (commit_setbacks (commit), 0);
   ck_assert (region_map_is_valid (map, IN (0, 5)));
   ck_assert (!region_map_is_valid (map, IN (2, 0)));
 
-  commit_count_change (&commit);
-  commit_set_back (&commit);
-  ck_assert_uint_eq (commit_losses (&commit), 1);
-  commit_set_back (&commit);
-  ck_assert_uint_eq (commit_losses (&commit), 1);
+  commit_count_change (commit);
+  commit_set_back (commit);
+  ck_assert_uint_eq (commit_setbacks (commit), 1);
+  commit_set_back (commit);
+  ck_assert_uint_eq (commit_setbacks (commit), 1);
 
   region_map_set (map, IN (3, 0), 1);
-  ck_assert_int_eq (commit_flush (&commit), 0);
+  ck_assert_int_eq (commit_flush (commit), 0);
   ck_assert (on_medium (IN (0, 5)));
   ck_assert (on_medium (IN (3, 0)));
   ck_assert_uint_eq (bits_on_medium (), 2);
@@ -182,13 +182,13 @@ END_TEST
 START_TEST (failed_commit_covers_nothing)
 {
   region_map_set (map, IN (0, 5), 1);
-  commit_count_change (&commit);
+  commit_count_change (commit);
   mock_fail (meta, _i == 0 ? MOCK_PWRITE : MOCK_FLUSH, MOCK_ANYWHERE, 1, 1,
              EIO);
-  ck_assert_int_eq (commit_background (&commit), -1);
-  commit_set_back (&commit);
+  ck_assert_int_eq (commit_background (commit), -1);
+  commit_set_back (commit);
   ck_assert (!region_map_is_valid (map, IN (0, 5)));
-  ck_assert_uint_eq (commit_losses (&commit), 1);
+  ck_assert_uint_eq (commit_setbacks (commit), 1);
 }
 END_TEST
 
@@ -201,27 +201,27 @@ START_TEST (lost_between_rounds)
   struct mock_gate *gate = mock_gate (dest, MOCK_FLUSH, MOCK_ANYWHERE, 2);
   struct caller c;
 
-  commit.max_sectors = 1;
+  commit_limit_round (commit, 1);
   region_map_set (map, IN (0, 5), 1);
   region_map_set (map, IN (1, 5), 1);
-  commit_count_change (&commit);
+  commit_count_change (commit);
   call (&c, IN (0, 5));
   mock_gate_wait (gate);
   ck_assert_uint_eq (region_map_count_durable (map), 1);
   mock_server_crash (dest, keep_none, NULL);
   ck_assert_int_eq (wait_for (&c), -1);
   ck_assert_int_eq (c.error, ENOTCONN);
-  commit_set_back (&commit);
-  ck_assert_uint_eq (commit_losses (&commit), 1);
+  commit_set_back (commit);
+  ck_assert_uint_eq (commit_setbacks (commit), 1);
   ck_assert_uint_eq (region_map_count_valid (map), 1);
 
   mock_server_back (dest);
-  commit_count_change (&commit);
+  commit_count_change (commit);
   region_map_set (map, IN (0, 5), 1);
   region_map_set (map, IN (1, 5), 1);
-  ck_assert_int_eq (commit_flush (&commit), 0);
-  commit_set_back (&commit);
-  ck_assert_uint_eq (commit_losses (&commit), 1);
+  ck_assert_int_eq (commit_flush (commit), 0);
+  commit_set_back (commit);
+  ck_assert_uint_eq (commit_setbacks (commit), 1);
   ck_assert_uint_eq (region_map_count_valid (map), 2);
 }
 END_TEST
@@ -242,12 +242,12 @@ START_TEST (lost_while_flushing)
   ck_assert_int_eq (c.error, ENOTCONN);
   ck_assert (!c.durable);
   ck_assert (region_map_is_dirty (map));
-  ck_assert_int_eq (commit_mode (&commit), MODE_RW);
-  ck_assert_int_eq (commit_flush (&commit), -1);
+  ck_assert_int_eq (commit_mode (commit), MODE_RW);
+  ck_assert_int_eq (commit_flush (commit), -1);
   ck_assert_int_eq (errno, ENOTCONN);
   ck_assert_uint_eq (bits_on_medium (), 0);
   mock_server_back (dest);
-  ck_assert_int_eq (commit_flush (&commit), 0);
+  ck_assert_int_eq (commit_flush (commit), 0);
   ck_assert (on_medium (IN (0, 5)));
 }
 END_TEST
@@ -255,7 +255,10 @@ END_TEST
 static void
 lose_metadata (void *opaque)
 {
-  commit_metadata_lost (&commit);
+  _Atomic bool *returned = opaque;
+
+  commit_metadata_lost (commit);
+  *returned = true;
 }
 
 /* Whoever has to let a new connection to the metadata into use waits for steps
@@ -265,16 +268,18 @@ START_TEST (metadata_loss_waits_for_steps)
 {
   struct mock_gate *gate = mock_gate (meta, MOCK_PWRITE, MOCK_ANYWHERE, 1);
   struct mock_gate *flush = mock_gate (meta, MOCK_FLUSH, MOCK_ANYWHERE, 1);
+  _Atomic bool returned = false;
   struct mock_thread *loss;
   struct caller c;
 
   region_map_set (map, IN (0, 5), 1);
   call (&c, IN (0, 5));
   mock_gate_wait (gate);
-  loss = mock_thread (lose_metadata, NULL);
+  loss = mock_thread (lose_metadata, &returned);
   mock_gate_open (gate);
   mock_gate_wait (flush);
-  ck_assert_int_eq (pthread_mutex_trylock (&commit.metadata_lock), EBUSY);
+  mock_settle ();
+  ck_assert (!returned);
   mock_gate_open (flush);
   ck_assert_int_eq (wait_for (&c), 0);
   mock_join (loss);
@@ -299,9 +304,9 @@ START_TEST (lost_metadata)
   ck_assert_int_eq (wait_for (&c), -1);
   ck_assert_int_eq (c.error, ENOTCONN);
   ck_assert (!c.durable);
-  ck_assert (commit_may_set (&commit));
+  ck_assert (commit_may_set (commit));
   mock_server_back (meta);
-  ck_assert_int_eq (commit_flush (&commit), 0);
+  ck_assert_int_eq (commit_flush (commit), 0);
   ck_assert (on_medium (IN (0, 5)));
   ck_assert_uint_eq (mock_errors (), errors);
 }
@@ -318,7 +323,7 @@ START_TEST (order)
   region_map_set (map, IN (0, 5), 1);
   region_map_set (map, IN (2, 0), 1);
   region_map_set (map, IN (3, 4031), 1);
-  ck_assert_int_eq (commit_flush (&commit), 0);
+  ck_assert_int_eq (commit_flush (commit), 0);
 
   ck_assert_uint_eq (mock_log_len (history), 3);
   for (size_t i = 0; i < 3; ++i)
@@ -340,8 +345,8 @@ START_TEST (order)
   ck_assert (on_medium (IN (3, 4031)));
   ck_assert_uint_eq (bits_on_medium (), 3);
   ck_assert_uint_eq (region_map_count_durable (map), 3);
-  ck_assert_uint_eq (commit_count (&commit), 1);
-  ck_assert_int_eq (commit_mode (&commit), MODE_RW);
+  ck_assert_uint_eq (commit_count (commit), 1);
+  ck_assert_int_eq (commit_mode (commit), MODE_RW);
 }
 END_TEST
 
@@ -369,7 +374,7 @@ START_TEST (snapshot_is_taken_before_the_flush)
   ck_assert (!region_map_is_durable (map, IN (7, 0), 1));
   ck_assert (region_map_is_dirty (map));
 
-  ck_assert_int_eq (commit_flush (&commit), 0);
+  ck_assert_int_eq (commit_flush (commit), 0);
   ck_assert_uint_eq (bits_on_medium (), 3);
   ck_assert_uint_eq (region_map_count_durable (map), 3);
 }
@@ -422,7 +427,7 @@ START_TEST (group_commit)
   }
   ck_assert_uint_eq (mock_count (dest, MOCK_FLUSH), 2);
   ck_assert_uint_eq (mock_count (meta, MOCK_PWRITE), 2);
-  ck_assert_uint_eq (commit_count (&commit), 2);
+  ck_assert_uint_eq (commit_count (commit), 2);
   ck_assert_uint_eq (region_map_count_durable (map), 1 + LATE);
 }
 END_TEST
@@ -454,17 +459,17 @@ END_TEST
  */
 START_TEST (clean_commit_leaves_metadata_alone)
 {
-  ck_assert_int_eq (commit_flush (&commit), 0);
+  ck_assert_int_eq (commit_flush (commit), 0);
   ck_assert_uint_eq (mock_log_len (history), 1);
   ck_assert_uint_eq (mock_count (dest, MOCK_FLUSH), 1);
 
   region_map_set (map, 1, 1);
-  ck_assert_int_eq (commit_background (&commit), 0);
+  ck_assert_int_eq (commit_background (commit), 0);
   ck_assert (on_medium (1));
   mock_log_clear (history);
-  ck_assert_int_eq (commit_background (&commit), 0);
+  ck_assert_int_eq (commit_background (commit), 0);
   ck_assert_uint_eq (mock_log_len (history), 0);
-  ck_assert_uint_eq (commit_count (&commit), 1);
+  ck_assert_uint_eq (commit_count (commit), 1);
 }
 END_TEST
 
@@ -477,25 +482,25 @@ START_TEST (failed_flush_is_for_good)
   const unsigned errors = mock_errors ();
 
   region_map_set (map, 1, 1);
-  ck_assert_int_eq (commit_flush (&commit), 0);
+  ck_assert_int_eq (commit_flush (commit), 0);
 
   region_map_set (map, 2, 1);
   mock_log_clear (history);
   mock_fail (dest, MOCK_FLUSH, MOCK_ANYWHERE, 1, 1, EIO);
-  ck_assert_int_eq (commit_flush (&commit), -1);
+  ck_assert_int_eq (commit_flush (commit), -1);
   ck_assert_int_eq (errno, EIO);
-  ck_assert_int_eq (commit_mode (&commit), MODE_RO);
-  ck_assert (!commit_may_set (&commit));
+  ck_assert_int_eq (commit_mode (commit), MODE_RO);
+  ck_assert (!commit_may_set (commit));
 
   /* One that was under way. */
   region_map_set (map, IN (5, 3), 1);
   for (unsigned i = 0; i < 3; ++i) {
     errno = 0;
-    ck_assert_int_eq (commit_flush (&commit), -1);
+    ck_assert_int_eq (commit_flush (commit), -1);
     ck_assert_int_eq (errno, EIO);
-    ck_assert_int_eq (commit_background (&commit), -1);
+    ck_assert_int_eq (commit_background (commit), -1);
   }
-  ck_assert_int_eq (commit_mode (&commit), MODE_RO);
+  ck_assert_int_eq (commit_mode (commit), MODE_RO);
   ck_assert_uint_eq (mock_count (meta, MOCK_PWRITE), 0);
   ck_assert_uint_eq (mock_count (meta, MOCK_FLUSH), 0);
   ck_assert_uint_eq (bits_on_medium (), 1);
@@ -538,14 +543,14 @@ END_TEST
 START_TEST (failed_flush_without_dirty_regions)
 {
   region_map_set (map, 1, 1);
-  ck_assert_int_eq (commit_flush (&commit), 0);
+  ck_assert_int_eq (commit_flush (commit), 0);
   mock_fail (dest, MOCK_FLUSH, MOCK_ANYWHERE, 1, 1, EIO);
-  ck_assert_int_eq (commit_flush (&commit), -1);
-  ck_assert (!commit_may_set (&commit));
+  ck_assert_int_eq (commit_flush (commit), -1);
+  ck_assert (!commit_may_set (commit));
   mock_log_clear (history);
-  ck_assert_int_eq (commit_flush (&commit), -1);
+  ck_assert_int_eq (commit_flush (commit), -1);
   ck_assert_uint_eq (mock_count (dest, MOCK_FLUSH), 0);
-  ck_assert (!commit_may_set (&commit));
+  ck_assert (!commit_may_set (commit));
 }
 END_TEST
 
@@ -555,11 +560,11 @@ END_TEST
 START_TEST (failed_background_flush_is_told)
 {
   region_map_set (map, 1, 1);
-  ck_assert_int_eq (commit_flush (&commit), 0);
+  ck_assert_int_eq (commit_flush (commit), 0);
   region_map_put_dirty (map, 0);
   mock_fail (dest, MOCK_FLUSH, MOCK_ANYWHERE, 1, 1, EIO);
-  ck_assert_int_eq (commit_background (&commit), -1);
-  ck_assert_int_eq (commit_flush (&commit), -1);
+  ck_assert_int_eq (commit_background (commit), -1);
+  ck_assert_int_eq (commit_flush (commit), -1);
   ck_assert_int_eq (errno, EIO);
 }
 END_TEST
@@ -572,18 +577,18 @@ START_TEST (no_space)
 {
   region_map_set (map, IN (0, 5), 1);
   mock_fail (dest, MOCK_FLUSH, MOCK_ANYWHERE, 1, 1, _i == 0 ? ENOSPC : EDQUOT);
-  ck_assert_int_eq (commit_flush (&commit), -1);
+  ck_assert_int_eq (commit_flush (commit), -1);
   ck_assert_int_eq (errno, ENOSPC);
-  ck_assert_int_eq (commit_mode (&commit), MODE_RO);
-  ck_assert_int_eq (commit_flush (&commit), -1);
+  ck_assert_int_eq (commit_mode (commit), MODE_RO);
+  ck_assert_int_eq (commit_flush (commit), -1);
   ck_assert_int_eq (errno, ENOSPC);
-  ck_assert (commit_wants_set_back (&commit));
+  ck_assert (commit_wants_set_back (commit));
 
-  commit_set_back (&commit);
-  ck_assert (!commit_wants_set_back (&commit));
-  ck_assert_uint_eq (commit_losses (&commit), 1);
-  ck_assert_int_eq (commit_mode (&commit), MODE_RW);
-  ck_assert_int_eq (commit_flush (&commit), 0);
+  commit_set_back (commit);
+  ck_assert (!commit_wants_set_back (commit));
+  ck_assert_uint_eq (commit_setbacks (commit), 1);
+  ck_assert_int_eq (commit_mode (commit), MODE_RW);
+  ck_assert_int_eq (commit_flush (commit), 0);
   ck_assert_uint_eq (bits_on_medium (), 0);
 }
 END_TEST
@@ -596,18 +601,18 @@ END_TEST
 START_TEST (failed_metadata_is_tried_with_nothing_dirty)
 {
   region_map_set (map, IN (0, 7), 1);
-  ck_assert_int_eq (commit_flush (&commit), 0);
+  ck_assert_int_eq (commit_flush (commit), 0);
   region_map_set (map, IN (0, 5), 1);
   mock_fail (meta, MOCK_PWRITE, MOCK_ANYWHERE, 1, 2, EIO);
-  ck_assert_int_eq (commit_flush (&commit), -1);
-  commit_set_back (&commit);
-  ck_assert_int_eq (commit_mode (&commit), MODE_RO);
+  ck_assert_int_eq (commit_flush (commit), -1);
+  commit_set_back (commit);
+  ck_assert_int_eq (commit_mode (commit), MODE_RO);
   for (unsigned i = 0; i < 2; ++i) {
-    ck_assert_int_eq (commit_mode (&commit), MODE_RO);
-    ck_assert_int_eq (_i ? commit_background (&commit)
-                      : commit_flush (&commit), 0);
+    ck_assert_int_eq (commit_mode (commit), MODE_RO);
+    ck_assert_int_eq (_i ? commit_background (commit)
+                      : commit_flush (commit), 0);
   }
-  ck_assert_int_eq (commit_mode (&commit), MODE_RW);
+  ck_assert_int_eq (commit_mode (commit), MODE_RW);
   ck_assert (on_medium (IN (0, 7)));
   ck_assert_uint_eq (bits_on_medium (), 1);
 }
@@ -625,19 +630,19 @@ START_TEST (failed_metadata_is_retried)
   region_map_set (map, IN (1, 1), 1);
   region_map_set (map, IN (4, 1), 1);
   mock_fail (meta, kind, MOCK_ANYWHERE, 1, 2, ENOSPC);
-  ck_assert_int_eq (commit_flush (&commit), -1);
+  ck_assert_int_eq (commit_flush (commit), -1);
   ck_assert_int_eq (errno, ENOSPC);
-  ck_assert_int_eq (commit_mode (&commit), MODE_RO);
-  ck_assert (!commit_may_set (&commit));
+  ck_assert_int_eq (commit_mode (commit), MODE_RO);
+  ck_assert (!commit_may_set (commit));
   ck_assert_uint_eq (region_map_count_durable (map), 0);
   ck_assert (region_map_is_dirty (map));
-  ck_assert_int_eq (commit_background (&commit), -1);
-  ck_assert_int_eq (commit_mode (&commit), MODE_RO);
+  ck_assert_int_eq (commit_background (commit), -1);
+  ck_assert_int_eq (commit_mode (commit), MODE_RO);
 
   mock_log_clear (history);
-  ck_assert_int_eq (commit_background (&commit), 0);
-  ck_assert_int_eq (commit_mode (&commit), MODE_RW);
-  ck_assert (commit_may_set (&commit));
+  ck_assert_int_eq (commit_background (commit), 0);
+  ck_assert_int_eq (commit_mode (commit), MODE_RW);
+  ck_assert (commit_may_set (commit));
   ck_assert_uint_eq (mock_count (dest, MOCK_FLUSH), 1);
   ck_assert_uint_eq (mock_bytes (meta, MOCK_PWRITE), 2 * 512);
   ck_assert_uint_eq (region_map_count_durable (map), 2);
@@ -671,7 +676,7 @@ START_TEST (many_segments)
   open_store (300 * (uint64_t)REGIONS_PER_SECTOR);
   for (uint32_t s = 0; s < 300; s += 2)
     region_map_set (map, IN (s, s), 1);
-  ck_assert_int_eq (commit_flush (&commit), 0);
+  ck_assert_int_eq (commit_flush (commit), 0);
   ck_assert_uint_eq (mock_bytes (meta, MOCK_PWRITE), 150 * 512);
   ck_assert_uint_eq (mock_count (meta, MOCK_FLUSH), 1);
   ck_assert_uint_eq (bits_on_medium (), 150);
@@ -692,11 +697,11 @@ START_TEST (rounds)
   open_store (sectors * (uint64_t)REGIONS_PER_SECTOR);
   for (uint32_t s = 0; s < sectors; ++s)
     region_map_set (map, IN (s, 7), 1);
-  ck_assert_int_eq (commit_flush (&commit), 0);
+  ck_assert_int_eq (commit_flush (commit), 0);
   ck_assert_uint_eq (region_map_count_durable (map), sectors);
   ck_assert_uint_eq (bits_on_medium (), sectors);
   ck_assert_uint_eq (mock_count (dest, MOCK_FLUSH), 3);
-  ck_assert_uint_eq (commit_count (&commit), 3);
+  ck_assert_uint_eq (commit_count (commit), 3);
 
   for (unsigned round = 0; round < 3; ++round) {
     const struct mock_call *flush, *write, *flush_meta;
@@ -731,11 +736,11 @@ START_TEST (complete)
   gate = mock_gate_after (meta, MOCK_FLUSH, MOCK_ANYWHERE, 1);
   call (&a, 0);
   mock_gate_wait (gate);
-  ck_assert (!commit_is_complete (&commit));
+  ck_assert (!commit_is_complete (commit));
   ck_assert_uint_eq (mock_bytes_in (meta, MOCK_PWRITE, 0, BITMAP), 0);
   mock_gate_open (gate);
   ck_assert_int_eq (wait_for (&a), 0);
-  ck_assert (commit_is_complete (&commit));
+  ck_assert (commit_is_complete (commit));
   ck_assert (says_complete (0) && says_complete (4096));
 
   /* dest flush, bitmap, flush, A, flush, B, flush */
@@ -753,7 +758,7 @@ START_TEST (complete)
 
   /* Nothing is written after that. */
   mock_log_clear (history);
-  ck_assert_int_eq (commit_flush (&commit), 0);
+  ck_assert_int_eq (commit_flush (commit), 0);
   ck_assert_uint_eq (mock_log_len (history), 1);
 }
 END_TEST
@@ -762,8 +767,8 @@ END_TEST
 START_TEST (almost_complete)
 {
   region_map_set (map, 0, region_map_regions (map) - 1);
-  ck_assert_int_eq (commit_flush (&commit), 0);
-  ck_assert (!commit_is_complete (&commit));
+  ck_assert_int_eq (commit_flush (commit), 0);
+  ck_assert (!commit_is_complete (commit));
   ck_assert (!says_complete (0) && !says_complete (4096));
 }
 END_TEST
@@ -776,12 +781,12 @@ START_TEST (complete_flag_is_retried)
   region_map_set (map, 0, region_map_regions (map));
   /* _i: the bitmap is written first, then the superblocks fail */
   mock_fail (meta, MOCK_PWRITE, _i ? 4096 : 0, 512, 1, 1, EIO);
-  ck_assert_int_eq (commit_flush (&commit), -1);
-  ck_assert (!commit_is_complete (&commit));
-  ck_assert_int_eq (commit_mode (&commit), MODE_RO);
-  ck_assert_int_eq (commit_background (&commit), 0);
-  ck_assert (commit_is_complete (&commit));
-  ck_assert_int_eq (commit_mode (&commit), MODE_RW);
+  ck_assert_int_eq (commit_flush (commit), -1);
+  ck_assert (!commit_is_complete (commit));
+  ck_assert_int_eq (commit_mode (commit), MODE_RO);
+  ck_assert_int_eq (commit_background (commit), 0);
+  ck_assert (commit_is_complete (commit));
+  ck_assert_int_eq (commit_mode (commit), MODE_RW);
   ck_assert (says_complete (0) && says_complete (4096));
 }
 END_TEST
@@ -799,7 +804,7 @@ client (void *opaque)
     region_map_set (map, r, 1);
     if (mock_random (&seed) % 4 == 0)
       continue;
-    if (commit_flush (&commit) == -1 || !region_map_is_durable (map, r, 1))
+    if (commit_flush (commit) == -1 || !region_map_is_durable (map, r, 1))
       abort ();
   }
 }
@@ -810,7 +815,7 @@ periodic (void *opaque)
   const _Atomic bool *end = opaque;
 
   while (!*end)
-    if (commit_background (&commit) == -1)
+    if (commit_background (commit) == -1)
       abort ();
 }
 
@@ -833,7 +838,7 @@ START_TEST (stress)
   end = true;
   mock_join (background);
 
-  ck_assert_int_eq (commit_flush (&commit), 0);
+  ck_assert_int_eq (commit_flush (commit), 0);
   ck_assert_uint_eq (bits_on_medium (), region_map_count_valid (map));
   ck_assert_uint_eq (region_map_count_durable (map),
                      region_map_count_valid (map));

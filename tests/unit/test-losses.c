@@ -312,7 +312,7 @@ new_disk (void)
   mock_set_async (d->dest);
   mock_disk_create (d);
   if (cell.moment == BETWEEN_ROUNDS)
-    d->clone->commit->max_sectors = 1;
+    commit_limit_round (d->clone->commit, 1);
   sectors = calloc (d->size / SECTOR, sizeof *sectors);
   for (uint64_t s = d->size / SECTOR / 2; s < d->size / SECTOR; ++s)
     sectors[s].client = 1;
