@@ -419,10 +419,10 @@ static const struct {
   { add_durable_bit, "a durable region is not valid", true },
   { clear_valid_bit, "a durable region is not valid", true },
   { add_stray_bit, "a bit stands for no region", true },
-  { count_too_many, "the number of valid regions is wrong" },
-  { count_too_few_durable, "the number of durable regions is wrong" },
-  { forget_list, "the list of dirty sectors is broken" },
-  { close_list, "the list of dirty sectors is broken" },
+  { count_too_many, "the number of valid regions is wrong", false },
+  { count_too_few_durable, "the number of durable regions is wrong", false },
+  { forget_list, "the list of dirty sectors is broken", false },
+  { close_list, "the list of dirty sectors is broken", false },
   { unlist, "a sector with dirty bits is not on the list", true },
 };
 #define DAMAGES (sizeof damages / sizeof damages[0])
