@@ -2,13 +2,9 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* The samples are read in one request.  When that fails they are read one by
- * one, to find those that cannot be read.  The partition table is looked for in
- * the samples that cover its place, so that a GPT costs no request of its own.
- *
- * What a partition table says comes from the source, and may be anything.  It
- * decides where at most NR_SPREAD samples are read, within the disk; no more
- * than NR_SPREAD links of a chain of logical partitions are followed.
+/* All samples are read in one request.  If it fails they are read one by one,
+ * to find those that are unreadable.  The first samples cover the partition
+ * table, so that a GPT costs no request of its own.
  */
 
 #include <config.h>
@@ -24,6 +20,7 @@
 #include "base/crc32c.h"
 #include "base/rounding.h"
 #include "store/fingerprint.h"
+#include "store/partitions.h"
 
 #define SAMPLE_SIZE ((uint64_t)FINGERPRINT_SAMPLE_SIZE)
 
@@ -37,27 +34,21 @@ static const uint64_t head[] = {
 #define NR_HEAD (sizeof head / sizeof head[0])
 #define LAST (FINGERPRINT_SAMPLES - 1)
 #define NR_SPREAD (LAST - NR_HEAD)
+_Static_assert (NR_SPREAD == PARTITIONS_MAX, "a sample for each partition");
 
-/* The first of the head samples hold the table's place. */
-#define TABLE_SIZE (4 * FINGERPRINT_SAMPLE_SIZE)
+/* The first head samples are the place of the partition table. */
+#define NR_TABLE (PARTITIONS_TABLE_SIZE / FINGERPRINT_SAMPLE_SIZE)
 
 struct sample {
   uint64_t offset;
   uint32_t count;  /* 0 on disks with fewer bytes than samples */
   bool readable;
-  uint32_t crc;    /* where it is */
-};
-
-/* The starts of partitions that are sampled. */
-struct partitions {
-  uint64_t start[NR_SPREAD];
-  size_t n;
-  bool unknown;    /* the table, or a part of it, cannot be read */
+  uint32_t crc;    /* if it is readable */
 };
 
 /* ---- samples ---- */
 
-/* Where sample i of a disk lies, partitions left aside. */
+/* Place sample i on a disk of this size, without regard to partitions. */
 static void
 place_sample (uint64_t size, unsigned i, struct sample *sample)
 {
@@ -84,8 +75,8 @@ is_fatal (int err)
   return err == ENOTCONN || err == ENOMEM;
 }
 
-/* Samples may overlap on disks of some sizes, and where partitions do.  What
- * one call reads must not.
+/* Does sample i overlap an earlier one?  They may on disks of some sizes, and
+ * if partitions do.  The segments of one call must not.
  */
 static bool
 overlaps (const struct sample *sample, size_t i)
@@ -98,8 +89,8 @@ overlaps (const struct sample *sample, size_t i)
   return false;
 }
 
-/* Read n samples, sample i to buf + i * SAMPLE_SIZE.  -1 where the peer is
- * lost; otherwise each of them says whether it is readable.
+/* Read n samples, sample i to buf + i * SAMPLE_SIZE, and note which of them are
+ * readable.  -1 with errno if the peer is lost or there is no memory.
  */
 static int
 read_samples (struct backend *source, struct sample *sample, size_t n,
@@ -132,174 +123,45 @@ read_samples (struct backend *source, struct sample *sample, size_t n,
   return 0;
 }
 
-/* ---- partition tables ---- */
+/* ---- taking and comparing ---- */
 
-static uint64_t
-get_le (const uint8_t *p, unsigned bytes)
-{
-  uint64_t v = 0;
+/* The readable samples of a source. */
+struct taken {
+  struct sample sample[FINGERPRINT_SAMPLES]; /* as without a partition table */
+  struct partitions parts;
+  bool parts_unknown;             /* a part of the table is unreadable */
+  struct sample start[NR_SPREAD]; /* the beginnings of the partitions */
+};
 
-  while (bytes > 0)
-    v = v << 8 | p[--bytes];
-  return v;
-}
-
-/* A partition that begins with this sector, if that is a new place. */
-static void
-add_partition (struct partitions *parts, uint64_t size, uint64_t sector,
-               unsigned sector_size)
-{
-  uint64_t start;
-
-  if (parts->n == NR_SPREAD || sector > (size - SAMPLE_SIZE) / sector_size)
-    return;
-  start = sector * sector_size;
-  for (size_t i = 0; i < NR_HEAD; ++i)
-    if (start == head[i])
-      return;
-  for (size_t i = 0; i < parts->n; ++i)
-    if (start == parts->start[i])
-      return;
-  parts->start[parts->n++] = start;
-}
-
-/* Is there a GPT for sectors of this size?  Only entries within the first
- * TABLE_SIZE bytes count, which are all of them in tables of the usual form.
- */
-static bool
-find_gpt (const uint8_t *table, uint64_t size, unsigned sector_size,
-          struct partitions *parts)
-{
-  static const uint8_t unused[16];
-  const uint8_t *header = table + sector_size;
-  const uint64_t first = get_le (header + 72, 8);
-  const uint64_t entries = get_le (header + 80, 4);
-  const uint64_t entry_size = get_le (header + 84, 4);
-  uint64_t at;
-
-  if (memcmp (header, "EFI PART", 8) != 0)
-    return false;
-  if (first > TABLE_SIZE / sector_size || entry_size < 128)
-    return true;
-  at = first * sector_size;
-  for (uint64_t i = 0; i < entries && at + entry_size <= TABLE_SIZE;
-       ++i, at += entry_size)
-    if (memcmp (table + at, unused, sizeof unused) != 0)
-      add_partition (parts, size, get_le (table + at + 32, 8), sector_size);
-  return true;
-}
-
-#define MBR_SECTOR 512
-
-static bool
-has_mbr_signature (const uint8_t *sector)
-{
-  return sector[510] == 0x55 && sector[511] == 0xaa;
-}
-
-static const uint8_t *
-mbr_entry (const uint8_t *sector, unsigned i)
-{
-  return sector + 446 + 16 * i;
-}
-
-static uint64_t
-mbr_start (const uint8_t *entry)
-{
-  return get_le (entry + 8, 4);
-}
-
-static bool
-is_extended (const uint8_t *entry)
-{
-  return entry[4] == 0x05 || entry[4] == 0x0f || entry[4] == 0x85;
-}
-
-/* The logical partitions of an extended one: a chain of sectors, of which each
- * has a partition, relative to itself, and a link, relative to the extended
- * partition.
+/* Find the source's partitions.  table has the first samples.  -1 as
+ * read_samples.
  */
 static int
-follow_chain (struct backend *source, uint64_t extended,
-              struct partitions *parts)
+take_partitions (struct backend *source, struct taken *t, const uint8_t *table)
 {
-  uint64_t link = extended;
-
-  for (size_t i = 0; i < NR_SPREAD; ++i) {
-    uint8_t sector[MBR_SECTOR];
-    const uint8_t *partition = mbr_entry (sector, 0);
-    const uint8_t *next = mbr_entry (sector, 1);
-
-    if (link > (source->size - MBR_SECTOR) / MBR_SECTOR)
-      return 0;
-    if (backend_pread (source, sector, sizeof sector,
-                       link * MBR_SECTOR) == -1) {
-      parts->unknown = true;
-      return is_fatal (errno) ? -1 : 0;
-    }
-    if (!has_mbr_signature (sector))
-      return 0;
-    if (partition[4] != 0)
-      add_partition (parts, source->size, link + mbr_start (partition),
-                     MBR_SECTOR);
-    if (!is_extended (next))
-      return 0;
-    link = extended + mbr_start (next);
+  t->parts.n = 0;
+  t->parts_unknown = false;
+  if (source->size <= FINGERPRINT_SAMPLES * SAMPLE_SIZE)
+    return 0;
+  if (t->sample[0].readable && !partitions_has_table (table))
+    return 0;
+  for (unsigned i = 0; i < NR_TABLE; ++i)
+    t->parts_unknown |= !t->sample[i].readable;
+  if (!t->parts_unknown &&
+      partitions_find (source, table, head, NR_HEAD, SAMPLE_SIZE,
+                       &t->parts) == -1) {
+    if (is_fatal (errno))
+      return -1;
+    t->parts_unknown = true;
   }
+  /* With half of the table, samples would lie elsewhere than with all of it. */
+  if (t->parts_unknown)
+    t->parts.n = 0;
   return 0;
 }
 
 static int
-find_mbr (struct backend *source, const uint8_t *table,
-          struct partitions *parts)
-{
-  const uint8_t *extended = NULL;
-
-  for (unsigned i = 0; i < 4; ++i) {
-    const uint8_t *entry = mbr_entry (table, i);
-
-    if (is_extended (entry)) {
-      if (extended == NULL)
-        extended = entry;
-    }
-    else if (entry[4] != 0)
-      add_partition (parts, source->size, mbr_start (entry), MBR_SECTOR);
-  }
-  return extended ? follow_chain (source, mbr_start (extended), parts) : 0;
-}
-
-/* Which partitions are there?  table holds the first samples.  Both kinds of
- * table have the signature of an MBR, so that without it nothing else is
- * needed.  -1 where the peer is lost.
- */
-static int
-find_partitions (struct backend *source, const struct sample *sample,
-                 const uint8_t *table, struct partitions *parts)
-{
-  memset (parts, 0, sizeof *parts);
-  if (source->size <= FINGERPRINT_SAMPLES * SAMPLE_SIZE)
-    return 0;
-  if (sample[0].readable && !has_mbr_signature (table))
-    return 0;
-  for (unsigned i = 0; i < TABLE_SIZE / SAMPLE_SIZE; ++i)
-    parts->unknown |= !sample[i].readable;
-  if (parts->unknown || find_gpt (table, source->size, 512, parts) ||
-      find_gpt (table, source->size, 4096, parts))
-    return 0;
-  return find_mbr (source, table, parts);
-}
-
-/* ---- taking and comparing ---- */
-
-/* A source, as far as it can be read. */
-struct taken {
-  struct sample sample[FINGERPRINT_SAMPLES]; /* as if there was no table */
-  struct partitions parts;
-  struct sample start[NR_SPREAD];            /* of the partitions */
-};
-
-static int
-take (struct backend *source, struct taken *t)
+take_samples (struct backend *source, struct taken *t)
 {
   CLEANUP_FREE uint8_t *buf = malloc (FINGERPRINT_SAMPLES * SAMPLE_SIZE);
 
@@ -308,12 +170,9 @@ take (struct backend *source, struct taken *t)
   for (unsigned i = 0; i < FINGERPRINT_SAMPLES; ++i)
     place_sample (source->size, i, &t->sample[i]);
   if (read_samples (source, t->sample, FINGERPRINT_SAMPLES, buf) == -1 ||
-      find_partitions (source, t->sample, buf, &t->parts) == -1)
+      take_partitions (source, t, buf) == -1)
     return -1;
 
-  /* Half a table would place the samples otherwise than the whole one. */
-  if (t->parts.unknown)
-    t->parts.n = 0;
   for (size_t i = 0; i < t->parts.n; ++i)
     t->start[i] = (struct sample){
       .offset = t->parts.start[i], .count = SAMPLE_SIZE
@@ -321,7 +180,7 @@ take (struct backend *source, struct taken *t)
   return read_samples (source, t->start, t->parts.n, buf);
 }
 
-/* Sample i, with the partitions' starts or without. */
+/* Sample i, with regard to partitions or without. */
 static const struct sample *
 choose_sample (const struct taken *t, unsigned i, bool with_partitions)
 {
@@ -336,7 +195,7 @@ fingerprint_take (struct backend *source, struct fingerprint *fp)
   unsigned exist = 0, readable = 0;
   struct taken t;
 
-  if (take (source, &t) == -1)
+  if (take_samples (source, &t) == -1)
     return -1;
   for (unsigned i = 0; i < FINGERPRINT_SAMPLES; ++i) {
     const struct sample *s = choose_sample (&t, i, true);
@@ -351,10 +210,10 @@ fingerprint_take (struct backend *source, struct fingerprint *fp)
   return -1;
 }
 
-/* As fingerprint_check, but what differs is a sample's number. */
+/* As fingerprint_check.  *differs is the number of the sample that differs. */
 static int
-compare (const struct taken *t, const struct fingerprint *stored,
-         bool with_partitions, unsigned *differs)
+compare_samples (const struct taken *t, const struct fingerprint *stored,
+                 bool with_partitions, unsigned *differs)
 {
   unsigned known = 0, agree = 0;
 
@@ -368,8 +227,8 @@ compare (const struct taken *t, const struct fingerprint *stored,
       continue;
     if (s->crc == stored->crc[i])
       agree++;
-    /* Perhaps it was another place, which the table does not tell now. */
-    else if (!t->parts.unknown || i < NR_HEAD || i == LAST) {
+    /* With an unreadable table, the stored sample may be of another place. */
+    else if (!t->parts_unknown || i < NR_HEAD || i == LAST) {
       *differs = i;
       return 1;
     }
@@ -390,15 +249,15 @@ fingerprint_check (struct backend *source, const struct fingerprint *stored,
   struct taken t;
   int r, without;
 
-  if (take (source, &t) == -1)
+  if (take_samples (source, &t) == -1)
     return -1;
-  r = compare (&t, stored, true, &i);
+  r = compare_samples (&t, stored, true, &i);
   if (r != 0 && t.parts.n > 0) {
-    without = compare (&t, stored, false, &i_without);
-    /* To differ it must differ from both. */
+    without = compare_samples (&t, stored, false, &i_without);
+    /* The source differs only if it does so in both cases. */
     if (without != 1)
       r = without;
-    /* The stored one is probably of the kind that agrees longer. */
+    /* The stored fingerprint is probably of the kind that agrees longer. */
     with_partitions = i >= i_without;
   }
   differs = choose_sample (&t, MAX (i, i_without), with_partitions);
