@@ -22,13 +22,13 @@
 #include "store/inherit.h"
 #include "store/superblock.h"
 
-/* The object: this header, and from HEADER_SIZE on the words of the map.  It is
- * this machine's, so nothing is converted.
+/* The object has this header, and from HEADER_SIZE on the words of the map, in
+ * the machine's byte order.
  */
 #define HEADER_SIZE 4096
 #define MAGIC "NBDCLSHM"
 
-/* What must be the same for the bits to be taken over. */
+/* The bits are taken over only if these are the same. */
 struct circumstances {
   char boot[37];          /* the kernel's boot id */
   uint8_t uuid[METADATA_UUID_SIZE];
@@ -37,9 +37,9 @@ struct circumstances {
 };
 
 struct header {
-  char magic[8];          /* written last: before, there is nothing here */
+  char magic[8];          /* written last; without it the object is void */
   struct circumstances circumstances;
-  /* The metadata has the first, or, while it is changed, perhaps the second. */
+  /* The metadata has the first; or, while that is changed, either of them. */
   _Atomic uint64_t generation, next_generation;
   atomic_bool spoilt;
 };
@@ -48,8 +48,8 @@ _Static_assert (sizeof (struct header) <= HEADER_SIZE, "the header is a page");
 struct inheritance {
   const struct log *log;
   char name[64];
-  bool named;             /* the name is ours, and there */
-  int fd;                 /* of the object; it has the lock */
+  bool named;             /* the name exists, and is ours */
+  int fd;                 /* of the object; holds the lock */
   struct header *header;
   size_t size;            /* of the whole object, bytes */
 };
@@ -60,7 +60,7 @@ object_size (const struct region_map *map)
   return round_up (HEADER_SIZE + region_map_words_size (map), HEADER_SIZE);
 }
 
-/* False where it cannot be known. */
+/* False if it is unknown. */
 static bool
 get_boot_id (char boot[37])
 {
@@ -83,10 +83,10 @@ get_circumstances (struct circumstances *now, struct backend *dest,
     backend_file_place (dest, &now->place) == 0;
 }
 
-/* ---- what the last process left ---- */
+/* ---- the last process's object ---- */
 
-/* The object is locked as long as its process lives: a copy of a clone has the
- * same UUID, and must not take the object away from the other one.
+/* The object is locked as long as its process lives.  A copy of a clone has the
+ * same UUID, and must not take away the object of the other one.
  */
 static bool
 lock_object (int fd)
@@ -99,8 +99,8 @@ lock_object (int fd)
 static int
 map_object (struct inheritance *i)
 {
-  /* All pages at once: the hydration of a sparse disk writes to all of them in
-   * a moment.
+  /* MAP_POPULATE, because the hydration of a sparse disk touches all pages at
+   * once.
    */
   void *p = mmap (NULL, i->size, PROT_READ | PROT_WRITE,
                   MAP_SHARED | MAP_POPULATE, i->fd, 0);
@@ -111,7 +111,7 @@ map_object (struct inheritance *i)
   return 0;
 }
 
-/* Close the object.  It keeps its name. */
+/* Close the object, and keep its name. */
 static void
 close_object (struct inheritance *i)
 {
@@ -123,9 +123,9 @@ close_object (struct inheritance *i)
   i->fd = -1;
 }
 
-/* Open the object with the name.  Where there is none i->fd is -1 afterwards.
- * -1 where another process uses it.  Otherwise *why says why it cannot be what
- * the last process left, or it is mapped.
+/* Open and map the object.  -1 if another process uses it.  On return i->fd is
+ * -1 if there is none.  If *why is set, it says why this is not an object of
+ * the last process, and the object is not mapped.
  */
 static int
 open_object (struct inheritance *i, const char **why)
@@ -141,7 +141,7 @@ open_object (struct inheritance *i, const char **why)
   if (!lock_object (i->fd))
     return -1;
   if (fstat (i->fd, &st) == -1 || st.st_nlink == 0) {
-    /* Its process has just removed it. */
+    /* Another process has just removed it. */
     close_object (i);
     return 0;
   }
@@ -155,17 +155,17 @@ open_object (struct inheritance *i, const char **why)
   return 0;
 }
 
-/* Why the bits are not to be taken over, or NULL. */
+/* Why the bits must not be taken over, or NULL. */
 static const char *
-refusal (const struct header *h, const struct circumstances *now,
-         uint64_t generation)
+inheritance_refusal (const struct header *h, const struct circumstances *now,
+                     uint64_t generation)
 {
   const struct circumstances *then = &h->circumstances;
 
   if (memcmp (h->magic, MAGIC, sizeof h->magic) != 0)
-    return "the last process had not got to serve it";
+    return "the last process ended before it served the clone";
   if (strcmp (then->boot, now->boot) != 0)
-    return "the machine was started since";
+    return "the machine was rebooted since";
   if (memcmp (then, now, sizeof *now) != 0)
     return "they belong to another destination";
   if (generation != h->generation && generation != h->next_generation)
@@ -176,7 +176,7 @@ refusal (const struct header *h, const struct circumstances *now,
 }
 
 static void
-refuse (const struct inheritance *i, const char *why)
+inheritance_refuse (const struct inheritance *i, const char *why)
 {
   log_info (i->log, "regions that the last process has not made durable are "
             "not taken over: %s", why);
@@ -184,8 +184,8 @@ refuse (const struct inheritance *i, const char *why)
 
 /* ---- a new object ---- */
 
-/* All zeroes, with memory behind every page: who touches a page for which there
- * is no room would be killed.
+/* Create an object of zeroes, with memory behind every page: without it, the
+ * process would be killed when it touches a page for which there is no room.
  */
 static int
 create_object (struct inheritance *i)
@@ -196,7 +196,7 @@ create_object (struct inheritance *i)
   i->fd = shm_open (i->name, O_RDWR | O_CREAT | O_EXCL, 0600);
   if (i->fd == -1)
     return -1;
-  /* Another process may have found it before it was locked, and removed it. */
+  /* Another process may have removed it before it was locked. */
   if (!lock_object (i->fd) || fstat (i->fd, &st) == -1)
     goto error;
   if (st.st_nlink == 0) {
@@ -211,7 +211,7 @@ create_object (struct inheritance *i)
   }
   if (map_object (i) == -1)
     goto error;
-  /* Advice: it does not matter whether it is taken. */
+  /* Advice: the result does not matter. */
   madvise (i->header, i->size, MADV_HUGEPAGE);
   return 0;
 
@@ -223,7 +223,7 @@ create_object (struct inheritance *i)
   return -1;
 }
 
-/* Give the metadata a generation that no other process can have given it. */
+/* Give the metadata a generation that no other process has given it. */
 static int
 begin_generation (struct inheritance *i, struct metadata *md)
 {
@@ -239,8 +239,8 @@ begin_generation (struct inheritance *i, struct metadata *md)
   return 0;
 }
 
-/* Let the map's bits live in the object.  bits: what it holds are bits of the
- * last process.
+/* Keep the map's bits in the object.  If `bits' is true, the object has bits of
+ * the last process.
  */
 static void
 move_map (struct inheritance *i, struct region_map *map, bool bits)
@@ -249,7 +249,7 @@ move_map (struct inheritance *i, struct region_map *map, bool bits)
   uint64_t regions;
 
   if (bits && region_map_move (map, words, &regions) == -1) {
-    refuse (i, "they are damaged");
+    inheritance_refuse (i, "they are damaged");
     memset (words, 0, i->size - HEADER_SIZE);
     bits = false;
   }
@@ -263,7 +263,8 @@ move_map (struct inheritance *i, struct region_map *map, bool bits)
 #define LIKE_A_POWER_CUT "a crash of this process is like a power cut: what " \
   "clients have not flushed may be lost"
 
-/* Have an object: the last process's, with *bits, or a new one.  -1, logged. */
+/* Get the last process's object, if *bits, or a new one.  -1, which is logged.
+ */
 static int
 get_object (struct inheritance *i, const struct circumstances *now,
             const struct metadata *md, bool *bits)
@@ -278,9 +279,9 @@ get_object (struct inheritance *i, const struct circumstances *now,
   }
   i->named = i->fd >= 0;
   if (i->header)
-    why = refusal (i->header, now, md->sb.generation);
+    why = inheritance_refusal (i->header, now, md->sb.generation);
   if (why)
-    refuse (i, why);
+    inheritance_refuse (i, why);
   *bits = i->header && why == NULL;
   if (*bits)
     return 0;
@@ -297,8 +298,8 @@ get_object (struct inheritance *i, const struct circumstances *now,
   return 0;
 }
 
-/* A crash after the clone was complete, or between that and the removal of the
- * object, has left it.
+/* The clone is complete.  Remove the object of a process that crashed before it
+ * could do that.
  */
 static void
 remove_leftover (struct inheritance *i)
@@ -337,7 +338,7 @@ inheritance_open (struct inheritance **inheritance, struct backend *dest,
   if (get_object (i, &now, md, &bits) == -1)
     goto without;
   if (begin_generation (i, md) == -1) {
-    /* What the last process left is taken over all the same. */
+    /* The last process's bits are taken over all the same. */
     log_info (log, "metadata %s: cannot begin a new generation: %m; "
               LIKE_A_POWER_CUT, md->backend->name);
     inheritance_remove (i);

@@ -797,8 +797,8 @@ static const struct {
   void (*change) (struct object *o, int fd);
   const char *why;
 } changes[] = {
-  { nothing_there, "had not got to serve it" },
-  { another_boot, "the machine was started since" },
+  { nothing_there, "the last process ended before it served the clone" },
+  { another_boot, "the machine was rebooted since" },
   { another_device, "belong to another destination" },
   { another_disk, "belong to another destination" },
   { another_inode, "belong to another destination" },
