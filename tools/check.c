@@ -2,7 +2,7 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* nbdclone check: what is wrong with a store, and what can be done. */
+/* nbdclone check: print the damage of a store, and what to do about it. */
 
 #include <config.h>
 

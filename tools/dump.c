@@ -2,11 +2,11 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* nbdclone dump: what a store says, as text or as JSON.
+/* nbdclone dump: print the content of a store as text or JSON.
  *
- * The runs of regions may be more than fit in memory, so they are written as
- * they are found.  Everything before them is one JSON object of jansson's,
- * whose braces are ours.
+ * There may be more runs of regions than fit in memory, so they are printed as
+ * they are found.  jansson prints everything before them, without the object's
+ * braces.
  */
 
 #include <config.h>
@@ -30,7 +30,7 @@ static const char *const state_names[] = { "invalid", "valid", "unknown" };
 
 struct runs {
   bool json;
-  uint64_t first, end;          /* the run that is not printed yet */
+  uint64_t first, end;          /* the current run, not printed yet */
   enum state state;
   uint64_t printed;
 };
@@ -64,7 +64,7 @@ add_run (struct runs *r, uint64_t count, enum state state)
   r->end += count;
 }
 
-/* The regions of one word, of which n exist. */
+/* Add the first n regions of a word. */
 static void
 add_word (struct runs *r, uint64_t valid, uint64_t unknown, unsigned n)
 {
@@ -101,7 +101,7 @@ dump_sector (void *opaque, uint32_t s, const uint64_t valid[WORDS_PER_SECTOR],
     add_word (&d->runs, valid[i], unknown[i],
               MIN (d->store->regions - first, UINT64_C (64)));
   }
-  /* There is no sense in going on when nobody reads it. */
+  /* Stop if the output cannot be written. */
   return ferror (stdout) ? -1 : 0;
 }
 
@@ -209,8 +209,8 @@ superblock_json (const struct store *store, unsigned i)
                     "wrong", wrong);
 }
 
-/* All but the generation and the destination, because their 64 bits fit in no
- * json_int_t, and the runs.
+/* Everything but the generation, the destination and the runs.  The first two
+ * have 64-bit values that do not fit in json_int_t.
  */
 static json_t *
 head_json (const struct store *store)

@@ -23,8 +23,8 @@ static const struct {
 
 /* ---- bitmap sectors ---- */
 
-/* Sectors [first, last] have the same fault, and are not printed yet; none
- * where wrong is NULL.
+/* Sectors [first, last] have the same fault, not printed yet.  No sectors if
+ * wrong is NULL.
  */
 struct fault {
   const struct store *store;
@@ -66,7 +66,7 @@ add_fault (void *opaque, uint32_t s, const char *wrong)
 {
   struct fault *f = opaque;
 
-  /* The decoder's reasons are constants: one fault, one address. */
+  /* The decoder's texts are constants: the same fault has the same address. */
   if (f->wrong == wrong && f->last + 1 == s) {
     f->last = s;
     return;
@@ -127,7 +127,7 @@ findings_print (struct store *store, bool all)
 
 /* ---- notes ---- */
 
-/* Say where a range that is not used is not zero. */
+/* Print a note if an unused range is not zero. */
 static int
 note_range (const struct store *store, uint64_t start, uint64_t end)
 {

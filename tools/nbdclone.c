@@ -2,7 +2,7 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* nbdclone(1): its commands, and how it speaks. */
+/* nbdclone(1): its commands, messages and arguments. */
 
 #include <config.h>
 
@@ -20,9 +20,9 @@ static const struct command {
   const char *what;
 } commands[] = {
   { "check", check_main, "[--all] METADATA",
-    "say whether metadata are damaged, and where" },
+    "say whether metadata is damaged, and where" },
   { "dump", dump_main, "[--json] METADATA",
-    "print what metadata say" },
+    "print the content of metadata" },
   { "repair", repair_main, "[--all] [--unknown=valid|invalid] METADATA NEW",
     "write what can be saved to a new file" },
 };
@@ -35,7 +35,7 @@ print_line (const char *fmt, va_list args)
 {
   const int err = errno;
 
-  /* What was asked for comes first where both go to one place. */
+  /* Where both go to one place, output comes before messages. */
   fflush (stdout);
   fputs ("nbdclone: ", stderr);
   errno = err;                  /* for %m */
@@ -75,7 +75,7 @@ next_option (int argc, char *argv[], const struct option *options)
   if (c != '?' && c != ':')
     return c;
 
-  /* In the middle of letters that are run together optind has not moved. */
+  /* In the middle of combined letters, such as -ab, optind has not moved. */
   option = argv[optind - 1];
   letter[1] = optopt;
   if (option[0] != '-')
@@ -123,7 +123,7 @@ print_version (void)
 }
 
 static int
-run (int argc, char *argv[])
+run_command (int argc, char *argv[])
 {
   const char *name = argc > 1 ? argv[1] : NULL;
 
@@ -149,7 +149,7 @@ run (int argc, char *argv[])
 int
 main (int argc, char *argv[])
 {
-  int status = run (argc, argv);
+  int status = run_command (argc, argv);
 
   if (fflush (stdout) == EOF || ferror (stdout)) {
     log_error (&tool_log, "cannot write to stdout: %m");

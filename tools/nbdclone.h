@@ -5,8 +5,8 @@
 /* What the commands of nbdclone(1) have in common.
  *
  * A command gets its own name as argv[0], then options and operands, and
- * returns the exit status.  What it was asked for goes to stdout, anything else
- * to stderr, by tool_log.
+ * returns the exit status.  Its output goes to stdout, its messages to
+ * tool_log.
  */
 
 #ifndef CLONE_NBDCLONE_H
@@ -16,21 +16,20 @@
 
 #include "base/log.h"
 
-/* Exit statuses: of a store, what is to be done about it. */
-#define EXIT_CLEAN 0
-#define EXIT_DAMAGED 1 /* repair can make a valid store of it */
-#define EXIT_LOST 2    /* not repairable */
-#define EXIT_TROUBLE 3 /* usage or I/O error: it says nothing of the store */
+/* Exit statuses. */
+#define EXIT_CLEAN 0      /* nothing to do */
+#define EXIT_DAMAGED 1    /* repair can make a valid store of it */
+#define EXIT_UNREPAIRABLE 2
+#define EXIT_TROUBLE 3    /* usage or I/O error: the store may be clean */
 
-/* Errors and news, each a line on stderr that begins with "nbdclone: ". */
+/* Prints each message as a line on stderr that begins with "nbdclone: ". */
 extern const struct log tool_log;
 
-/* getopt_long for a command.  What is wrong with the arguments is logged, and
- * the result is '?'.
+/* getopt_long for a command.  If an argument is wrong, log that and return '?'.
  */
 extern int next_option (int argc, char *argv[], const struct option *options);
 
-/* Are there n operands from argv[optind] on?  If not, log what is expected. */
+/* Are there n operands from argv[optind] on?  If not, log the usage. */
 extern bool has_operands (int argc, char *argv[], int n, const char *usage);
 
 extern int check_main (int argc, char *argv[]);

@@ -2,13 +2,13 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* nbdclone repair: what is known of a store, and what the user decided, in a
- * new store.
+/* nbdclone repair: write a new store with what is known of the old one, and
+ * with what the user decided about the rest.
  *
- * The new one has a UUID of its own, so that no sector of the old one can ever
- * pass for one of it.  It becomes a store with its last write (metadata_finish)
- * and not before: a repair that was interrupted leaves nothing that could be
- * used, never a store that lacks bits.
+ * The new store has a UUID of its own, so that no sector of the old one can be
+ * taken for one of the new one.  It becomes a store with its last write
+ * (metadata_finish).  A repair that is interrupted before leaves nothing
+ * usable, and never a store without some of the bits.
  */
 
 #include <config.h>
@@ -31,7 +31,7 @@ struct writing {
   struct metadata *md;
   bool unknown_is_valid;
   uint64_t valid;               /* bits written */
-  size_t n;                     /* sectors that wait to be written */
+  size_t n;                     /* sectors not written yet */
   uint32_t sectors[CHUNK_SECTORS];
   uint8_t images[CHUNK_SECTORS][METADATA_SECTOR];
 };
@@ -65,7 +65,7 @@ write_sector (void *opaque, uint32_t s, const uint64_t valid[WORDS_PER_SECTOR],
   return w->n == CHUNK_SECTORS ? write_chunk (w) : 0;
 }
 
-/* Write the bitmap, and make it a store. */
+/* Write the bitmap and the superblocks. */
 static int
 write_store (const struct store *store, struct metadata *md, bool as_valid,
              uint64_t expected)
@@ -74,7 +74,7 @@ write_store (const struct store *store, struct metadata *md, bool as_valid,
 
   if (store_walk (store, write_sector, &w) == -1 || write_chunk (&w) == -1)
     return -1;
-  /* Its superblock's flags rely on what was counted before. */
+  /* The flags in the superblock depend on what was counted before. */
   if (w.valid != expected) {
     log_error (&tool_log, "%s changed while it was read; stop what writes to "
                "it first", store->backend->name);
@@ -87,8 +87,8 @@ write_store (const struct store *store, struct metadata *md, bool as_valid,
   return 0;
 }
 
-/* The superblock of a new store with this many valid regions.  It is of the
- * version of the old one.
+/* The superblock of a new store with this many valid regions.  The new store
+ * has the version of the old one.
  */
 static struct superblock
 new_superblock (const struct store *store, uint64_t valid)
@@ -99,7 +99,7 @@ new_superblock (const struct store *store, uint64_t valid)
     sb.flags &= ~METADATA_COMPLETE;
   if (!store_is_clean (store))
     sb.flags &= ~METADATA_CLEAN;
-  /* What is not known cannot be brought along. */
+  /* Unknown features cannot be kept. */
   sb.compat &= METADATA_COMPAT;
   if (!sb.compat && !sb.ro_compat && !sb.incompat)
     memset (sb.feature_area, 0, sizeof sb.feature_area);
@@ -131,14 +131,14 @@ write_new (const struct store *store, const char *name, bool as_valid)
   return r;
 }
 
-/* ---- what the user is told ---- */
+/* ---- messages ---- */
 
 static void
 ask_for_decision (const struct store *store)
 {
   log_error (&tool_log, "nothing was written: the state of %" PRIu64 " regions "
              "of %s is unknown, and you must decide: --unknown=invalid makes "
-             "them those of the source again, so that what was written to "
+             "them read as the source again, so that what was written to "
              "them is lost; --unknown=valid takes the destination's bytes as "
              "they are, which are garbage or zeroes where nothing was written "
              "or copied yet", store->unknown, store->backend->name);

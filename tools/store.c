@@ -14,9 +14,9 @@
 
 /* ---- opening ---- */
 
-/* Say why no superblock counts. */
+/* Log why there is no current superblock. */
 static void
-say_lost (const struct store *store)
+log_unrepairable (const struct store *store)
 {
   const char *const *wrong = store->found.wrong;
   const char *name = store->backend->name;
@@ -28,8 +28,8 @@ say_lost (const struct store *store)
     break;
   case METADATA_ABSENT:
     log_error (&tool_log, "%s holds no metadata: both superblocks, at offsets "
-               "%d and %d, are all zeroes, as where their creation was "
-               "interrupted; if there was a clone, restore a copy of its "
+               "%d and %d, are all zeroes, as after an interrupted "
+               "creation; if there was a clone, restore a copy of its "
                "metadata", name, METADATA_SUPERBLOCK_A, METADATA_SUPERBLOCK_B);
     break;
   case METADATA_FOREIGN:
@@ -74,8 +74,8 @@ store_open (struct store *store, const char *name)
     return EXIT_TROUBLE;
   }
   if (store->found.current == -1) {
-    say_lost (store);
-    return EXIT_LOST;
+    log_unrepairable (store);
+    return EXIT_UNREPAIRABLE;
   }
 
   store->sb = &store->found.sb[store->found.current];
@@ -113,7 +113,7 @@ store_end_byte (const struct store *store, uint64_t last)
   return MIN ((last + 1) * store->sb->region_size, store->sb->size);
 }
 
-/* The bits of sector s that stand for a region. */
+/* Set the bits of sector s that stand for a region. */
 static void
 existing_regions (const struct store *store, uint32_t s,
                   uint64_t words[WORDS_PER_SECTOR])
@@ -154,7 +154,7 @@ struct examination {
   struct store *store;
   store_damage *report;
   void *opaque;
-  uint64_t zeroes;             /* regions with bit 0, in valid sectors */
+  uint64_t zeroes;             /* regions with bit 0 in valid sectors */
 };
 
 static int
