@@ -44,7 +44,7 @@
 #include "control/control.h"
 #include "control/listen.h"
 #include "control/progress.h"
-#include "control/status.h"
+#include "control/size.h"
 #include "hydration/hydrate.h"
 #include "nbdkit-log.h"
 #include "store/metadata.h"
@@ -81,7 +81,7 @@ static char *control_token;
 static int progress_fd = -1;
 
 /* What runs. */
-static struct service service;
+static struct instance service;
 static struct control *control;
 static struct progress *progress;
 static pthread_t watcher_thread;
@@ -454,7 +454,7 @@ end_service (void)
   hydrate_free (service.hydrate);
   progress = NULL;
   control = NULL;
-  service = (struct service){ 0 };
+  service = (struct instance){ 0 };
 }
 
 /* POST /stop.  Not through nbdkit, which would answer every request that is

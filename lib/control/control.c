@@ -40,6 +40,7 @@
 #include "base/thread.h"
 #include "control/control.h"
 #include "control/listen.h"
+#include "control/settings.h"
 #include "control/status.h"
 #include "hydration/hydrate.h"
 
@@ -73,7 +74,7 @@ struct request;
 struct control {
   char *address; /* as the user gave it */
   char *token;   /* NULL: none is needed */
-  const struct service *service;
+  const struct instance *instance;
   const struct log *log;
 
   struct listener listener;
@@ -162,7 +163,7 @@ answer_status (struct request *r)
 {
   struct status status;
 
-  status_get (r->control->service, &status);
+  status_get (r->control->instance, &status);
   return answer (r, status_json (&status));
 }
 
@@ -180,7 +181,7 @@ get_wait (struct request *r)
   struct control *c = r->control;
   struct status status;
 
-  status_get (c->service, &status);
+  status_get (c->instance, &status);
   if (r->wait_is_over || c->stop || status_ended (&status))
     return answer (r, status_json (&status));
 
@@ -196,14 +197,14 @@ get_wait (struct request *r)
 static enum MHD_Result
 post_pause (struct request *r)
 {
-  hydrate_pause (r->control->service->hydrate);
+  hydrate_pause (r->control->instance->hydrate);
   return answer_status (r);
 }
 
 static enum MHD_Result
 post_resume (struct request *r)
 {
-  hydrate_resume (r->control->service->hydrate);
+  hydrate_resume (r->control->instance->hydrate);
   return answer_status (r);
 }
 
@@ -220,7 +221,7 @@ get_settings (struct request *r)
 {
   struct hydrate_settings settings;
 
-  hydrate_get_settings (r->control->service->hydrate, &settings);
+  hydrate_get_settings (r->control->instance->hydrate, &settings);
   return answer (r, settings_json (&settings));
 }
 
@@ -240,8 +241,6 @@ answer_bad_json (struct request *r, const json_error_t *error)
 static enum MHD_Result
 patch_settings (struct request *r)
 {
-  struct hydrate *h = r->control->service->hydrate;
-  struct hydrate_settings settings;
   CLEANUP_FREE char *why = NULL;
   json_error_t error;
   json_t *patch;
@@ -252,15 +251,11 @@ patch_settings (struct request *r)
   if (patch == NULL)
     return answer_bad_json (r, &error);
 
-  /* Nobody changes them in between: this thread is the only one that does. */
-  hydrate_get_settings (h, &settings);
-  err = settings_patch (patch, &settings, &why);
+  err = settings_apply (r->control->instance, patch, &why);
   json_decref (patch);
   if (err == -1)
     return why ? answer_error (r, MHD_HTTP_BAD_REQUEST, why, NULL, NULL)
       : MHD_NO;
-
-  hydrate_set_settings (h, &settings);
   return get_settings (r);
 }
 
@@ -492,7 +487,7 @@ on_request_done (void *opaque, struct MHD_Connection *connection,
   if (r->received)
     r->control->unanswered--;
   if (r->stops)
-    r->control->service->stop ();
+    r->control->instance->stop ();
   free (r->body);
   free (r);
   *request = NULL;
@@ -538,7 +533,7 @@ check_waiters (struct control *c, bool stop)
   c->next_check = monotonic_ms () + CHECK_INTERVAL;
   if (c->waiters == NULL)
     return;
-  status_get (c->service, &status);
+  status_get (c->instance, &status);
   ended = status_ended (&status);
 
   for (r = c->waiters; r; r = next) {
@@ -709,7 +704,7 @@ open_control (struct control *c)
 
 struct control *
 control_new (const char *address, const char *token,
-             const struct service *service, const struct log *log)
+             const struct instance *instance, const struct log *log)
 {
   struct control *c = calloc (1, sizeof *c);
 
@@ -726,7 +721,7 @@ control_new (const char *address, const char *token,
     }
     return NULL;
   }
-  c->service = service;
+  c->instance = instance;
   c->log = log;
   c->listener.fd = c->wake = -1;
   if (open_control (c) == -1) {

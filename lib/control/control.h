@@ -36,7 +36,7 @@
 #include <stdbool.h>
 
 #include "base/log.h"
-#include "control/status.h"
+#include "control/instance.h"
 
 struct control;
 
@@ -45,13 +45,13 @@ struct control;
  *
  * address is an absolute path, or ADDRESS:PORT with a name, an IPv4 address or
  * an IPv6 address in brackets.  A socket that nobody listens on any more is
- * replaced, anything else that exists is refused.  token may be NULL.  service
+ * replaced, anything else that exists is refused.  token may be NULL.  instance
  * may be filled in until control_start, and must stay until control_stop.
  *
  * NULL on failure; the reason is logged.
  */
 extern struct control *control_new (const char *address, const char *token,
-                                    const struct service *service,
+                                    const struct instance *instance,
                                     const struct log *log);
 
 /* Start the thread, with all signals blocked.  Not before the process has

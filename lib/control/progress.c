@@ -19,9 +19,10 @@
 #include "base/cleanup.h"
 #include "base/thread.h"
 #include "control/progress.h"
+#include "control/status.h"
 
 struct progress {
-  const struct service *service;
+  const struct instance *instance;
   const struct log *log;
   pthread_t thread;
   bool started;
@@ -30,17 +31,17 @@ struct progress {
   pthread_cond_t cond; /* on CLOCK_MONOTONIC: stop has become true */
   bool stop;           /* protected by lock */
 
-  /* Below: the thread's. */
+  /* The members below belong to the thread. */
   int fd;
   bool is_socket;
-  char *line;          /* being written; NULL: none */
-  size_t len, written; /* bytes of it */
-  bool line_is_last;   /* it says "complete" */
+  char *line;          /* the current line; NULL: none */
+  size_t len, written; /* its bytes, and those already written */
+  bool line_is_last;   /* its state is "complete" */
 };
 
 /* ---- one line ---- */
 
-/* Write without waiting: -1 with errno EAGAIN where that is not possible. */
+/* Write without waiting.  -1 with errno EAGAIN if that is not possible. */
 static ssize_t
 write_now (struct progress *p, const char *buf, size_t len)
 {
@@ -49,9 +50,8 @@ write_now (struct progress *p, const char *buf, size_t len)
   if (p->is_socket)
     return send (p->fd, buf, len, MSG_DONTWAIT | MSG_NOSIGNAL);
 
-  /* A pipe that polls as writable has room for PIPE_BUF bytes, which a line
-   * does not exceed.  This is for descriptors that could not be made
-   * non-blocking, see open_own.
+  /* The descriptor may be a blocking one, see open_own.  A pipe that polls as
+   * writable has room for PIPE_BUF bytes, and a line is not longer.
    */
   if (poll (&pfd, 1, 0) == -1)
     return -1;
@@ -69,9 +69,9 @@ forget_line (struct progress *p)
   p->line = NULL;
 }
 
-/* Go on with the current line.  One that nothing was written of is dropped when
- * there is no room; one that was begun stays current until it is out.  Returns
- * 1 when it is out, 0 when it was dropped or stays, and -1 on errors.
+/* Write the rest of the current line.  If there is no room, a line that has not
+ * been begun is dropped, and a line that has been begun stays current.  Returns
+ * 1 if the line is written, 0 if it was dropped or stays, and -1 on error.
  */
 static int
 write_line (struct progress *p)
@@ -93,7 +93,7 @@ write_line (struct progress *p)
   return 1;
 }
 
-/* Make the current line.  -1 where memory is short. */
+/* Make a new current line.  -1 if out of memory. */
 static int
 make_line (struct progress *p)
 {
@@ -101,7 +101,7 @@ make_line (struct progress *p)
   json_t *json;
   CLEANUP_FREE char *text = NULL;
 
-  status_get (p->service, &status);
+  status_get (p->instance, &status);
   json = status_json (&status);
   if (json)
     text = json_dumps (json, JSON_COMPACT);
@@ -118,11 +118,11 @@ make_line (struct progress *p)
   return 0;
 }
 
-/* One step: finish the line that is current, then write a new one.  False when
- * there is to be no further step.
+/* Finish the current line, then write a new one.  False if that was the last
+ * step.
  */
 static bool
-step (struct progress *p)
+progress_step (struct progress *p)
 {
   int r = 1;
 
@@ -130,17 +130,17 @@ step (struct progress *p)
     r = write_line (p);
   if (r == 1 && !p->line_is_last) {
     if (make_line (p) == -1)
-      return true; /* there may be memory in a second */
+      return true; /* try again in a second */
     r = write_line (p);
   }
   if (r == 0 && p->line == NULL)
-    p->line_is_last = false; /* dropped: make it anew */
+    p->line_is_last = false; /* it was dropped: make it again */
   return r == 0 || (r == 1 && !p->line_is_last);
 }
 
 /* ---- the thread ---- */
 
-/* False when it is time to stop. */
+/* False if progress_stop was called. */
 static bool
 wait_a_second (struct progress *p)
 {
@@ -161,14 +161,14 @@ progress_thread (void *opaque)
 {
   struct progress *p = opaque;
 
-  while (step (p)) {
+  while (progress_step (p)) {
     if (!wait_a_second (p)) {
-      step (p);
+      progress_step (p);
       break;
     }
   }
 
-  /* The reader need not wait for the process to end. */
+  /* The reader sees the end of the file before the process ends. */
   close (p->fd);
   p->fd = -1;
   return NULL;
@@ -199,12 +199,12 @@ progress_stop (struct progress *p)
 
 /* ---- creation ---- */
 
-/* A descriptor of our own for what fd leads to.
+/* A descriptor for the same file as fd.
  *
- * O_NONBLOCK belongs to the open file, which others share, perhaps the shell
- * that started us.  So pipes and terminals are opened once more where that is
- * possible.  A regular file must not be, because its position is shared, too,
- * and sockets have a flag to each call.
+ * O_NONBLOCK belongs to the open file description, which other processes share,
+ * perhaps the shell that started nbdkit.  So pipes and terminals are opened
+ * again, if that is possible.  Regular files are not: they must keep the shared
+ * file position.  Sockets need not be: send has a flag instead.
  */
 static int
 open_own (int fd, mode_t type)
@@ -238,7 +238,8 @@ check_fd (int fd, const struct log *log)
 }
 
 struct progress *
-progress_new (int fd, const struct service *service, const struct log *log)
+progress_new (int fd, const struct instance *instance,
+              const struct log *log)
 {
   struct progress *p;
   struct stat st;
@@ -258,7 +259,7 @@ progress_new (int fd, const struct service *service, const struct log *log)
     return NULL;
   }
   p->is_socket = S_ISSOCK (st.st_mode);
-  p->service = service;
+  p->instance = instance;
   p->log = log;
   pthread_mutex_init (&p->lock, NULL);
   pthread_condattr_init (&attr);

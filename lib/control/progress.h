@@ -2,48 +2,47 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Progress lines for programs: the object of GET /status (status.h), in one
- * line, when it starts, each second, and at the end.
+/* Progress lines for programs: the status as JSON (status.h), one object a
+ * line, at the start, each second, and at the end.
  *
- * The end is a line whose state is "complete", or progress_stop.  Nothing is
- * written after it.
+ * The last line is the one whose state is "complete", or the one that
+ * progress_stop writes.
  *
- * Lines are written whole or not at all: where the reader is slow, a line is
- * left out.  The line that says "complete" is tried again each second until it
- * is out.  When writing fails, because the reader has gone or the disk is
- * full, there are no more lines, and that is all that happens.
+ * A line is written whole or not at all: if the reader is slow, lines are
+ * dropped.  The line with the state "complete" is not dropped, but tried again
+ * each second.  If writing fails, because the reader has closed the pipe or the
+ * disk is full, no more lines follow; nothing else stops.
  *
- * A thread of its own does it, which never waits for the reader and touches
- * nothing that serves clients.
+ * A thread of its own writes the lines.  It never waits for the reader, and
+ * takes no lock that is held across I/O.
  */
 
 #ifndef CLONE_PROGRESS_H
 #define CLONE_PROGRESS_H
 
 #include "base/log.h"
-#include "control/status.h"
+#include "control/instance.h"
 
 struct progress;
 
-/* Lines go to fd, which stays the caller's: it is duplicated, so that the lines
- * go on where it leads now even when a server that becomes a daemon redirects
- * its standard error.  service may be filled in until progress_start, and must
- * stay until progress_stop.  NULL on failure, for example when fd is not open
- * for writing; the reason is logged.
+/* Write to fd, which is duplicated and stays the caller's.  So lines still
+ * reach the same file after a daemon has redirected its standard error.  NULL
+ * on failure, which is logged, for example if fd is not open for writing.
  */
-extern struct progress *progress_new (int fd, const struct service *service,
+extern struct progress *progress_new (int fd, const struct instance *instance,
                                       const struct log *log);
 
-/* Start the thread, with all signals blocked.  Not before the process has
- * forked for the last time.  -1, logged, where that fails.
+/* Start the thread, with all signals blocked.  The process must not fork after
+ * this.  -1 on failure, which is logged.
  */
 extern int progress_start (struct progress *p);
 
-/* Write the last line, unless the end has come before, and join the thread.
- * Does nothing where it was not started.
+/* Write the last line, unless it has been written, and join the thread.  Does
+ * nothing if the thread was not started.
  */
 extern void progress_stop (struct progress *p);
 
-extern void progress_free (struct progress *p); /* stopped; NULL is allowed */
+/* The thread must have stopped.  NULL is allowed. */
+extern void progress_free (struct progress *p);
 
 #endif /* CLONE_PROGRESS_H */

@@ -2,11 +2,9 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* What the clone tells about itself, and which of its settings can be changed
- * while it runs.  The control interface and the progress lines are made of
- * this.
+/* The status of an instance: one look at it, and the same as JSON.
  *
- * Looking at the status changes nothing and waits for no I/O.
+ * Looking changes nothing and waits for no I/O.
  *
  * Units: sizes in bytes, rates in bytes a second, times in seconds, counts in
  * regions.
@@ -21,64 +19,42 @@
 #include <jansson.h>
 
 #include "clone/clone.h"
+#include "control/instance.h"
 #include "hydration/hydrate.h"
-#include "store/commit.h"
 
-/* Bytes of source_error, with its end.  Longer ones are cut off: a progress
- * line, in which each byte can become six, must not exceed PIPE_BUF.
+/* Bytes of source_error, with the final zero.  A longer error is cut off.  JSON
+ * can need six bytes for one, and a progress line must not be longer than
+ * PIPE_BUF.
  */
 #define STATUS_ERROR_MAX 256
 
-/* What is looked at and controlled.  Nothing in it is owned.  Those who are
- * given one keep the pointer: it is filled in before they are started, and does
- * not change until they are stopped.
- */
-struct service {
-  struct clone *clone;
-  struct hydrate *hydrate;
-  /* End the process as POST /stop does.  Returns at once. */
-  void (*stop) (void);
-};
-
-/* One look at it.  The numbers are taken one after the other, in an order in
- * which durable <= hydrated, and both are regions when the state is complete.
+/* The numbers are read one after the other, in an order that ensures
+ * durable <= hydrated, and durable == hydrated == regions if the state is
+ * complete.
  */
 struct status {
   uint64_t size, region_size, regions;
   uint64_t durable, hydrated; /* regions */
   uint64_t bytes_hydrated;
   enum clone_mode mode;
-  /* Why the source is not there, empty while it is or after it was closed. */
+  /* Why the source is lost or refused.  Empty while it is connected, and after
+   * it was closed.
+   */
   char source_error[STATUS_ERROR_MAX];
   struct hydrate_status hydration;
   struct hydrate_settings settings;
 };
 
 /* Any thread may call this. */
-extern void status_get (const struct service *service, struct status *status);
+extern void status_get (const struct instance *instance,
+                        struct status *status);
 
-/* Is there nothing left to wait for, be it success or failure? */
+/* Is the state complete or failed?  GET /wait waits for this. */
 extern bool status_ended (const struct status *status);
 
-/* The object that GET /status answers with, and the one of the settings, whose
- * names are those of the plugin's keys.  The caller owns the reference.  NULL
- * where memory is short.
+/* The object that GET /status answers with.  The caller owns the reference.
+ * NULL if out of memory.
  */
 extern json_t *status_json (const struct status *status);
-extern json_t *settings_json (const struct hydrate_settings *settings);
-
-/* Change the settings that an object names.  A value is a number of bytes or a
- * string for size_parse.  On any error -1, and the settings are as before;
- * *why then says what is wrong and what would be right, and is to be freed, or
- * is NULL where memory is short.
- */
-extern int settings_patch (const json_t *patch,
-                           struct hydrate_settings *settings, char **why);
-
-/* Read a size: decimal digits and at most one suffix, in either case: b (1), s
- * (512), k, m, g, t, p or e (powers of 1024), and nothing else, no sign and no
- * blank.  -1 with errno EINVAL where it is no size, or ERANGE above INT64_MAX.
- */
-extern int size_parse (const char *str, uint64_t *size);
 
 #endif /* CLONE_STATUS_H */

@@ -16,7 +16,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "control/status.h"
+#include "control/settings.h"
+#include "control/size.h"
 
 #define CHECK(cond)                                                     \
   do {                                                                  \

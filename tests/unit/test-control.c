@@ -37,8 +37,11 @@
 
 #include "clone/clone.h"
 #include "control/control.h"
+#include "control/instance.h"
 #include "control/listen.h"
 #include "control/progress.h"
+#include "control/settings.h"
+#include "control/size.h"
 #include "control/status.h"
 #include "hydration/hydrate.h"
 #include "mock-backend.h"
@@ -56,7 +59,7 @@ static char dir[] = "/tmp/test-control-XXXXXX";
 static char path[64];
 static struct mock_log *calls;
 static struct mock *source, *dest, *store;
-static struct service service;
+static struct instance instance;
 static struct control *control;
 
 static void
@@ -91,25 +94,25 @@ setup (void)
                     false);
   md = metadata_create (mock_backend (store), &sb, &mock_messages);
   ck_assert_ptr_nonnull (md);
-  service.hydrate = hydrate_new (&settings, true, wake_control, NULL,
-                                 &mock_messages);
-  ck_assert_ptr_nonnull (service.hydrate);
-  events = hydrate_events (service.hydrate);
-  options.events = &events;
-  service.clone = clone_new (mock_backend (source), mock_backend (dest), md,
-                             region_map_new (DISK_SIZE, REGION), &options,
-                             &mock_messages);
-  ck_assert_ptr_nonnull (service.clone);
-  ck_assert_int_eq (clone_start (service.clone,
-                                 &(struct clone_service){ 0 }), 0);
-  ck_assert_int_eq (hydrate_start (service.hydrate, service.clone), 0);
   control = NULL;
+  instance.hydrate = hydrate_new (&settings, true, wake_control, NULL,
+                                  &mock_messages);
+  ck_assert_ptr_nonnull (instance.hydrate);
+  events = hydrate_events (instance.hydrate);
+  options.events = &events;
+  instance.clone = clone_new (mock_backend (source), mock_backend (dest), md,
+                              region_map_new (DISK_SIZE, REGION), &options,
+                              &mock_messages);
+  ck_assert_ptr_nonnull (instance.clone);
+  ck_assert_int_eq (clone_start (instance.clone,
+                                 &(struct clone_service){ 0 }), 0);
+  ck_assert_int_eq (hydrate_start (instance.hydrate, instance.clone), 0);
 }
 
 static void
 start (const char *address, const char *token)
 {
-  control = control_new (address, token, &service, &mock_messages);
+  control = control_new (address, token, &instance, &mock_messages);
   ck_assert_ptr_nonnull (control);
   ck_assert_int_eq (control_start (control), 0);
 }
@@ -119,11 +122,11 @@ teardown (void)
 {
   if (control)
     control_stop (control);
-  hydrate_stop (service.hydrate);
+  hydrate_stop (instance.hydrate);
   control_free (control);
   mock_heal (dest);
-  clone_close (service.clone);
-  hydrate_free (service.hydrate);
+  clone_close (instance.clone);
+  hydrate_free (instance.hydrate);
   mock_free (source);
   mock_free (dest);
   mock_free (store);
@@ -586,7 +589,7 @@ START_TEST (test_source_error)
 
   fate.state = BACKEND_UP;
   fate.reason = "nothing";
-  hydrate_resume (service.hydrate);
+  hydrate_resume (instance.hydrate);
   read_answer (send_wait (), &a);
   assert_state (&a, "complete");
   assert_source_error (NULL);
@@ -719,9 +722,9 @@ START_TEST (test_bad_token)
 {
   const unsigned errors = mock_errors ();
 
-  ck_assert_ptr_null (control_new (path, "", &service, &mock_messages));
-  ck_assert_ptr_null (control_new (path, "a b", &service, &mock_messages));
-  ck_assert_ptr_null (control_new (path, "a\n", &service, &mock_messages));
+  ck_assert_ptr_null (control_new (path, "", &instance, &mock_messages));
+  ck_assert_ptr_null (control_new (path, "a b", &instance, &mock_messages));
+  ck_assert_ptr_null (control_new (path, "a\n", &instance, &mock_messages));
   ck_assert_uint_eq (mock_errors (), errors + 3);
   ck_assert_int_eq (access (path, F_OK), -1);
 }
@@ -776,7 +779,7 @@ START_TEST (test_signals)
   struct answer a;
   sigset_t set;
 
-  p = progress_new (fd, &service, &mock_messages);
+  p = progress_new (fd, &instance, &mock_messages);
   ck_assert_ptr_nonnull (p);
   close (fd);
   start (path, NULL);
@@ -966,7 +969,7 @@ refuse (const char *address, const char *why)
 {
   const unsigned errors = mock_errors ();
 
-  ck_assert_msg (control_new (address, NULL, &service, &mock_messages) == NULL,
+  ck_assert_msg (control_new (address, NULL, &instance, &mock_messages) == NULL,
                  "%s", address);
   ck_assert_uint_eq (mock_errors (), errors + 1);
   ck_assert_msg (strstr (mock_last_error (), why) != NULL, "%s: %s", why,
@@ -1014,7 +1017,7 @@ START_TEST (test_path)
   fd = socket (AF_UNIX, SOCK_STREAM, 0);
   ck_assert_int_eq (bind (fd, (struct sockaddr *)&addr, sizeof addr), 0);
   close (fd);
-  control = control_new (path, NULL, &service, &mock_messages);
+  control = control_new (path, NULL, &instance, &mock_messages);
   ck_assert_ptr_nonnull (control);
   close (dial ());
 
@@ -1087,7 +1090,7 @@ START_TEST (test_tcp_token)
   char address[64];
 
   snprintf (address, sizeof address, "0.0.0.0:%u", free_port ());
-  c = control_new (address, "token", &service, &mock_messages);
+  c = control_new (address, "token", &instance, &mock_messages);
   ck_assert_ptr_nonnull (c);
   control_free (c);
 }
@@ -1140,11 +1143,11 @@ START_TEST (test_progress)
 
   ck_assert_int_eq (_i ? pipe (fd)
                     : socketpair (AF_UNIX, SOCK_STREAM, 0, fd), 0);
-  p = progress_new (fd[1], &service, &mock_messages);
+  p = progress_new (fd[1], &instance, &mock_messages);
   ck_assert_ptr_nonnull (p);
   close (fd[1]);
   ck_assert_int_eq (progress_start (p), 0);
-  hydrate_resume (service.hydrate);
+  hydrate_resume (instance.hydrate);
   /* Up to the end of the file, which comes without progress_stop. */
   read_all (fd[0], text, sizeof text);
   ck_assert_str_eq (check_lines (text, &n), "complete");
@@ -1163,7 +1166,7 @@ START_TEST (test_progress_stop)
   int fd[2];
 
   ck_assert_int_eq (pipe (fd), 0);
-  p = progress_new (fd[1], &service, &mock_messages);
+  p = progress_new (fd[1], &instance, &mock_messages);
   ck_assert_int_eq (progress_start (p), 0);
   progress_stop (p);
   progress_stop (p);
@@ -1198,7 +1201,7 @@ START_TEST (test_progress_full)
     filled++;
   ck_assert_int_eq (fcntl (fd[1], F_SETFL, 0), 0);
 
-  p = progress_new (fd[1], &service, &mock_messages);
+  p = progress_new (fd[1], &instance, &mock_messages);
   ck_assert_int_eq (progress_start (p), 0);
   mock_settle ();
   ck_assert_int_eq (fcntl (fd[1], F_GETFL) & O_NONBLOCK, 0);
@@ -1226,7 +1229,7 @@ START_TEST (test_progress_nobody)
 
   ck_assert_int_eq (_i ? pipe (fd)
                     : socketpair (AF_UNIX, SOCK_STREAM, 0, fd), 0);
-  p = progress_new (fd[1], &service, &mock_messages);
+  p = progress_new (fd[1], &instance, &mock_messages);
   ck_assert_ptr_nonnull (p);
   close (fd[0]);
   /* SIGPIPE, which nobody ignores here, would end the test. */
@@ -1244,12 +1247,12 @@ START_TEST (test_progress_fd)
   const int fd = open ("/dev/null", O_RDONLY);
 
   ck_assert_int_ge (fd, 0);
-  ck_assert_ptr_null (progress_new (fd, &service, &mock_messages));
+  ck_assert_ptr_null (progress_new (fd, &instance, &mock_messages));
   ck_assert_ptr_nonnull (strstr (mock_last_error (), "for writing"));
   close (fd);
-  ck_assert_ptr_null (progress_new (fd, &service, &mock_messages));
+  ck_assert_ptr_null (progress_new (fd, &instance, &mock_messages));
   ck_assert_ptr_nonnull (strstr (mock_last_error (), "is not open"));
-  ck_assert_ptr_null (progress_new (-1, &service, &mock_messages));
+  ck_assert_ptr_null (progress_new (-1, &instance, &mock_messages));
 }
 END_TEST
 
@@ -1266,7 +1269,7 @@ START_TEST (test_progress_file)
   snprintf (name, sizeof name, "%s/lines", dir);
   fd = open (name, O_CREAT | O_RDWR, 0600);
   ck_assert_int_eq (write (fd, "before\n", 7), 7);
-  p = progress_new (fd, &service, &mock_messages);
+  p = progress_new (fd, &instance, &mock_messages);
   ck_assert_int_eq (progress_start (p), 0);
   progress_stop (p);
   progress_free (p);
