@@ -26,8 +26,8 @@ listen_address_is_path (const char *address)
   return strchr (address, '/') != NULL || strchr (address, ':') == NULL;
 }
 
-/* Something has this path already.  Remove it if it is a socket that nobody
- * listens on, what a server leaves behind that was killed.
+/* The path exists.  Remove it if it is a socket on which no process listens: a
+ * server that is killed leaves one behind.
  */
 static int
 remove_stale (struct listener *l, const struct sockaddr_un *addr)
@@ -36,7 +36,7 @@ remove_stale (struct listener *l, const struct sockaddr_un *addr)
   struct stat st;
 
   if (lstat (l->address, &st) == 0 && !S_ISSOCK (st.st_mode)) {
-    log_error (l->log, "control=%s: there is something that is not a socket; "
+    log_error (l->log, "control=%s: this file exists and is not a socket; "
                "remove it or choose another name", l->address);
     return -1;
   }
@@ -48,20 +48,20 @@ remove_stale (struct listener *l, const struct sockaddr_un *addr)
   }
   if (connect (fd, (const struct sockaddr *)addr, sizeof *addr) == 0 ||
       errno == EAGAIN) {
-    log_error (l->log, "control=%s: another process listens there; choose "
-               "another name", l->address);
+    log_error (l->log, "control=%s: another process listens on this "
+               "socket; choose another name", l->address);
     return -1;
   }
   if (errno == ENOENT)
     return 0;
   if (errno != ECONNREFUSED) {
-    log_error (l->log, "control=%s: there is a socket, and it is not known "
-               "whether anybody uses it: %m", l->address);
+    log_error (l->log, "control=%s: this socket exists, and it is not "
+               "known whether another process uses it: %m", l->address);
     return -1;
   }
   if (unlink (l->address) == -1 && errno != ENOENT) {
-    log_error (l->log, "control=%s: cannot remove the socket that a server has "
-               "left behind: %m", l->address);
+    log_error (l->log, "control=%s: cannot remove the socket that another "
+               "server has left behind: %m", l->address);
     return -1;
   }
   return 0;
@@ -82,8 +82,8 @@ bind_path (struct listener *l)
   strcpy (addr.sun_path, l->address);
 
   l->fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  /* On Linux the socket's mode becomes that of its name, so that there is no
-   * moment in which somebody else could connect.
+  /* On Linux the file gets the socket's mode, so there is no moment at which
+   * another user could connect.
    */
   if (l->fd == -1 || fchmod (l->fd, 0600) == -1) {
     log_error (l->log, "control=%s: cannot create a socket: %m", l->address);
@@ -105,7 +105,7 @@ bind_path (struct listener *l)
   return 0;
 }
 
-/* Somebody may have put another socket in its place. */
+/* Remove the socket's file, unless another file has taken its place. */
 static void
 remove_path (struct listener *l)
 {
@@ -133,7 +133,7 @@ is_loopback (const struct sockaddr *addr)
   }
 }
 
-/* Take ADDRESS:PORT or [ADDRESS]:PORT apart, in place. */
+/* Split ADDRESS:PORT or [ADDRESS]:PORT in place.  -1 if it is neither. */
 static int
 split_address (char *address, const char **host, const char **port)
 {
@@ -177,14 +177,14 @@ resolve (struct listener *l)
     return NULL;
   }
   if (split_address (copy, &host, &port) == -1) {
-    log_error (l->log, "control=%s: this must be the path of a unix socket, or "
+    log_error (l->log, "control=%s: must be the path of a unix socket, or "
                "ADDRESS:PORT with a port from 1 to 65535 and brackets around "
                "an IPv6 address", l->address);
     return NULL;
   }
   err = getaddrinfo (host, port, &hints, &list);
   if (err) {
-    log_error (l->log, "control=%s: there is no such address: %s", l->address,
+    log_error (l->log, "control=%s: no such address: %s", l->address,
                err == EAI_SYSTEM ? strerror (errno) : gai_strerror (err));
     return NULL;
   }
@@ -212,7 +212,7 @@ bind_one (const struct addrinfo *ai)
   return fd;
 }
 
-/* A name may have several addresses: the first that can be used is. */
+/* A name may have several addresses.  Use the first that works. */
 static int
 bind_address (struct listener *l, bool anywhere)
 {
@@ -230,7 +230,7 @@ bind_address (struct listener *l, bool anywhere)
     log_error (l->log, "control=%s: control-token=+FILE is needed for an "
                "address that is not loopback", l->address);
   else if (l->fd == -1)
-    log_error (l->log, "control=%s: cannot listen there: %m", l->address);
+    log_error (l->log, "control=%s: cannot listen: %m", l->address);
   freeaddrinfo (list);
   return l->fd == -1 ? -1 : 0;
 }
@@ -249,7 +249,7 @@ listen_open (struct listener *l, const char *address, bool anywhere,
   else
     r = bind_address (l, anywhere);
   if (r == 0 && listen (l->fd, SOMAXCONN) == -1) {
-    log_error (log, "control=%s: cannot listen there: %m", address);
+    log_error (log, "control=%s: cannot listen: %m", address);
     r = -1;
   }
   if (r == -1)
@@ -260,7 +260,9 @@ listen_open (struct listener *l, const char *address, bool anywhere,
 void
 listen_close (struct listener *l)
 {
-  /* First the name, while the socket keeps its inode from being reused. */
+  /* The name goes first: while the socket is open, its inode number cannot be
+   * reused for another file.
+   */
   if (l->is_path)
     remove_path (l);
   if (l->fd >= 0)

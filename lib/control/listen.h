@@ -16,33 +16,34 @@
 #include "base/log.h"
 
 struct listener {
-  const char *address; /* the caller's, which keeps it */
+  const char *address; /* not owned */
   const struct log *log;
-  int fd;
-  bool is_path;        /* a unix socket, whose name is still there */
-  dev_t dev;           /* which file that name was given to */
+  int fd;              /* -1: closed */
+  bool is_path;        /* a unix socket whose name was not removed */
+  dev_t dev;           /* if is_path: the identity of the socket's file */
   ino_t ino;
 };
 
-/* Is this a path, and not ADDRESS:PORT?  It is where it contains a slash or no
- * colon.
+/* Is this a path, and not ADDRESS:PORT?  A path contains a slash or no colon.
  */
 extern bool listen_address_is_path (const char *address);
 
 /* Create the socket and listen.
  *
- * address is an absolute path, or ADDRESS:PORT with a name, an IPv4 address or
- * an IPv6 address in brackets.  A unix socket is for its owner only (mode
- * 0600); one that nobody listens on any more is replaced, anything else that
- * exists is refused.  A TCP address must be loopback, unless anywhere is true.
+ * address is an absolute path, or ADDRESS:PORT.  ADDRESS is a name, an IPv4
+ * address, or an IPv6 address in brackets.  It must be loopback unless anywhere
+ * is true.
  *
- * -1 on failure; the reason is logged, and l is closed.
+ * A unix socket is for its owner only (mode 0600).  An existing socket on which
+ * no process listens is replaced; any other existing file is an error.
+ *
+ * On failure, which is logged, the result is -1 and l is closed.
  */
 extern int listen_open (struct listener *l, const char *address, bool anywhere,
                         const struct log *log);
 
-/* Close the socket and, where it is a unix socket and still ours, remove its
- * name.  Does nothing where it is closed.
+/* Close the socket and, if it is a unix socket and nobody has replaced it,
+ * remove its name.  Does nothing if l is closed.
  */
 extern void listen_close (struct listener *l);
 
