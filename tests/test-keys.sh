@@ -7,7 +7,7 @@
 
 . "$(dirname "$0")/functions.sh"
 
-code=$srcdir/../plugin/plugin.c
+code=$srcdir/../plugin/parameters.c
 pod=$srcdir/../plugin/nbdkit-clone-plugin.pod
 
 sed -n 's/.*strcmp (key, "\([a-z-]*\)") == 0.*/\1/p' "$code" |
