@@ -1,7 +1,8 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-"""The command behind bench/run: which rows, in which order, and what comes out.
+"""The command behind bench/run: measures rows and writes the table, the raw
+figures and the plots.
 """
 
 import argparse
@@ -45,20 +46,21 @@ def arguments():
                         help="P1 to P11; default: all")
     parser.add_argument("--build", default="build", help=argparse.SUPPRESS)
     parser.add_argument("--list", action="store_true",
-                        help="say what the rows are, and end")
+                        help="list the rows")
     parser.add_argument("--quick", action="store_true",
                         help="small disks, two runs: does the harness work?")
     parser.add_argument("--runs", type=int, metavar="N",
-                        help="how often each side of a row runs")
+                        help="runs of each side of a row")
     parser.add_argument("--dir", metavar="DIR",
                         help="measure in this directory's file system")
     parser.add_argument("--out", metavar="DIR",
-                        help="where the results go; default: BUILDDIR/results")
+                        help="directory for the results; default: "
+                             "BUILDDIR/results")
     args = parser.parse_args()
     args.rows = [row.upper() for row in args.rows] or list(ROWS)
     unknown = [row for row in args.rows if row not in ROWS]
     if unknown:
-        parser.error(f"there is no row {unknown[0]}; --list says which are")
+        parser.error(f"there is no row {unknown[0]}; --list shows all")
     if args.runs is not None and args.runs < 1:
         parser.error("--runs must be 1 or more")
     return args
@@ -68,7 +70,7 @@ def tell(text):
     print(text, file=sys.stderr, flush=True)
 
 
-# The machine and the programs.
+# Descriptions of the machine and the programs.
 
 def first_line(*argv):
     try:
@@ -119,7 +121,7 @@ def machine(plugin, directory):
 # One row.
 
 def measure(lab, row, args):
-    """Its lines.  Raises what makes it impossible."""
+    """Measure a row and return its lines.  Raises an exception on failure."""
     lines = []
     experiments = ROWS[row](lab)
     try:
@@ -158,7 +160,7 @@ def main():
         args.build, "plugin/.libs/nbdkit-clone-plugin.so"))
     os.makedirs(out, exist_ok=True)
 
-    # Let `finally' do its work, whatever ends this.
+    # Signals must not skip the `finally' below, which ends the servers.
     def interrupted(number, frame):
         raise KeyboardInterrupt
     for number in signal.SIGTERM, signal.SIGHUP:

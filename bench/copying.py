@@ -1,15 +1,16 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-"""P2, P8 and P9: how long it takes until all has been copied.
+"""P2, P8 and P9: the time to copy a whole disk.
 
-A time begins when the command is started, on both sides.  It ends when
-everything has been copied, which does not mean that it is durable: for the
-clone when every region is valid, for nbdcopy when it ends, for block-stream
-when its job is completed.  The lines that say "durable" are about the same
-runs of the clone until it says "complete", against peers that flush what they
-have copied.  They say more about the disk than about the programs, and the
-design sets no limit for them.
+On both sides the time begins when the command is started.  It ends when
+everything is copied, but not necessarily durable: for the clone when every
+region is valid, for nbdcopy when it exits, for block-stream when its job has
+completed.
+
+Lines named "durable" come from the same runs of the clone, until its state is
+"complete", and are compared with peers that flush their copy.  They depend more
+on the disk than on the programs, so there is no limit for them.
 """
 
 import time
@@ -21,7 +22,7 @@ from lab import GIB, MIB, TIB
 
 
 def clone_seconds(lab, source):
-    """Until all is valid, and until that is durable."""
+    """Seconds until every region is valid, and until every one is durable."""
     destination = lab.fresh(".raw")
     with lab.clone(source, destination) as clone:
         clone.wait_hydrated()
@@ -71,7 +72,10 @@ def p2(lab):
 
 
 def pieces(size, data):
-    """Data in pieces of a megabyte, at even distances."""
+    """The (offset, length) of evenly spaced pieces of 1 MiB.
+
+    data: bytes in all pieces together
+    """
     n = data // MIB
     return [(i * (size // n), MIB) for i in range(n)]
 

@@ -1,8 +1,8 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-"""P7, P10 and P11: what is counted and does not depend on the clock.  What
-servers were asked is seen by nbdkit's log filter.
+"""P7, P10 and P11: counts, which do not depend on the clock.  nbdkit's log
+filter counts the requests that a server gets.
 """
 
 import os
@@ -16,7 +16,7 @@ REGION = 4 * KIB
 
 
 def requests(log, name):
-    """(offset, count) of each request of this name in a log filter's log."""
+    """The (offset, count) of each request of this name in the log."""
     pattern = re.compile(
         rf" {name} id=\d+(?: offset=(0x[0-9a-f]+) count=(0x[0-9a-f]+))?"
         r"(?! return)")

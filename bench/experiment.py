@@ -1,12 +1,12 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-"""An experiment: steps that take turns (A B A B ...), so that whatever else the
-machine does meanwhile meets all of them, and the lines of the table that their
-figures go to.
+"""An experiment: steps, and the lines of the table that get their figures.  The
+steps take turns (A B A B ...), so that other work of the machine affects all of
+them alike.
 
-A row is a generator of experiments.  What it sets up stays for as long as the
-generator is suspended:
+A row is a generator of experiments.  Servers and disks that it sets up exist
+while the generator is suspended:
 
     def p0(lab):
         line = Line("1 GiB", "s", "cp", at_least(1))

@@ -1,16 +1,16 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-"""Figures: what was measured, and what it means.
+"""Figures: the results of measurements, and the table.
 
 A line of the table compares two sides, the clone and its peer, by the medians
-of their figures.  Its ratio is always the clone's over the peer's in what is
-better when it is larger (speed), or in what is better when it is smaller
-(latency, counts), as the line's limit says:
+of their figures.  The ratio is the clone's rate, latency or count divided by
+the peer's.  The line's limit shows which ratios are good:
 
-    at least X   figures are rates, or times, of which the inverse is the rate
-    at most X    figures are latencies or counts
-    None         there is no limit, the line is for information
+    at least X   more is better: figures are rates, or times to do a job, whose
+                 inverse is the rate
+    at most X    less is better: figures are latencies or counts
+    None         the line is for information only
 """
 
 import statistics
@@ -42,8 +42,9 @@ def at_most(value):
 class Line:
     """One line of the table.
 
-    unit: "s" and "ms" are times; all other units are rates or counts.
-    is_speed: a time of which less is more, so that the ratio is inverted.
+    unit: "s" and "ms" are times; all other units are rates or counts
+    is_speed: figures are times to do a job, so the ratio is that of their
+        inverses; by default true for "s" only
     """
 
     def __init__(self, name, unit, peer, limit, is_speed=None):
@@ -64,12 +65,12 @@ class Line:
         return c / p if p else float("inf")
 
     def holds(self):
-        """True, False, or None where there is no limit."""
+        """True or False; None if there is no limit."""
         return self.limit.holds(self.ratio()) if self.limit else None
 
 
 def spread(figures, unit):
-    """The median, and the range where there is one."""
+    """The median, and the range unless all figures are equal."""
     text = f"{short(statistics.median(figures))} {unit}".rstrip()
     if min(figures) != max(figures):
         text += f" ({short(min(figures))}..{short(max(figures))})"
@@ -77,7 +78,7 @@ def spread(figures, unit):
 
 
 def short(x):
-    """Three digits that matter."""
+    """Three significant digits."""
     if x == 0:
         return "0"
     if abs(x) >= 100:
@@ -101,7 +102,7 @@ def table_line(row, line):
 
 
 def format_table(lines, columns=COLUMNS):
-    """lines: tuples like columns."""
+    """lines: tuples with one text for each column"""
     lines = [columns] + lines
     widths = [max(len(l[i]) for l in lines) for i in range(len(columns))]
     text = ""

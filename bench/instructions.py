@@ -3,11 +3,11 @@
 
 """The command behind bench/instructions.
 
-Instructions in user space, of the whole server, as valgrind's tool callgrind
-counts them.  Each server runs twice, for a client that makes N requests and for
-one that makes 2 N, one after the other; what the second run needs more, divided
-by N, is a request's.  So starting, connecting and ending do not count, and
-neither does what else the machine does.
+Valgrind's tool callgrind counts the instructions of a whole server in user
+space.  Each server runs twice: for a client that makes N requests, one after
+the other, and for one that makes 2 N.  The difference, divided by N, is the
+number of instructions for one request.  So the figures do not include starting,
+connecting and ending, and do not depend on other work of the machine.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from figures import format_table
 from lab import KIB, MIB, Failed, Lab, Server, fio
 
 SIZE = 64 * MIB
-# What clients ask for lies in the first half of the disk: all that is valid in
-# a clone that is not complete.
+# Clients use the first half of the disk.  In the half valid clone, this is the
+# valid half.
 HALF = SIZE // 2
 BLOCK = 4 * KIB
 
@@ -31,7 +31,7 @@ REQUESTS = {"read": "randread", "write": "randwrite"}
 
 
 def make_destinations(lab, source):
-    """A complete clone's, and one's of which half is valid."""
+    """The destinations of a complete clone and of a half valid one."""
     complete, half = lab.fresh(".raw"), lab.fresh(".raw")
     with lab.clone(source, complete) as clone:
         clone.wait_complete()
@@ -41,7 +41,7 @@ def make_destinations(lab, source):
 
 
 def count(lab, plugin, word, requests, out):
-    """All instructions of a server that answers so many requests."""
+    """The instructions of a server that answers this number of requests."""
     path = lab.fresh()
     argv = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}",
             "--dump-instr=yes", *lab.nbdkit_argv(path, plugin)]
@@ -51,16 +51,17 @@ def count(lab, plugin, word, requests, out):
                   f"--io_size={requests * BLOCK}", "--norandommap",
                   "--iodepth=1")
     if job[word]["total_ios"] != requests:
-        raise Failed(f"fio has made {job[word]['total_ios']} requests")
+        raise Failed(f"fio made {job[word]['total_ios']} requests, "
+                     f"not {requests}")
     with open(out) as f:
         match = re.search(r"^totals: (\d+)", f.read(), re.M)
     if not match:
-        raise Failed(f"callgrind has left no total in {out}")
+        raise Failed(f"{out} contains no total")
     return int(match.group(1))
 
 
 def each_request(lab, name, plugin, requests, keep):
-    """Instructions for one read, and for one write."""
+    """The instructions for one read, and for one write."""
     figures = []
     for word in REQUESTS:
         print(f"{name}, {word}", file=sys.stderr, flush=True)
@@ -78,7 +79,7 @@ def main():
     parser.add_argument("--build", default="build", help=argparse.SUPPRESS)
     parser.add_argument("--requests", type=int, default=20000, metavar="N")
     parser.add_argument("--keep", metavar="DIR",
-                        help="leave callgrind's files there")
+                        help="keep callgrind's files in this directory")
     args = parser.parse_args()
     if args.requests < 1:
         parser.error("--requests must be 1 or more")

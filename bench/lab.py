@@ -1,10 +1,10 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-"""The laboratory: a directory with disks in it, and servers on unix sockets.
+"""The laboratory: a directory with disks, and servers on unix sockets.
 
-Everything that is made here goes away with it: the directory, and the
-processes, each of which is ended by its own id.  No wait is without bound.
+Lab.close removes the directory and ends all processes that were started here.
+Every wait has a time limit.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import time
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
-# Seconds that nothing should ever take.
+# Seconds: the time limit of each wait.
 PATIENCE = 600
 
 
@@ -28,7 +28,7 @@ class Failed(Exception):
 
 
 class Process:
-    """Runs in the directory of its log: fio leaves files behind."""
+    """Runs in the directory of its log, because fio leaves files behind."""
 
     def __init__(self, name, argv, log):
         self.name = name
@@ -58,7 +58,7 @@ class Process:
             raise Failed(f"{self.name} failed: {tail(self.log)}")
 
     def memory(self):
-        """What it has in memory and shares with nobody, in bytes."""
+        """Bytes of memory that the process does not share with others."""
         with open(f"/proc/{self.pid}/smaps_rollup") as f:
             return sum(int(l.split()[1]) * KIB for l in f
                        if l.startswith("Private_"))
@@ -112,10 +112,10 @@ class Clone(Server):
         self.ask("POST", "/resume")
 
     def wait_hydrated(self, part=1.0):
-        """Wait until this part of all regions is valid, durably or not.
+        """Wait until this part of all regions is valid, durable or not.
 
-        Looks more often the nearer the end is, so that looking takes next to
-        no time from what is measured, and the end is seen within 2 percent.
+        Polls more often near the end: so polling hardly slows the clone down,
+        and the end is seen with an error of at most 2 percent of the time.
         """
         begin = time.monotonic()
         first = None
@@ -150,7 +150,7 @@ class Lab:
         self.directory = tempfile.mkdtemp(prefix="lab-", dir=directory)
         self.processes = []
         self.count = 0
-        # A socket's path may have no more than 107 bytes.
+        # The path of a unix socket has at most 107 bytes.
         if len(self.path("0123456789.ctl")) > 107:
             self.close()
             raise Failed("the directory's path is too long for unix sockets, "
@@ -164,12 +164,12 @@ class Lab:
         return os.path.join(self.directory, name)
 
     def fresh(self, suffix=""):
-        """A path that nothing has been at."""
+        """A path that has not been used."""
         self.count += 1
         return self.path(f"{self.count}{suffix}")
 
     def remove(self, *paths):
-        """Also the metadata of a clone's destination."""
+        """Remove files, and the metadata of those that are destinations."""
         for path in paths:
             for p in (path, path + ".clone"):
                 with contextlib.suppress(FileNotFoundError):
@@ -179,7 +179,7 @@ class Lab:
 
     @contextlib.contextmanager
     def running(self, process):
-        """End it, one way or the other."""
+        """End the process on leaving, by SIGKILL after an exception."""
         self.processes.append(process)
         try:
             yield process
@@ -194,7 +194,7 @@ class Lab:
             process.kill()
 
     def run(self, *argv, **kwargs):
-        """Run a command to its end; its output."""
+        """Run a command and return its output."""
         result = subprocess.run(argv, stdin=subprocess.DEVNULL,
                                 stdout=subprocess.PIPE, text=True,
                                 stderr=subprocess.STDOUT, timeout=PATIENCE,
@@ -204,7 +204,7 @@ class Lab:
         return result.stdout
 
     def seconds(self, *argv):
-        """How long the command runs."""
+        """Run a command and return the time that it takes."""
         begin = time.monotonic()
         self.run(*argv)
         return time.monotonic() - begin
@@ -214,14 +214,14 @@ class Lab:
                 "-P", path + ".pid", *args]
 
     def nbdkit(self, *args):
-        """An nbdkit server, to be used in `with'."""
+        """An nbdkit server, as a context manager."""
         path = self.fresh()
         return self.running(Server(
             f"nbdkit {args[0]}", self.nbdkit_argv(path, args), path + ".log",
             path + ".sock", path + ".pid"))
 
     def source(self, disk, rtt=0):
-        """The server of a source, the same for the clone and its peers.
+        """An NBD server for a source, for the clone and its peers.
 
         rtt: milliseconds
         """
@@ -230,7 +230,7 @@ class Lab:
                            *delay)
 
     def clone(self, source, destination, *args, server=()):
-        """A clone, to be used in `with'.  source: a server or a path."""
+        """A clone, as a context manager.  source: a server or a path"""
         path = self.fresh()
         argv = self.nbdkit_argv(path, [
             *server, self.plugin, getattr(source, "uri", source),
@@ -241,9 +241,9 @@ class Lab:
     # Disks.
 
     def disk(self, name, size, data=None):
-        """A file, made when it is first asked for.
+        """The path of a disk image, which is created on the first call.
 
-        data: a list of (offset, length) that are not zero; all by default.
+        data: a list of the (offset, length) that are not zero; default: all
         """
         path = self.path(name)
         if os.path.exists(path):
@@ -262,13 +262,13 @@ class Lab:
                     f.write(os.urandom(n))
                     length -= n
             f.flush()
-            # Its write-back must not be under way when it is being used.
+            # Write-back would disturb the measurements.
             os.fsync(f.fileno())
         return path
 
 
 def fio(lab, server, *args):
-    """Run fio's nbd engine on a server; its figures."""
+    """Run fio's nbd engine on a server, and return its figures."""
     with tempfile.NamedTemporaryFile(dir=lab.directory) as out:
         lab.run("fio", "--name=bench", "--ioengine=nbd", f"--uri={server.uri}",
                 "--bs=4k", "--group_reporting", "--randrepeat=0",
@@ -283,9 +283,9 @@ def p99(job, direction):
 
 
 def settle(path, forget=False):
-    """Write back what earlier runs left dirty in a file.
+    """Write back a file's dirty pages.
 
-    forget: and drop it from the page cache
+    forget: also drop the file from the page cache
     """
     fd = os.open(path, os.O_RDWR)
     try:
@@ -297,10 +297,10 @@ def settle(path, forget=False):
 
 
 def have_memory(size):
-    """Have so many bytes of free memory that the host has really provided.
+    """Ensure that this number of bytes of free memory is backed by the host.
 
-    To a virtual machine it may do so only when memory is written to, and take
-    back soon what is free.
+    A host may give memory to a virtual machine only when it is written to, and
+    soon take free memory back.
     """
     memory = bytearray(b"x") * size
     del memory

@@ -1,7 +1,7 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-"""P5 and P6: how long one client's request takes while hydration goes on."""
+"""P5 and P6: the latency of a client's requests during hydration."""
 
 import json
 import signal
@@ -14,9 +14,9 @@ from lab import GIB, MIB, PATIENCE, Failed, Process, fio, p99, tail
 
 
 class BackgroundFio(Process):
-    """fio, until it is told to end.
+    """fio, running until `end' is called.
 
-    before: a command that it runs just before its first request
+    before: a command that fio runs just before its first request
     """
 
     def __init__(self, lab, server, *args, before=None):
@@ -30,10 +30,10 @@ class BackgroundFio(Process):
         ], lab.fresh(".log"))
 
     def end(self):
-        """Its figures."""
+        """End fio and return its figures."""
         self.check()
         self.popen.send_signal(signal.SIGINT)
-        # Its status says that it was interrupted.
+        # The exit status is not 0, because fio was interrupted.
         self.popen.wait(PATIENCE)
         with open(self.output) as f:
             text = f.read()
@@ -43,7 +43,7 @@ class BackgroundFio(Process):
 
 
 def resume(clone):
-    """The command that starts hydration, as a value of fio's."""
+    """The command that starts hydration, escaped for fio's exec_prerun."""
     return ("curl -sS --max-time 60 -o /dev/null -X POST --unix-socket "
             f"{clone.control} http\\://localhost/resume")
 
@@ -56,7 +56,7 @@ def p5(lab):
 
     with lab.source(disk, rtt) as source:
         def hydrating():
-            """Reads of the last quarter, until hydration comes near."""
+            """Reads of the last quarter, until hydration comes near it."""
             destination = lab.fresh(".raw")
             with lab.clone(source, destination, "hydration=off") as clone:
                 with lab.running(BackgroundFio(
@@ -75,7 +75,7 @@ def p5(lab):
 
 
 def hydration_speed(clone):
-    """Bytes a second, from the next moment on until nearly all is valid."""
+    """Bytes a second, from the next progress until 95 percent are valid."""
     first = clone.status()["bytes_hydrated"]
     while True:
         status = clone.status()

@@ -1,8 +1,8 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-"""A row as an SVG, by gnuplot: a panel for each line of the table, in it every
-figure as a dot and the medians as bars.
+"""Plots a row with gnuplot, as SVG: one panel for each line of the table, with
+the figures as dots and the medians as bars.
 """
 
 import statistics
@@ -37,7 +37,7 @@ def panel(line):
 
 
 def wrapped(name):
-    """Two lines, where one would be too long."""
+    """The name, on two lines if it is long."""
     if len(name) < 30 or ", " not in name:
         return name
     middle = min((i for i in range(len(name)) if name.startswith(", ", i)),

@@ -1,12 +1,12 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-"""QEMU's way to the same end: a qcow2 overlay over the source, copy-on-read,
-and block-stream, in qemu-storage-daemon.
+"""How QEMU does the same job: qemu-storage-daemon with a qcow2 overlay over the
+source, copy-on-read, and block-stream.
 
     NBD export -> copy-on-read -> overlay (qcow2) -> backing: source (NBD)
 
-block-stream goes on the overlay's node, not on the filter's.
+block-stream runs on the overlay's node, not on the filter's.
 """
 
 import json
@@ -86,13 +86,13 @@ class StorageDaemon(Process):
             return
 
     def quit(self):
-        """It flushes its images."""
+        """End the daemon, which flushes its images."""
         self.execute("quit")
         self.popen.wait(PATIENCE)
 
 
 def stream(lab, source, size):
-    """Seconds until all is copied, and until it is durable, too."""
+    """Seconds until everything is copied, and until it is durable."""
     overlay = lab.fresh(".qcow2")
     begin = time.monotonic()
     with lab.running(StorageDaemon(lab, source, overlay, size)) as daemon:

@@ -1,7 +1,7 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-"""P1, P3 and P4: small random requests, 16 deep, by fio's nbd engine."""
+"""P1, P3 and P4: small random requests, 16 in flight, by fio's nbd engine."""
 
 from experiment import Experiment
 from figures import Line, at_least
@@ -16,14 +16,14 @@ def rate(job, direction):
 
 
 def random_for(lab, server, direction, seconds):
-    """Random requests all over the disk, for some seconds."""
+    """The rate of random requests all over the disk."""
     job = fio(lab, server, f"--rw=rand{direction}", DEEP, "--time_based",
               f"--runtime={1 if lab.quick else seconds}", "--norandommap")
     return rate(job, direction)
 
 
 def complete_clone(lab, disk):
-    """The destination of a complete clone."""
+    """Make a complete clone, and return its destination."""
     destination = lab.fresh(".raw")
     with lab.clone(disk, destination) as clone:
         clone.wait_complete()
@@ -87,7 +87,7 @@ def p4(lab):
     complete = complete_clone(lab, disk)
 
     def write_all(server):
-        """Each block once."""
+        """Write each block once, and return the rate."""
         have_memory(2 * size)
         job = fio(lab, server, "--rw=randwrite", DEEP, f"--size={size}")
         return rate(job, "write")
@@ -103,7 +103,7 @@ def p4(lab):
             lab.remove(destination)
 
         def complete_clone_again():
-            """As hydration leaves it: nothing of it is in the page cache."""
+            """With the destination as hydration leaves it: not cached."""
             settle(complete, forget=True)
             with lab.clone(source, complete) as server:
                 line.peer.append(write_all(server))
