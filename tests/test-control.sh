@@ -2,9 +2,9 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that the control interface answers as documented: all fields of
-# /status, pause, resume, wait and settings; and that wrong requests get 400, 404
-# or 405 with a message in JSON, and change nothing.
+# Proves that the control interface of the plugin works as documented: all
+# members of /status, pause, resume, wait and settings; and that wrong requests
+# get 400, 404 or 405 with a message in JSON, and change nothing.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -37,7 +37,7 @@ jq -e '.size == 4194304 and .region_size == 65536 and .regions == 64 and
                     has("hydration-batch-size")) and
        .settings."hydration-rate" == 1000000' "$tmp/status"
 
-# Settings: each alone, and several at once; the answer has all of them.
+# Settings: one alone, and several at once; the answer has all of them.
 control PATCH /settings -d '{"hydration-rate": 123}' >"$tmp/body"
 jq -e 'length == 3 and ."hydration-rate" == 123' "$tmp/body"
 control PATCH /settings -d \
@@ -71,7 +71,7 @@ for body in '' 'x' '[]' '1' '{' '{"hydration-rate": -1}' \
   wrong 400 PATCH /settings -d "$body"
   test "$(status '.settings | tojson')" = "$settings"
 done
-# Far too much.
+# A body that is far too long.
 head -c 10M /dev/zero | tr '\0' ' ' >"$tmp/long"
 code=$(http_code PATCH /settings --data-binary "@$tmp/long" || :)
 test "$code" = 400 || test "$code" = 413
@@ -89,7 +89,7 @@ done
 wrong 405 POST /settings -d '{"hydration-rate": 5}'
 status_is '.state == "paused" and .hydrated == 0'
 
-# No HTTP at all, half a request, and many at once: it goes on.
+# Garbage, halves of requests, and many connections at once do no harm.
 $python - "$tmp/clone.ctl" <<'PY'
 import os, socket, sys
 socks = []
@@ -106,7 +106,7 @@ for s in socks[::2]:
 PY
 status_is '.state == "paused"'
 
-# Several wait; pause and resume can be repeated.
+# Several clients can wait; pause and resume can be repeated.
 control GET /wait >"$tmp/wait1" & a=$!
 control GET /wait >"$tmp/wait2" & b=$!
 control POST /pause
@@ -122,14 +122,14 @@ wait_complete
 status_is '.state == "complete" and .hydrated == 64 and .durable == 64 and
            .hydrating == 0 and .bytes_hydrated == 4194304 and
            .source.connected == false and .source.connections == 0'
-# Too late to pause, and no harm in it.
+# It is too late to pause and resume, and does no harm.
 control POST /pause || :
 control POST /resume || :
 status_is '.state == "complete"'
 stop clone
 test ! -e "$tmp/clone.ctl"
 
-# SIGTERM ends those who wait, too.
+# SIGTERM ends GET /wait requests, too.
 rm "$tmp/dest" "$tmp/dest.clone"
 serve_clone "$(uri src)" destination="$tmp/dest" hydration=off
 control GET /wait >/dev/null 2>&1 & a=$!
@@ -137,8 +137,8 @@ status_is '.state == "paused"'
 stop clone
 wait $a || :
 
-# A socket that a killed server left behind is in nobody's way; one that is
-# used by somebody is, and so is a file.
+# A socket that is in use is an error, and so is a file that is not a socket.  A
+# socket that a killed server has left behind is replaced.
 serve_clone "$(uri src)" destination="$tmp/dest" hydration=off
 refused control "$tmp/src" destination="$tmp/dest2" control="$tmp/clone.ctl"
 refused control "$tmp/src" destination="$tmp/dest2" control="$tmp/src"
@@ -149,11 +149,11 @@ server clone nbdkit -f -P "$tmp/clone.pid" -U "$tmp/clone.sock" "$plugin" \
 wait_complete
 stop clone
 
-# Without control= there is none, and an address needs a token.
+# An address that is not loopback needs a token.
 refused 'control-token|loopback' "$tmp/src" destination="$tmp/dest2" \
         control=0.0.0.0:10809
 
-# One connection to the source: larger copies, to fill a long link.
+# With one connection to the source copies are larger, to fill a long link.
 stop src
 rm "$tmp/dest" "$tmp/dest.clone"
 serve src --filter=multi-conn file "$tmp/src" multi-conn-mode=disable

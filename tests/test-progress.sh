@@ -2,14 +2,14 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that progress= prints lines of JSON, up to one that says complete, and that
-# a reader which goes away or does not read stops nothing.
+# Proves that progress= writes lines of JSON, the last with the state
+# "complete", and that a reader that goes away or does not read stops nothing.
 
 . "$(dirname "$0")/functions.sh"
 
 make_disk "$tmp/src" 4M
 
-# The lines go to a file descriptor, and to stderr.
+# Lines go to a file descriptor, or to stderr.
 serve_fd ()
 {
   exec nbdkit -f -P "$tmp/clone.pid" -U "$tmp/clone.sock" "$plugin" \
@@ -22,7 +22,7 @@ wait_complete
 stop clone
 cat "$tmp/progress"
 test -s "$tmp/progress"
-# Every line is whole, and the last one says that all is done.
+# Every line is whole, and only the last one is "complete".
 test "$(tail -c 1 "$tmp/progress" | od -An -tx1 | tr -d ' ')" = 0a
 while read -r line; do
   jq -e '.regions == 1024 and .hydrated <= 1024' <<<"$line"
@@ -35,14 +35,14 @@ serve_clone "$tmp/src" destination="$tmp/dest" progress=stderr
 wait_complete
 stop clone
 grep '^{' "$tmp/clone.log" | tail -n 1 | jq -e '.state == "complete"'
-# Without it nothing is printed.
+# Without progress= there are no lines.
 rm "$tmp/dest" "$tmp/dest.clone" "$tmp/clone.log"
 serve_clone "$tmp/src" destination="$tmp/dest"
 wait_complete
 stop clone
 fails grep '^{' "$tmp/clone.log"
 
-# A reader that never reads, and one that is gone.
+# A reader that never reads, and one that has gone.
 rm "$tmp/dest" "$tmp/dest.clone"
 mkfifo "$tmp/fifo"
 serve_fifo ()

@@ -2,12 +2,15 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Proves that the control interface answers each request, right or wrong, as
- * control.h says; that those who wait are answered when hydration completes or
- * fails, when the interface stops, and that they cost neither a thread nor,
- * when they have gone, a connection; that sockets of others are left alone;
- * that settings change all or not at all; and that progress lines are whole and
- * wait for nobody.
+/* Proves that:
+ *
+ *   - the control interface answers right and wrong requests as control.h says;
+ *   - GET /wait is answered when hydration completes or fails, and when the
+ *     interface stops; it costs no thread, and no connection after its client
+ *     has gone;
+ *   - sockets of other processes are left alone;
+ *   - a patch changes all settings that it names, or none;
+ *   - progress lines are whole, and do not wait for the reader.
  */
 
 #include <config.h>
@@ -168,7 +171,7 @@ send_all (int fd, const char *buf, size_t len)
   }
 }
 
-/* headers: NULL, or lines that end in \r\n */
+/* headers is NULL, or lines that end in \r\n. */
 static void
 send_request (int fd, const char *method, const char *target,
               const char *headers, const char *body)
@@ -186,7 +189,7 @@ send_request (int fd, const char *method, const char *target,
   free (head);
 }
 
-/* Read up to the end of the connection, and close it. */
+/* Read until the server closes the connection, then close it here, too. */
 static void
 read_answer (int fd, struct answer *a)
 {
@@ -222,7 +225,9 @@ ask (struct answer *a, const char *method, const char *target,
   read_answer (fd, a);
 }
 
-/* Ask for a thing that is wrong, which must be said in JSON. */
+/* Send a wrong request.  The answer must have this code, be an error in JSON,
+ * and contain the text `expect'.
+ */
 static void
 ask_wrong (int code, const char *method, const char *target,
            const char *headers, const char *body, const char *expect)
@@ -465,7 +470,9 @@ START_TEST (test_status_object)
 }
 END_TEST
 
-/* The source's error is what is known of it, as JSON can hold it. */
+/* The source's error appears unchanged if it is UTF-8.  Otherwise a question mark
+ * replaces each byte that is not ASCII.
+ */
 START_TEST (test_status_error)
 {
   static const struct {
@@ -496,7 +503,7 @@ START_TEST (test_status_error)
 }
 END_TEST
 
-/* No status is so long that a pipe could not take it as a whole. */
+/* Any status is shorter than PIPE_BUF, so that a pipe takes it whole. */
 START_TEST (test_status_length)
 {
   const uint64_t max = INT64_MAX;
@@ -526,7 +533,7 @@ END_TEST
 
 /* ---- requests ---- */
 
-/* A source that is lost, or not, as told here. */
+/* What the source says about its state. */
 static struct {
   _Atomic enum backend_state state;
   const char *_Atomic reason;
@@ -561,8 +568,8 @@ assert_source_error (const char *error)
   json_decref (a.json);
 }
 
-/* The status has the reason of the last failure as long as the source is away,
- * and none while it is there or after it was closed.
+/* The status has the reason of the last failure while the source is lost or
+ * refused, and none while it is connected or after it was closed.
  */
 START_TEST (test_source_error)
 {
@@ -686,7 +693,7 @@ START_TEST (test_refusals)
   free (large);
   free (fits);
 
-  /* None of them changed anything. */
+  /* No refused request has changed anything. */
   ck_assert_uint_eq (mock_count (source, MOCK_PREAD), 0);
   ask (&a, "GET", "/status", NULL, NULL);
   ck_assert_ptr_nonnull (strstr (a.body, "\"hydration-rate\": 0"));
@@ -730,7 +737,9 @@ START_TEST (test_bad_token)
 }
 END_TEST
 
-/* What is no HTTP, or stops in the middle, is in nobody's way. */
+/* Clients that do not speak HTTP, or stop in the middle of a request, do not
+ * disturb others, nor the end.
+ */
 START_TEST (test_garbage)
 {
   static const char *const garbage[] = {
@@ -771,7 +780,7 @@ START_TEST (test_garbage)
 }
 END_TEST
 
-/* A signal that comes to the process is never handled on our threads. */
+/* The threads block all signals. */
 START_TEST (test_signals)
 {
   const int fd = open ("/dev/null", O_WRONLY);
@@ -799,7 +808,7 @@ START_TEST (test_signals)
 }
 END_TEST
 
-/* ---- those who wait ---- */
+/* ---- GET /wait ---- */
 
 START_TEST (test_wait_complete)
 {
@@ -853,7 +862,7 @@ START_TEST (test_wait_failed)
 }
 END_TEST
 
-/* A destination that is lost may come back: that is not the end. */
+/* GET /wait is not answered while the destination is lost: it may come back. */
 START_TEST (test_wait_mode)
 {
   struct answer a;
@@ -902,7 +911,9 @@ START_TEST (test_wait_and_go_away)
 }
 END_TEST
 
-/* A client that asks and asks, and never reads an answer. */
+/* A client that sends requests until the server takes no more, and never reads
+ * an answer.
+ */
 static int
 dial_and_jam (void)
 {
@@ -983,7 +994,7 @@ START_TEST (test_path)
   struct stat st;
   int fd;
 
-  /* Something else. */
+  /* Files that are not sockets. */
   fd = open (path, O_CREAT | O_WRONLY, 0600);
   close (fd);
   refuse (path, "not a socket");
@@ -998,7 +1009,7 @@ START_TEST (test_path)
   snprintf (longer, sizeof longer, "%s/no/socket", dir);
   refuse (longer, "No such file");
 
-  /* Not one of ours, whatever it is for. */
+  /* A socket of another type. */
   snprintf (addr.sun_path, sizeof addr.sun_path, "%s", path);
   fd = socket (AF_UNIX, SOCK_DGRAM, 0);
   ck_assert_int_eq (bind (fd, (struct sockaddr *)&addr, sizeof addr), 0);
@@ -1006,7 +1017,7 @@ START_TEST (test_path)
   close (fd);
   unlink (path);
 
-  /* One that is in use, one that is left behind. */
+  /* A socket that is in use, and one that was left behind. */
   start (path, NULL);
   refuse (path, "another process");
   control_stop (control);
@@ -1021,7 +1032,7 @@ START_TEST (test_path)
   ck_assert_ptr_nonnull (control);
   close (dial ());
 
-  /* What another one put there is his. */
+  /* A file that another process has put there is not removed. */
   unlink (path);
   fd = open (path, O_CREAT | O_WRONLY, 0600);
   close (fd);
@@ -1031,7 +1042,7 @@ START_TEST (test_path)
 }
 END_TEST
 
-/* A port that nobody has at this moment. */
+/* A port that is free at this moment. */
 static unsigned
 free_port (void)
 {
@@ -1098,7 +1109,9 @@ END_TEST
 
 /* ---- progress ---- */
 
-/* Each line of a text is a status; the state of the last is returned. */
+/* Check that each line of the text is a status.  *n is their number; the result
+ * is the state of the last one.  Destroys the text.
+ */
 static const char *
 check_lines (char *text, unsigned *n)
 {
@@ -1148,7 +1161,7 @@ START_TEST (test_progress)
   close (fd[1]);
   ck_assert_int_eq (progress_start (p), 0);
   hydrate_resume (instance.hydrate);
-  /* Up to the end of the file, which comes without progress_stop. */
+  /* The end of the file comes without progress_stop. */
   read_all (fd[0], text, sizeof text);
   ck_assert_str_eq (check_lines (text, &n), "complete");
   ck_assert_uint_ge (n, 1);
@@ -1179,8 +1192,8 @@ START_TEST (test_progress_stop)
 }
 END_TEST
 
-/* Nobody reads.  The lines before the pipe was full are whole, and the file
- * that we share with others has not become non-blocking.
+/* The pipe or socket is full, and nobody reads.  No part of a line is written,
+ * and the shared file has not become non-blocking.
  */
 START_TEST (test_progress_full)
 {
@@ -1232,7 +1245,7 @@ START_TEST (test_progress_nobody)
   p = progress_new (fd[1], &instance, &mock_messages);
   ck_assert_ptr_nonnull (p);
   close (fd[0]);
-  /* SIGPIPE, which nobody ignores here, would end the test. */
+  /* SIGPIPE is not ignored here, and would end the test. */
   ck_assert_int_eq (progress_start (p), 0);
   mock_settle ();
   progress_stop (p);
@@ -1256,8 +1269,8 @@ START_TEST (test_progress_fd)
 }
 END_TEST
 
-/* Lines in a file come after what is there, and what others write to it comes
- * after them.
+/* Lines are appended at the shared position of a file: after existing data, and
+ * before data that others write later.
  */
 START_TEST (test_progress_file)
 {
