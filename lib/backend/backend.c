@@ -199,10 +199,10 @@ backend_share (struct backend *b, struct backend *from, uint64_t count,
 }
 
 void
-backend_behind (struct backend *b)
+backend_write_behind (struct backend *b)
 {
-  if (b->ops->behind)
-    b->ops->behind (b);
+  if (b->ops->write_behind)
+    b->ops->write_behind (b);
 }
 
 int

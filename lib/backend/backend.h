@@ -56,7 +56,7 @@ struct segment {
 #define BACKEND_MAY_TRIM 2 /* zero: may become a hole */
 #define BACKEND_FAST 4     /* zero: EOPNOTSUPP if slower than that */
 #define BACKEND_REQ_ONE 8  /* extents: one extent is enough */
-#define BACKEND_BEHIND 16  /* pwrite: not wanted again soon, see behind */
+#define BACKEND_WRITE_BEHIND 16 /* pwrite: nobody reads it again soon */
 
 /* What the user of a backend wants to know about its peer. */
 struct backend_service {
@@ -131,13 +131,13 @@ struct backend_ops {
   int (*share) (struct backend *b, struct backend *from, uint64_t count,
                 uint64_t offset);
 
-  /* Let what was written with BACKEND_BEHIND go from the host's memory to the
-   * device.  Whoever writes with that flag calls this soon afterwards, again
-   * and again.  It may wait for the device, to keep back who writes faster than
-   * that; so the caller must own and hold nothing.  It says nothing about what
-   * is durable.  NULL where the flag does nothing.
+  /* Move data that were written with BACKEND_WRITE_BEHIND from the host's
+   * memory to the device.  The writer calls this regularly, soon after its
+   * writes.  It may wait for the device, which slows down a writer that is
+   * faster than the device; so the caller must own and hold nothing.  It does
+   * not make data durable.  NULL where the flag does nothing.
    */
-  void (*behind) (struct backend *b);
+  void (*write_behind) (struct backend *b);
 
   /* Append to list, which is empty, extents that begin at offset and cover at
    * least one byte and no more than the range.  What the backend does not know
@@ -265,7 +265,7 @@ extern bool backend_can_share (const struct backend *b,
                                const struct backend *from);
 extern int backend_share (struct backend *b, struct backend *from,
                           uint64_t count, uint64_t offset);
-extern void backend_behind (struct backend *b);
+extern void backend_write_behind (struct backend *b);
 extern int backend_extents (struct backend *b, uint64_t count, uint64_t offset,
                             unsigned flags, struct extents *list);
 extern unsigned backend_connections (struct backend *b);

@@ -17,15 +17,15 @@
 
 #include "backend/channel.h"
 
-/* So many writes may put off backend_behind. */
-#define MAX_BEHIND 32
+/* After so many writes backend_write_behind is called in any case. */
+#define WRITE_BEHIND_DEFER_MAX 32
 
 struct inline_channel {
   struct channel channel;
   struct backend *backend;
   struct ev_loop *loop;
   struct io *done, **done_end;
-  unsigned behind;  /* writes with BACKEND_BEHIND since backend_behind */
+  unsigned written_behind; /* writes since backend_write_behind was called */
   /* Runs once in each turn of the loop in which something was done, after the
    * loop has looked at its sockets.  (An idle watcher would wait for as long
    * as sockets are busy.)
@@ -60,7 +60,8 @@ inline_submit (struct channel *channel, struct io *io)
   io->next = NULL;
   *ch->done_end = io;
   ch->done_end = &io->next;
-  ch->behind += io->type == IO_WRITE && (io->flags & BACKEND_BEHIND);
+  ch->written_behind +=
+    io->type == IO_WRITE && (io->flags & BACKEND_WRITE_BEHIND);
   ev_async_send (ch->loop, &ch->wakeup);
 }
 
@@ -82,9 +83,10 @@ inline_wakeup (struct ev_loop *loop, ev_async *w, int revents)
    * that regions may be owned, and clients wait for them.  Rather wait for the
    * device when that is not so, unless that is never.
    */
-  if (ch->behind > 0 && (ch->done == NULL || ch->behind >= MAX_BEHIND)) {
-    ch->behind = 0;
-    backend_behind (ch->backend);
+  if (ch->written_behind > 0 &&
+      (ch->done == NULL || ch->written_behind >= WRITE_BEHIND_DEFER_MAX)) {
+    ch->written_behind = 0;
+    backend_write_behind (ch->backend);
   }
 }
 

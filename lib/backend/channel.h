@@ -35,8 +35,8 @@ struct io {
   uint64_t count, offset;  /* bytes; IO_READ, IO_WRITE and IO_SHARE: at most
                             * 32 MiB, IO_ZERO: 1 GiB, IO_EXTENTS: 3 GiB */
   unsigned flags;          /* IO_ZERO: BACKEND_MAY_TRIM;
-                            * IO_WRITE: BACKEND_BEHIND, after which the channel
-                            * calls backend_behind */
+                            * IO_WRITE: BACKEND_WRITE_BEHIND; the channel then
+                            * calls backend_write_behind */
   struct extents *extents; /* IO_EXTENTS: filled in; empty before */
   void (*done) (struct io *io);
   void *opaque;            /* the caller's */

@@ -15,7 +15,7 @@
  * So FUA has a description of its own, opened O_DSYNC, and `fd' sees nothing
  * but plain writes and the flushes.
  *
- * Write-behind (behind.h) has a third one, read-only, because to wait with
+ * Write-behind (write-behind.h) has a third one, read-only, since to wait with
  * sync_file_range is also told of errors, and takes them away from the
  * description on which it is called.  None of the three can take anything from
  * another.  It can be done without, where it cannot be opened.  To close one
@@ -75,7 +75,7 @@ struct file {
   struct backend b;
   int fd;
   int fua_fd;            /* O_DSYNC, see above; -1 if read-only */
-  struct behind behind;  /* with a descriptor of its own, see above */
+  struct write_behind write_behind; /* with a descriptor of its own */
   bool named;            /* false: see backend_file_publish */
   dev_t dev;             /* who this is: a file's device and inode, */
   ino_t ino;
@@ -220,9 +220,9 @@ file_pwrite (struct backend *b, const struct segment *seg, size_t n,
       run++;
     if (write_adjacent (fd, &seg[i], run) == -1)
       return -1;
-    if (flags & BACKEND_BEHIND)
+    if (flags & BACKEND_WRITE_BEHIND)
       for (size_t j = i; j < i + run; ++j)
-        behind_wrote (&f->behind, seg[j].count, seg[j].offset);
+        write_behind_add (&f->write_behind, seg[j].count, seg[j].offset);
   }
   return 0;
 }
@@ -252,7 +252,7 @@ file_flush (struct backend *b)
   if (sync_fd (f->fd) == -1)
     return -1;
   /* Perhaps nobody but write-behind was told of an error. */
-  error = behind_error (&f->behind);
+  error = write_behind_error (&f->write_behind);
   if (error == 0)
     return 0;
   errno = error;
@@ -273,9 +273,9 @@ file_share (struct backend *b, struct backend *from, uint64_t count,
 }
 
 static void
-file_behind (struct backend *b)
+file_write_behind (struct backend *b)
 {
-  behind_run (&to_file (b)->behind);
+  write_behind_run (&to_file (b)->write_behind);
 }
 
 /* ---- zero and trim ---- */
@@ -557,7 +557,7 @@ file_close (struct backend *b)
 {
   struct file *f = to_file (b);
 
-  behind_destroy (&f->behind);
+  write_behind_destroy (&f->write_behind);
   if (f->fua_fd >= 0)
     close (f->fua_fd);
   if (f->fd >= 0)
@@ -574,7 +574,7 @@ static const struct backend_ops file_ops = {
   .trim = file_trim,
   .flush = file_flush,
   .share = file_share,
-  .behind = file_behind,
+  .write_behind = file_write_behind,
   .extents = file_extents,
 };
 
@@ -609,7 +609,7 @@ new_file (const struct backend_params *params, const struct log *log)
   f->b.minimum_block = 1;
   f->block_size = 1;
   f->fd = f->fua_fd = -1;
-  behind_init (&f->behind, -1); /* open_others sets it */
+  write_behind_init (&f->write_behind, -1); /* open_others sets it */
   return f;
 }
 
@@ -717,7 +717,7 @@ open_others (struct file *f)
   f->fua_fd = open_again (f, O_RDWR | O_DSYNC);
   if (f->fua_fd == -1)
     return -1;
-  f->behind.fd = open_again (f, O_RDONLY);
+  f->write_behind.fd = open_again (f, O_RDONLY);
   return 0;
 }
 

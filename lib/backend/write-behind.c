@@ -14,40 +14,40 @@
 #include "base/rounding.h"
 
 void
-behind_init (struct behind *bh, int fd)
+write_behind_init (struct write_behind *wb, int fd)
 {
-  bh->fd = fd;
-  bh->error = 0;
-  pthread_mutex_init (&bh->lock, NULL);
-  pthread_mutex_init (&bh->turn, NULL);
-  bh->first = bh->next = bh->end = bh->waiting = bh->started = 0;
+  wb->fd = fd;
+  wb->error = 0;
+  pthread_mutex_init (&wb->lock, NULL);
+  pthread_mutex_init (&wb->turn, NULL);
+  wb->first = wb->next = wb->end = wb->waiting = wb->started = 0;
 }
 
 void
-behind_destroy (struct behind *bh)
+write_behind_destroy (struct write_behind *wb)
 {
-  if (bh->fd >= 0)
-    close (bh->fd);
-  pthread_mutex_destroy (&bh->lock);
-  pthread_mutex_destroy (&bh->turn);
+  if (wb->fd >= 0)
+    close (wb->fd);
+  pthread_mutex_destroy (&wb->lock);
+  pthread_mutex_destroy (&wb->turn);
 }
 
-static struct behind_window *
-window (struct behind *bh, uint64_t i)
+static struct write_behind_window *
+get_window (struct write_behind *wb, uint64_t i)
 {
-  return &bh->window[i % BEHIND_WINDOWS];
+  return &wb->window[i % WRITE_BEHIND_WINDOWS];
 }
 
-/* Join the range to a window that waits and touches it.  The last ones are the
- * likely ones.
+/* Merge the range into a waiting window that it touches, starting with the
+ * newest window, which is the most likely one.  False if there is none.
  */
 static bool
-join (struct behind *bh, uint64_t count, uint64_t offset)
+merge_window (struct write_behind *wb, uint64_t count, uint64_t offset)
 {
-  for (uint64_t i = bh->end; i > bh->next; --i) {
-    struct behind_window *w = window (bh, i - 1);
+  for (uint64_t i = wb->end; i > wb->next; --i) {
+    struct write_behind_window *w = get_window (wb, i - 1);
 
-    if (w->count + count > BEHIND_GATHER)
+    if (w->count + count > WRITE_BEHIND_GATHER)
       continue;
     if (w->offset + w->count == offset || offset + count == w->offset) {
       w->offset = MIN (w->offset, offset);
@@ -59,106 +59,113 @@ join (struct behind *bh, uint64_t count, uint64_t offset)
 }
 
 void
-behind_wrote (struct behind *bh, uint64_t count, uint64_t offset)
+write_behind_add (struct write_behind *wb, uint64_t count, uint64_t offset)
 {
-  if (bh->fd == -1 || count < BEHIND_MIN)
+  if (wb->fd == -1 || count < WRITE_BEHIND_MIN)
     return;
 
-  LOCK_FOR_SCOPE (&bh->lock);
+  LOCK_FOR_SCOPE (&wb->lock);
 
-  if (!join (bh, count, offset)) {
-    if (bh->end - bh->first == BEHIND_WINDOWS)
+  if (!merge_window (wb, count, offset)) {
+    if (wb->end - wb->first == WRITE_BEHIND_WINDOWS)
       return;
-    *window (bh, bh->end++) = (struct behind_window){ offset, count };
+    *get_window (wb, wb->end++) =
+      (struct write_behind_window){ offset, count };
   }
-  bh->waiting += count;
+  wb->waiting += count;
 }
 
-/* Take a window that is to be started, or to go, from among those before end.
- * False if there is none.
+/* Get the next window to start from those before end.  False if there is
+ * none.
  */
 static bool
-take_waiting (struct behind *bh, uint64_t end, struct behind_window *w)
+take_waiting (struct write_behind *wb, uint64_t end,
+              struct write_behind_window *w)
 {
-  LOCK_FOR_SCOPE (&bh->lock);
+  LOCK_FOR_SCOPE (&wb->lock);
 
-  if (bh->next >= end)
+  if (wb->next >= end)
     return false;
-  *w = *window (bh, bh->next++);
-  bh->waiting -= w->count;
-  bh->started += w->count;
+  *w = *get_window (wb, wb->next++);
+  wb->waiting -= w->count;
+  wb->started += w->count;
   return true;
 }
 
+/* Get the next window to drop from those before end.  False if there is
+ * none.
+ */
 static bool
-take_oldest (struct behind *bh, uint64_t end, struct behind_window *w)
+take_oldest (struct write_behind *wb, uint64_t end,
+             struct write_behind_window *w)
 {
-  LOCK_FOR_SCOPE (&bh->lock);
+  LOCK_FOR_SCOPE (&wb->lock);
 
-  if (bh->started <= BEHIND_BYTES || bh->first >= end)
+  if (wb->started <= WRITE_BEHIND_BYTES || wb->first >= end)
     return false;
-  *w = *window (bh, bh->first++);
-  bh->started -= w->count;
+  *w = *get_window (wb, wb->first++);
+  wb->started -= w->count;
   return true;
 }
 
-/* With the turn. */
+/* Called with the turn. */
 static void
-sync_window (struct behind *bh, const struct behind_window *w, unsigned flags)
+sync_window (struct write_behind *wb, const struct write_behind_window *w,
+             unsigned flags)
 {
-  if (sync_file_range (bh->fd, w->offset, w->count, flags) == 0)
+  if (sync_file_range (wb->fd, w->offset, w->count, flags) == 0)
     return;
-  /* Others say that nothing was done, and that does no harm. */
+  /* Other errors mean that nothing was done, which does no harm. */
   if (errno == EIO || errno == ENOSPC || errno == EDQUOT)
-    bh->error = errno;
+    wb->error = errno;
 }
 
 static void
-start_window (struct behind *bh, const struct behind_window *w)
+start_window (struct write_behind *wb, const struct write_behind_window *w)
 {
-  LOCK_FOR_SCOPE (&bh->turn);
+  LOCK_FOR_SCOPE (&wb->turn);
 
-  if (bh->error == 0)
-    sync_window (bh, w, SYNC_FILE_RANGE_WRITE);
+  if (wb->error == 0)
+    sync_window (wb, w, SYNC_FILE_RANGE_WRITE);
 }
 
 static void
-drop_window (struct behind *bh, const struct behind_window *w)
+drop_window (struct write_behind *wb, const struct write_behind_window *w)
 {
-  LOCK_FOR_SCOPE (&bh->turn);
+  LOCK_FOR_SCOPE (&wb->turn);
 
-  if (bh->error == 0)
-    /* WRITE, for pages that became dirty again or were passed over. */
-    sync_window (bh, w, SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
+  /* WRITE again, for pages that became dirty again or were skipped. */
+  if (wb->error == 0)
+    sync_window (wb, w, SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
                  SYNC_FILE_RANGE_WAIT_AFTER);
-  if (bh->error == 0)
-    posix_fadvise (bh->fd, w->offset, w->count, POSIX_FADV_DONTNEED);
+  if (wb->error == 0)
+    posix_fadvise (wb->fd, w->offset, w->count, POSIX_FADV_DONTNEED);
 }
 
 void
-behind_run (struct behind *bh)
+write_behind_run (struct write_behind *wb)
 {
-  struct behind_window w;
+  struct write_behind_window w;
   uint64_t end;
 
-  if (bh->fd == -1)
+  if (wb->fd == -1)
     return;
   {
-    LOCK_FOR_SCOPE (&bh->lock);
-    if (bh->waiting < BEHIND_GATHER)
+    LOCK_FOR_SCOPE (&wb->lock);
+    if (wb->waiting < WRITE_BEHIND_GATHER)
       return;
-    end = bh->end;
+    end = wb->end;
   }
-  while (take_waiting (bh, end, &w))
-    start_window (bh, &w);
-  while (take_oldest (bh, end, &w))
-    drop_window (bh, &w);
+  while (take_waiting (wb, end, &w))
+    start_window (wb, &w);
+  while (take_oldest (wb, end, &w))
+    drop_window (wb, &w);
 }
 
 int
-behind_error (struct behind *bh)
+write_behind_error (struct write_behind *wb)
 {
-  LOCK_FOR_SCOPE (&bh->turn);
+  LOCK_FOR_SCOPE (&wb->turn);
 
-  return bh->error;
+  return wb->error;
 }

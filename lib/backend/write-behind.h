@@ -2,105 +2,115 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Write-behind: a file's data that nobody will want again soon are written
- * back while more of them come, and leave the page cache.
+/* Write-behind: write data back to the device soon after they were written to
+ * the file, and drop them from the page cache.  It is for data that nobody
+ * reads again soon, such as those that hydration copies.
  *
- * Without it gigabytes of dirty pages pile up: memory that others had to give
- * up for them, work to find and clean them later, and a long flush at the end.
+ * Without write-behind gigabytes of dirty pages pile up: other programs lose
+ * their cached data, the kernel has to find and clean the pages later, and the
+ * next flush takes long.
  *
- * The ranges, called windows, go through a queue:
+ * The written ranges, called windows, pass through a queue:
  *
- *     behind_wrote            behind_run              behind_run
- *    -------------> waiting -------------> started -------------> gone
- *                            write-back              write-back has ended,
- *                            begins                  pages are dropped
+ *    write_behind_add          write_behind_run          write_behind_run
+ *   -----------------> waiting ---------------> started -----------------> gone
+ *                               starts the               waits for the
+ *                               write-back               write-back, drops
+ *                                                        the pages
  *
- * Windows wait until they hold BEHIND_GATHER together, and what is written next
- * to one that waits joins it: the file system and the device do large requests
- * at less cost than many small ones.  What waits at the end is left to the
- * kernel, or to a flush.
+ * Windows wait until together they hold WRITE_BEHIND_GATHER bytes.  A range
+ * that touches a waiting window is merged into it, because file system and
+ * device handle a few large requests more cheaply than many small ones.
+ * Windows that still wait at the end are left to the kernel, or to a flush.
  *
- * A window goes when those started after it hold BEHIND_BYTES.  By then its
- * write-back is mostly done, so that there is little to wait for, and the
- * device always has something to do.
+ * A started window is dropped when the windows started after it hold
+ * WRITE_BEHIND_BYTES.  By then its write-back has mostly ended, so there is
+ * little to wait for, and the device always has work.
  *
- * Threads: all but init and destroy may be called by many at once.
+ * Threads: any number of threads may call these functions at once, except
+ * init and destroy.
  *
- * Errors.  Pages whose write-back failed are clean, and the only place that has
- * their data: dropped, a client would read what the device held before.  So the
- * first error ends write-behind for good.  Linux tells of an error once for all
- * pages of an open file description: so that no window drops its pages while
- * another is being told of their loss, windows take turns.
+ * Errors: after a failed write-back the pages are clean, but only memory holds
+ * their data.  If they were dropped, a client would read what the device held
+ * before.  So the first error ends write-behind for good.  Linux reports an
+ * error once for each open file description, not for each page.  So windows
+ * take turns: no window drops its pages while the error that concerns them is
+ * being reported to another window.
  *
- * A flush on another description is told of the same error, but for one kind:
- * where the file system cannot begin to write back (ext4's delayed allocation),
- * it may throw the pages away and tell only whoever asked for it.  So a flush
- * looks at behind_error, too, when it has ended.
+ * A flush on another description gets the same error, with one exception:
+ * where the file system cannot start the write-back (ext4's delayed
+ * allocation), it may discard the pages and report this only to the caller
+ * that started the write-back.  So a flush also checks write_behind_error when
+ * fdatasync has returned.
  */
 
-#ifndef CLONE_BEHIND_H
-#define CLONE_BEHIND_H
+#ifndef CLONE_WRITE_BEHIND_H
+#define CLONE_WRITE_BEHIND_H
 
 #include <pthread.h>
 #include <stdint.h>
 
-/* How much is on its way.  It should be what a device can have in flight, say
- * 1 GB/s for 10 ms, and not much more.  From 4M to 32M it makes no difference
- * on a disk with 400 MB/s.
+/* Bytes whose write-back is in progress.  This should be what a device can
+ * have in flight, say 1 GB/s for 10 ms, and not much more.  On a disk with
+ * 400 MB/s there is no difference between 4M and 32M.
  */
-#define BEHIND_BYTES (UINT64_C (16) << 20)
+#define WRITE_BEHIND_BYTES (UINT64_C (16) << 20)
 
-/* How much is started at once.  From 2M on it makes next to no difference to
- * copies of 256K and less, which take half as long again without it; the calls
- * that start more of it take longer, for which clients may have to wait.
+/* Bytes whose write-back is started together.  Without gathering, copies of
+ * 256K and less take half as long again.  Above 2M there is next to no gain,
+ * and the calls that start the write-back take longer, so that clients may
+ * have to wait for them.
  */
-#define BEHIND_GATHER (UINT64_C (2) << 20)
+#define WRITE_BEHIND_GATHER (UINT64_C (2) << 20)
 
-/* Smaller pieces are left to the kernel, which may join them with others. */
-#define BEHIND_MIN (UINT64_C (64) << 10)
+/* Smaller writes are left to the kernel, which may merge them with others. */
+#define WRITE_BEHIND_MIN (UINT64_C (64) << 10)
 
-/* Enough for BEHIND_BYTES of the smallest, and for many more that wait.  What
- * finds no place is left to the kernel.
+/* Room for WRITE_BEHIND_BYTES in the smallest windows, and for many more that
+ * wait.  Ranges that find no room are left to the kernel.
  */
-#define BEHIND_WINDOWS 512
+#define WRITE_BEHIND_WINDOWS 512
 
-struct behind_window {
+struct write_behind_window {
   uint64_t offset, count; /* bytes */
 };
 
-struct behind {
-  int fd;              /* -1: there is no write-behind */
+struct write_behind {
+  int fd;               /* -1: write-behind is off */
 
-  pthread_mutex_t turn; /* held across I/O; protects what follows */
-  int error;            /* an errno, or 0; for good */
+  pthread_mutex_t turn; /* held across I/O; protects: */
+  int error;            /* the first errno, or 0; never reset */
 
-  pthread_mutex_t lock; /* not held across I/O; protects what follows */
-  /* Window i is window[i % BEHIND_WINDOWS].  From first to next they are
-   * started, from next to end they wait.
+  pthread_mutex_t lock; /* not held across I/O; protects: */
+  /* Window i is window[i % WRITE_BEHIND_WINDOWS].  Windows from first to next
+   * are started, windows from next to end wait.
    */
-  struct behind_window window[BEHIND_WINDOWS];
+  struct write_behind_window window[WRITE_BEHIND_WINDOWS];
   uint64_t first, next, end;
-  uint64_t waiting, started; /* bytes of those */
+  uint64_t waiting, started; /* their bytes */
 };
 
-/* fd is of an open file description that nothing else uses, and belongs to
- * behind_destroy; -1, until it is set, turns all functions into nothing.
+/* fd must be the only descriptor of its open file description;
+ * write_behind_destroy closes it.  With -1 all functions do nothing, until the
+ * caller sets it.
  */
-extern void behind_init (struct behind *bh, int fd);
-extern void behind_destroy (struct behind *bh);
+extern void write_behind_init (struct write_behind *wb, int fd);
+extern void write_behind_destroy (struct write_behind *wb);
 
-/* This has been written to the file.  Waits for nothing. */
-extern void behind_wrote (struct behind *bh, uint64_t count, uint64_t offset);
+/* Queue a range that has been written to the file.  Never blocks on I/O. */
+extern void write_behind_add (struct write_behind *wb, uint64_t count,
+                              uint64_t offset);
 
-/* When enough waits, start it, and wait for what must go: no more than there is
- * now, whatever others add.  The caller may have to wait for the device, so it
- * must hold nothing that others want.
+/* If enough windows wait, start them, and drop the oldest started windows.
+ * Handles only windows that are queued when it is called, whatever other
+ * threads add.  It may block on the device, so the caller must hold nothing
+ * that others wait for.
  */
-extern void behind_run (struct behind *bh);
+extern void write_behind_run (struct write_behind *wb);
 
-/* The errno of data that were lost before this was called, or 0.  Waits for the
- * window that is being started or dropped, if there is one.
+/* The errno of the first write-back that failed before this call, or 0.  Waits
+ * for a window that is being started or dropped.
  */
-extern int behind_error (struct behind *bh);
+extern int write_behind_error (struct write_behind *wb);
 
-#endif /* CLONE_BEHIND_H */
+#endif /* CLONE_WRITE_BEHIND_H */

@@ -592,7 +592,7 @@ go_on (struct copy *copy)
   else {
     copy->io.type = IO_WRITE;
     copy->io.buf = copy->buf + (i->pos - copy->range.start);
-    copy->io.flags = BACKEND_BEHIND;
+    copy->io.flags = BACKEND_WRITE_BEHIND;
   }
   channel_submit (copy->w->to, &copy->io);
 }

@@ -460,7 +460,7 @@ write_half (void *arg)
     if (backend_pwrite (half->b, half->data + pos, PIECE, pos,
                         half->flags) == -1)
       return (void *)half;
-    backend_behind (half->b);
+    backend_write_behind (half->b);
   }
   return NULL;
 }
@@ -493,8 +493,9 @@ random_data (size_t size)
   return (uint8_t *)data;
 }
 
-/* What is written with BACKEND_BEHIND leaves the page cache, but for the last
- * that is on its way; what is written without it stays; both are right.
+/* Data written with BACKEND_WRITE_BEHIND leave the page cache, except the last
+ * ones, whose write-back is in progress; data written without it stay.  The
+ * file's content is right in both cases.
  */
 START_TEST (write_behind)
 {
@@ -505,10 +506,10 @@ START_TEST (write_behind)
   ck_assert_uint_gt (cached (0, BIG), BIG / 4 * 3);
   check_content (data, BIG);
   data[0] ^= 1;
-  write_big (b, data, BACKEND_BEHIND);
+  write_big (b, data, BACKEND_WRITE_BEHIND);
   /* Pages that the kernel is busy with stay. */
   if (!is_on_tmpfs ())
-    ck_assert_uint_le (cached (0, BIG), BEHIND_BYTES + 8 * M);
+    ck_assert_uint_le (cached (0, BIG), WRITE_BEHIND_BYTES + 8 * M);
   check_content (data, BIG);
   ck_assert_int_eq (backend_flush (b), 0);
   backend_close (b);
@@ -528,17 +529,17 @@ START_TEST (behind_too_much)
   /* With gaps, so that no two can be joined. */
   for (uint64_t pos = 0; pos < size; pos += 2 * piece)
     ck_assert_int_eq (backend_pwrite (b, data + pos, piece, pos,
-                                      BACKEND_BEHIND), 0);
+                                      BACKEND_WRITE_BEHIND), 0);
   ck_assert_uint_gt (cached (0, size), size / 8 * 3);
-  backend_behind (b);
+  backend_write_behind (b);
   if (!is_on_tmpfs ())
     ck_assert_uint_lt (cached (0, size), size / 8 * 3);
   for (uint64_t pos = piece; pos < size; pos += 2 * piece)
     ck_assert_int_eq (backend_pwrite (b, data + pos, piece, pos, 0), 0);
   for (uint64_t pos = 0; pos < M; pos += 1000)
     ck_assert_int_eq (backend_pwrite (b, data + pos, 1000, pos,
-                                      BACKEND_BEHIND), 0);
-  backend_behind (b);
+                                      BACKEND_WRITE_BEHIND), 0);
+  backend_write_behind (b);
   check_content (data, size);
   backend_close (b);
   free (data);
@@ -561,14 +562,14 @@ START_TEST (behind_gathers)
 
     for (unsigned i = 0; i < 2; ++i) {
       ck_assert_int_eq (backend_pwrite (b, data + places[i], piece, places[i],
-                                        BACKEND_BEHIND), 0);
-      backend_behind (b);
+                                        BACKEND_WRITE_BEHIND), 0);
+      backend_write_behind (b);
       written += piece;
-      if (written < BEHIND_GATHER)
+      if (written < WRITE_BEHIND_GATHER)
         ck_assert_uint_eq (sync_starts, 0);
     }
   }
-  ck_assert_uint_eq (sync_starts, 2 * size / BEHIND_GATHER);
+  ck_assert_uint_eq (sync_starts, 2 * size / WRITE_BEHIND_GATHER);
   check_content (data, size);
   backend_close (b);
   free (data);
@@ -589,7 +590,7 @@ START_TEST (behind_fails)
 
   sync_errno = _i % 2 ? ENOSPC : EIO;
   sync_fails_with_flags = flags[_i / 2];
-  write_big (b, data, BACKEND_BEHIND);
+  write_big (b, data, BACKEND_WRITE_BEHIND);
   ck_assert_uint_eq (sync_fails_with_flags, 0);
   ck_assert_uint_gt (cached (0, BIG), BIG / 4 * 3);
   for (unsigned i = 0; i < 2; ++i) {
@@ -610,8 +611,9 @@ START_TEST (behind_unsupported)
 
   sync_errno = ESPIPE;
   sync_fails_with_flags = SYNC_FILE_RANGE_WRITE;
-  ck_assert_int_eq (backend_pwrite (b, data, 10 * M, 0, BACKEND_BEHIND), 0);
-  backend_behind (b);
+  ck_assert_int_eq (backend_pwrite (b, data, 10 * M, 0,
+                                    BACKEND_WRITE_BEHIND), 0);
+  backend_write_behind (b);
   ck_assert_uint_eq (sync_fails_with_flags, 0);
   ck_assert_int_eq (backend_flush (b), 0);
   check_content (data, 10 * M);
@@ -651,8 +653,9 @@ START_TEST (behind_stands_alone)
   ck_assert_uint_eq (readonly, 1);
 
   uint8_t *data = random_data (10 * M);
-  ck_assert_int_eq (backend_pwrite (b, data, 10 * M, 0, BACKEND_BEHIND), 0);
-  backend_behind (b);
+  ck_assert_int_eq (backend_pwrite (b, data, 10 * M, 0,
+                                    BACKEND_WRITE_BEHIND), 0);
+  backend_write_behind (b);
   ck_assert_int_eq (backend_flush (b), 0);
   check_content (data, 10 * M);
   ck_assert_ptr_null (open_path (path, false, true));
