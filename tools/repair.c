@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "backend/file.h"
 #include "findings.h"
 #include "nbdclone.h"
 #include "store.h"

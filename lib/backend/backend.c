@@ -2,12 +2,12 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
+/* The functions of the table, with what is true of all backends checked. */
+
 #include <config.h>
 
-#include <ctype.h>
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "backend/backend.h"
 #include "base/cleanup.h"
@@ -17,93 +17,12 @@
 /* How much backend_is_zero reads at once. */
 #define ZERO_PIECE (UINT64_C (1) << 20)
 
-/* ---- Opening ---- */
-
-/* The length of the scheme of a URI, 0 for what is a path.  As in RFC 3986,
- * with "://" after it, so that "/tmp/a://b" is a path.
- */
-static size_t
-scheme_length (const char *name)
-{
-  size_t n = 0;
-
-  if (!isalpha ((unsigned char)name[0]))
-    return 0;
-  while (isalnum ((unsigned char)name[n]) ||
-         (name[n] != '\0' && strchr ("+-.", name[n])))
-    n++;
-  return strncmp (name + n, "://", 3) == 0 ? n : 0;
-}
-
-bool
-backend_name_is_uri (const char *name)
-{
-  return scheme_length (name) > 0;
-}
-
-static bool
-scheme_is_nbd (const char *name, size_t length)
-{
-  static const char *const schemes[] = {
-    "nbd", "nbds", "nbd+unix", "nbds+unix", "nbd+vsock", "nbds+vsock"
-  };
-
-  for (size_t i = 0; i < sizeof schemes / sizeof schemes[0]; i++) {
-    if (strlen (schemes[i]) == length &&
-        strncmp (schemes[i], name, length) == 0)
-      return true;
-  }
-  return false;
-}
-
-struct backend *
-backend_open (const struct backend_params *params, const struct log *log)
-{
-  size_t length = scheme_length (params->name);
-
-  if (length == 0)
-    return backend_file_open (params, log);
-  if (scheme_is_nbd (params->name, length))
-    return backend_nbd_open (params, log);
-
-  log_error (log, "%s %s: unsupported URI scheme \"%.*s\", use nbd://, "
-             "nbds://, nbd+unix:// or nbds+unix://, or a path",
-             params->role, params->name, (int)length, params->name);
-  errno = EINVAL;
-  return NULL;
-}
-
-struct backend *
-backend_create (const struct backend_params *params, uint64_t size,
-                const struct log *log)
-{
-  if (!backend_name_is_uri (params->name))
-    return backend_file_create (params, size, log);
-
-  log_error (log, "%s %s: an NBD export cannot be created from here, create "
-             "it on its server", params->role, params->name);
-  errno = EINVAL;
-  return NULL;
-}
-
-bool
-backend_same (const char *a, const char *b)
-{
-  if (strcmp (a, b) == 0)
-    return true;
-  if (backend_name_is_uri (a) || backend_name_is_uri (b))
-    return false;
-  return backend_file_same (a, b);
-}
-
 void
 backend_close (struct backend *b)
 {
   if (b)
     b->ops->close (b);
 }
-
-/* ---- The table's functions ---- */
 
 int
 backend_pread (struct backend *b, void *buf, size_t count, uint64_t offset)
@@ -264,8 +183,6 @@ backend_log_failure (struct backend *b, const char *role, const char *what)
   else
     log_error (b->log, "%s %s: %s: %m", role, b->name, what);
 }
-
-/* ---- Is it all zero? ---- */
 
 /* The same, of an extent that is not known to be zero.  The buffer is made at
  * the first call and is the caller's to free.

@@ -282,49 +282,4 @@ extern void backend_reason (struct backend *b, char *buf, size_t size);
 extern void backend_log_failure (struct backend *b, const char *role,
                                  const char *what);
 
-/* backend-file.c */
-extern struct backend *backend_file_open (const struct backend_params *params,
-                                          const struct log *log);
-extern struct backend *backend_file_create (const struct backend_params *params,
-                                            uint64_t size,
-                                            const struct log *log);
-extern bool backend_file_same (const char *a, const char *b);
-/* Give a nameless file its name, durably.  -1, logged, where that fails, for
- * example because the name exists by now.
- */
-extern int backend_file_publish (struct backend *b);
-/* Remove the file's name: for a backend that backend_create made, when what
- * was to become a clone failed.  The backend must still be closed.
- */
-extern void backend_file_unlink (struct backend *b);
-
-/* backend-nbd.c */
-extern struct backend *backend_nbd_open (const struct backend_params *params,
-                                         const struct log *log);
-
-/* Which file a destination is (backend-file.c): another one under the same name
- * has another identity.  All zeroes: not known, as for block devices and NBD
- * exports.
- */
-struct backend_identity {
-  uint64_t inode;
-  int64_t birth_sec; /* since 1970; both are 0 where this is not known */
-  uint32_t birth_nsec;
-};
-extern void backend_file_identity (struct backend *b,
-                                   struct backend_identity *id);
-
-/* Where a file or block device is on this machine, as long as that runs. */
-struct backend_place {
-  uint64_t device; /* number, of the block device or the file's file system */
-  uint64_t disk;   /* the kernel's number of the disk that has that device
-                    * number now, another one after it was attached anew; 0: not
-                    * known */
-  uint64_t inode;  /* of a file */
-  uint64_t size;   /* of a block device */
-};
-
-/* -1 where it is neither. */
-extern int backend_file_place (struct backend *b, struct backend_place *place);
-
 #endif /* CLONE_BACKEND_H */

@@ -65,6 +65,10 @@ extern bool nbd_is_aligned (const struct nbd *n, uint64_t count,
 extern int nbd_clip_extents (struct extents *list, const struct extents *reply,
                              int error, uint64_t count, uint64_t offset);
 
+/* backend_open for an NBD URI. */
+extern struct backend *backend_nbd_open (const struct backend_params *params,
+                                         const struct log *log);
+
 /* nbd-channel.c */
 extern struct channel *nbd_channel_new (struct backend *b,
                                         struct ev_loop *loop);

@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <time.h>
 
+#include "backend/file.h"
 #include "base/cleanup.h"
 #include "base/rounding.h"
 #include "clone/setup.h"

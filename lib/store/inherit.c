@@ -17,6 +17,7 @@
 
 #include <uuid/uuid.h>
 
+#include "backend/file.h"
 #include "base/cleanup.h"
 #include "base/rounding.h"
 #include "store/inherit.h"

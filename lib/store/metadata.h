@@ -111,6 +111,7 @@
 #include <stdint.h>
 
 #include "backend/backend.h"
+#include "backend/file.h"
 #include "store/fingerprint.h"
 
 #define METADATA_VERSION 2 /* of new stores */

@@ -32,6 +32,7 @@
 #include <check.h>
 
 #include "backend/backend.h"
+#include "backend/file.h"
 #include "backend/lock-holder.h"
 #include "backend/write-behind.h"
 #include "mock-backend.h"
