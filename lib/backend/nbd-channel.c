@@ -27,17 +27,15 @@
 #include <ev.h>
 
 #include "backend/channel.h"
-#include "backend/nbd-connection.h"
-#include "backend/nbd-pool.h"
-#include "backend/nbd.h"
+#include "backend/nbd-internal.h"
 #include "base/cleanup.h"
 #include "base/rounding.h"
 
 struct transfer {
-  struct nbd_req req;  /* the piece in flight; must be first */
+  struct nbd_request req;  /* the piece in flight; must be first */
   struct io *io;
   struct nbd_channel *ch;
-  struct nbd_conn *conn; /* of this piece, held; or NULL */
+  struct nbd_connection *conn; /* of this piece, held; or NULL */
   uint64_t next, end;  /* what is left of the io's range, in whole blocks */
   bool as_data;        /* a zero, for which zeroes are written */
   struct extents reply;
@@ -47,7 +45,7 @@ struct nbd_channel {
   struct channel channel;
   struct nbd *n;
   struct ev_loop *loop;
-  struct nbd_conn *conn; /* perhaps dead; or NULL */
+  struct nbd_connection *conn; /* perhaps dead; or NULL */
   unsigned generation;   /* of the pool when it was chosen */
 
   pthread_mutex_t lock;
@@ -70,7 +68,7 @@ arrive (struct nbd_channel *ch, struct io *io)
 }
 
 static void
-piece_arrived (struct nbd_req *req)
+piece_arrived (struct nbd_request *req)
 {
   struct transfer *t = req->opaque;
 
@@ -111,18 +109,18 @@ start_piece (struct transfer *t)
   struct nbd *n = ch->n;
   const uint64_t left = t->end - t->next;
 
-  t->req = (struct nbd_req){
+  t->req = (struct nbd_request){
     .offset = t->next, .done = piece_arrived, .opaque = t, .error = ENOTCONN
   };
   switch (t->io->type) {
   case IO_READ:
   case IO_WRITE:
-    t->req.type = t->io->type == IO_READ ? NBD_REQ_READ : NBD_REQ_WRITE;
+    t->req.type = t->io->type == IO_READ ? NBD_REQUEST_READ : NBD_REQUEST_WRITE;
     t->req.buf = (char *)t->io->buf + (t->next - t->io->offset);
     t->req.count = MIN (left, n->max_transfer);
     break;
   case IO_ZERO:
-    t->req.type = t->as_data ? NBD_REQ_WRITE : NBD_REQ_ZERO;
+    t->req.type = t->as_data ? NBD_REQUEST_WRITE : NBD_REQUEST_ZERO;
     t->req.flags = t->as_data ? 0 : nbd_zero_flags (n, t->io->flags);
     t->req.buf = nbd_zeroes;
     t->req.count = MIN (left, t->as_data ? nbd_zeroes_limit (n)
@@ -131,7 +129,7 @@ start_piece (struct transfer *t)
   case IO_SHARE: /* an export is no file */
     __builtin_unreachable ();
   case IO_EXTENTS:
-    t->req.type = NBD_REQ_EXTENTS;
+    t->req.type = NBD_REQUEST_EXTENTS;
     t->req.extents = &t->reply;
     t->req.count = MIN (left, NBD_MAX_STATUS);
     break;
@@ -139,7 +137,7 @@ start_piece (struct transfer *t)
   if (choose_conn (ch)) {
     t->conn = ch->conn;
     t->conn->users++;
-    nbd_conn_submit (t->conn, &t->req);
+    nbd_connection_submit (t->conn, &t->req);
   }
   else
     arrive (ch, t->io);
@@ -151,9 +149,9 @@ piece_done (struct transfer *t)
   struct io *io = t->io;
   int error = t->req.error;
 
-  nbd_conn_put (t->conn);
+  nbd_connection_put (t->conn);
   t->conn = NULL;
-  if (t->req.type == NBD_REQ_ZERO && nbd_is_refusal (error)) {
+  if (t->req.type == NBD_REQUEST_ZERO && nbd_is_refusal (error)) {
     t->as_data = true;
     error = 0;
   }

@@ -2,41 +2,51 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* One connection to an NBD server.
+/* One connection to an NBD server: a libnbd handle, on which any number of
+ * threads and loops have requests in flight.
  *
- * Any number of threads and loops have requests in flight on one libnbd handle.
- * They send them themselves, under libnbd's lock; one thread, the driver, polls
- * the socket and receives for all.  This is whoever holds a mutex:
+ * Callers send their requests themselves, under libnbd's lock.  One thread at
+ * a time, the driver, polls the socket and receives the replies for all.  The
+ * driver is the thread that holds the mutex `driving':
  *
- *   - the connection's own thread, as long as anything is in flight; or
- *   - a caller that finds that nobody drives, until its own requests are done.
- *     So a lone caller receives its reply with no hop to another thread; and
- *     before nbd_conn_drive runs, while the process may still fork, no thread
- *     is needed.
+ *   - the connection's own thread, while any request is in flight; or
+ *   - a caller that finds no driver, until its own requests are done.  So a
+ *     lone caller receives its reply without a switch to another thread.  And
+ *     no thread is needed before nbd_connection_drive runs, while the process
+ *     may still fork.
  *
- * What must stay true:
+ * Invariants:
  *
- *   - Only the driver calls nbd_aio_notify_*, and only while something is in
- *     flight: a notify_read that finds nothing leaves libnbd in the middle of a
- *     reply, where new commands are queued and not sent.
- *   - A submitter wakes driver and thread where libnbd wants more than is
- *     polled for: nobody drives, not everything went out, or the handle has
- *     died.  A caller that ceases to drive wakes the thread if anything is in
- *     flight, or the handle has died: its wake-up may have been for the thread.
- *   - Completions, which libnbd calls with its lock held, only put the request
- *     on a list of the thread.  Its done is called when libnbd has returned.
+ *   - Only the driver calls nbd_aio_notify_*, and only while a request is in
+ *     flight.  A notify_read that finds nothing leaves libnbd in the middle of
+ *     a reply; in that state it queues new commands and does not send them.
+ *   - A submitter wakes the driver and the connection's thread if libnbd wants
+ *     more than is being polled for: there is no driver, the request was not
+ *     sent completely, or the handle has died.
+ *   - A caller that stops driving wakes the connection's thread if a request
+ *     is in flight or the handle has died, because it may have consumed a
+ *     wake-up that was meant for that thread.
+ *   - libnbd calls completion functions with its lock held.  They only put the
+ *     request on a list of the calling thread.  The request's done function is
+ *     called after libnbd has returned.
  *
- * Nothing here has an end of its own: a server that is silent, or that sends
- * for ever, keeps whoever connects or calls.  (libnbd does not return as long
- * as there is something to receive.)  So another thread watches the progress
- * and kills the connection, as nbd-pool.h says.  This ends everything on it at
- * once, but for the resolution of a host's name.  A connection that was lost
- * does not come back: requests in flight, and all that follow, fail with
- * ENOTCONN.
+ * There are no timeouts here.  A server that is silent, or that sends without
+ * end, blocks the threads that connect or call: libnbd does not return as long
+ * as there is data to receive.  So another thread watches the progress and
+ * kills the connection (nbd-pool.h).  A kill ends every call on the connection
+ * at once, except a host name lookup.
+ *
+ * A dead connection stays dead: requests in flight, and all later ones, fail
+ * with ENOTCONN.
+ *
+ *   nbd-connect.c     connecting and the handshake
+ *   nbd-request.c     sending requests and completing them
+ *   nbd-driver.c      the driver, and callers that wait
+ *   nbd-connection.c  creation, death and the end
  */
 
-#ifndef CLONE_NBD_CONN_H
-#define CLONE_NBD_CONN_H
+#ifndef CLONE_NBD_CONNECTION_H
+#define CLONE_NBD_CONNECTION_H
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -45,119 +55,88 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-#include "base/extents.h"
+#include "backend/nbd-request.h"
 
-enum nbd_req_type {
-  NBD_REQ_READ, NBD_REQ_WRITE, NBD_REQ_ZERO, NBD_REQ_TRIM, NBD_REQ_FLUSH,
-  NBD_REQ_EXTENTS
-};
-
-/* What a server says beyond so many extents is asked for again. */
-#define EXTENTS_MAX_REPLY 65536
-
-/* One request on the wire.  The caller sees to the server's limits: alignment,
- * maximum size, and what it supports.  Memory is the caller's until the
- * request is done.
- */
-struct nbd_req {
-  enum nbd_req_type type;
-  uint32_t flags;          /* LIBNBD_CMD_FLAG_* */
-  void *buf;               /* read; write, which does not change it */
-  uint64_t count, offset;  /* bytes */
-  struct extents *extents; /* NBD_REQ_EXTENTS: filled in, at most
-                            * EXTENTS_MAX_REPLY; empty before.  May stay empty,
-                            * may cover more than was asked */
-  /* Called when error is set, by the driver or by the submitter.  It must not
-   * wait, and not use the connection.  (nbd_conn_call has its own.)
-   */
-  void (*done) (struct nbd_req *req);
-  void *opaque;
-
-  /* When done: 0, an errno that the server sent, or ENOTCONN: the connection is
-   * lost.  (A server that says ESHUTDOWN is taken at its word.)
-   */
-  int error;
-
-  /* Below: nbd-conn.c's. */
-  struct nbd_conn *conn;
-  struct nbd_req *next;
-  uint64_t received; /* bytes of a read that came */
-  uint64_t mark;     /* up to here the read's buffer is initialised */
-};
-
-struct nbd_conn {
+struct nbd_connection {
   struct nbd_handle *nbd;  /* for questions about the server */
-  atomic_uint users;
-  atomic_bool alive;       /* false: lost */
-  atomic_uint load;        /* requests in flight, */
-  atomic_uint slow;        /* of which so many may take a server very long:
-                            * flush, zero, trim, and what has FUA */
+  atomic_uint users;       /* the last one frees it */
+  atomic_bool alive;       /* false: dead */
+  atomic_uint load;        /* requests in flight */
+  atomic_uint slow;        /* those of them that may take a server very long:
+                            * flush, zero, trim, and requests with FUA */
+  atomic_ullong progress;  /* counts steps of connecting, then replies */
 
-  /* nbd-conn.c's */
-  atomic_ullong progress;  /* counts replies and, before them, steps of
-                            * connecting */
-  unsigned turns;          /* the driver's */
-  atomic_uint armed;       /* what the driver polls for, 0 without one */
-  atomic_bool leaving;
-  pthread_mutex_t driving; /* whoever has it drives */
-  int wakeup;              /* eventfd, polled by the driver */
-  int fd;                  /* the socket: not libnbd's descriptor, which is
-                            * closed when the handle dies, but another */
-  ino_t socket;            /* which one that is */
-  pthread_mutex_t lock;    /* protects fd until it is connected, and */
-  char why[256];           /* it was lost, or empty */
+  /* Private to the files listed above. */
+  unsigned turns;          /* of the driver */
+  atomic_uint armed;       /* directions that the driver polls for; 0 without
+                            * a driver */
+  atomic_bool leaving;     /* nbd_connection_leave was called */
+  pthread_mutex_t driving; /* held by the driver */
+  int wakeup;              /* eventfd that the driver polls */
+  int fd;                  /* a duplicate of libnbd's descriptor of the socket,
+                            * which is closed when the handle dies */
+  ino_t socket;            /* the socket's inode */
+  pthread_mutex_t lock;    /* protects why, and fd until it is connected */
+  char why[256];           /* why it died, or empty */
 
-  /* The pool's, under its lock. */
-  bool in_use;             /* else it is being made */
-  unsigned channels;
-  clockid_t clock;         /* processor time of the thread that makes it, */
-  int64_t cpu;             /* and what had been used at the beginning */
-  int64_t born, pause;     /* when it came into use, the pause before that */
-  int64_t since;           /* the last progress, or nothing was in flight, */
-  uint64_t seen, received; /* and what had come until then */
+  /* The pool's, protected by its lock. */
+  bool in_use;             /* false: it is being made */
+  unsigned channels;       /* that use it */
+  clockid_t clock;         /* CPU time of the thread that makes it, */
+  int64_t cpu;             /* and its value when that began */
+  int64_t born;            /* when it came into use */
+  int64_t pause;           /* the pool's pause at that time */
+  int64_t since;           /* the last progress, or the last time that nothing
+                            * was in flight */
+  uint64_t seen, received; /* progress, and bytes received, at that time */
 };
 
-/* A connection that is not connected yet, for one user.  NULL with errno. */
-extern struct nbd_conn *nbd_conn_new (void);
+/* A connection that is not connected yet, with one user.  NULL with errno. */
+extern struct nbd_connection *nbd_connection_new (void);
 
-/* One user less; NULL is allowed.  The last one closes it, with nothing in
+/* Drop one user.  The last one closes the connection; nothing may be in
+ * flight.  NULL is allowed.
+ */
+extern void nbd_connection_put (struct nbd_connection *conn);
+
+/* Connect; to be called once.  role is for libnbd's messages.  With again, the
+ * kernel gives up sooner on a host that does not answer.  False: the
+ * connection is dead.
+ */
+extern bool nbd_connection_connect (struct nbd_connection *conn,
+                                    const char *role, const char *uri,
+                                    bool again);
+
+/* Drive the connection on its own thread.  Returns when it is dead and nothing
+ * is in flight, or when nbd_connection_leave was called and nothing is in
  * flight.
  */
-extern void nbd_conn_put (struct nbd_conn *conn);
+extern void nbd_connection_drive (struct nbd_connection *conn);
+extern void nbd_connection_leave (struct nbd_connection *conn);
 
-/* Connect, once.  role is for libnbd's messages; with again a host that does
- * not answer the kernel is given less time.  False: it is dead.
+extern void nbd_connection_submit (struct nbd_connection *conn,
+                                   struct nbd_request *req);
+
+/* Submit n requests and wait for all of them.  Not on a loop's thread. */
+extern void nbd_connection_call (struct nbd_connection *conn,
+                                 struct nbd_request *req, size_t n);
+
+/* Declare the connection dead.  The first reason is kept.  Requests in flight
+ * fail soon, and connecting ends.  Any thread.
  */
-extern bool nbd_conn_connect (struct nbd_conn *conn, const char *role,
-                              const char *uri, bool again);
+extern void nbd_connection_kill (struct nbd_connection *conn, const char *why);
 
-/* Drive it, on its own thread, until it is dead and nothing is in flight any
- * more; or until nothing is in flight and nbd_conn_leave was called.
+/* Why the connection died, for example "the server closed it".  Only after
+ * connecting or nbd_connection_call has failed on this thread, or after
+ * nbd_connection_drive has returned.  The text lives as long as the
+ * connection.
  */
-extern void nbd_conn_drive (struct nbd_conn *conn);
-extern void nbd_conn_leave (struct nbd_conn *conn);
+extern const char *nbd_connection_why (struct nbd_connection *conn);
 
-extern void nbd_conn_submit (struct nbd_conn *conn, struct nbd_req *req);
-
-/* Do them, all in flight together, and wait.  Not on a loop's thread. */
-extern void nbd_conn_call (struct nbd_conn *conn, struct nbd_req *req,
-                           size_t n);
-
-/* Make it a lost one, for this reason; the first one counts.  What is in flight
- * fails soon, and connecting ends.  Any thread.
+/* Of a connection in use: how many bytes have arrived, 0 where the kernel does
+ * not count them; and do any of them wait for the driver?
  */
-extern void nbd_conn_kill (struct nbd_conn *conn, const char *why);
+extern uint64_t nbd_connection_received (const struct nbd_connection *conn);
+extern bool nbd_connection_has_unread (const struct nbd_connection *conn);
 
-/* Why it was lost: "the server closed it", for example.  Only where connecting
- * or nbd_conn_call has failed on this thread, or nbd_conn_drive has returned.
- * The text lives as long as the connection.
- */
-extern const char *nbd_conn_why (struct nbd_conn *conn);
-
-/* Of one that is in use: bytes that came, 0 where the kernel does not count;
- * and do some wait for the driver?
- */
-extern uint64_t nbd_conn_received (const struct nbd_conn *conn);
-extern bool nbd_conn_has_unread (const struct nbd_conn *conn);
-
-#endif /* CLONE_NBD_CONN_H */
+#endif /* CLONE_NBD_CONNECTION_H */

@@ -1,0 +1,184 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* Sending requests, and completing them when the replies arrive. */
+
+#include <config.h>
+
+#include <errno.h>
+#include <string.h>
+
+#include <libnbd.h>
+
+#include "backend/nbd-connection-internal.h"
+#include "base/rounding.h"
+#include "base/thread.h"
+
+_Static_assert (EXTENT_HOLE == LIBNBD_STATE_HOLE &&
+                EXTENT_ZERO == LIBNBD_STATE_ZERO,
+                "extent flags are those of base:allocation");
+
+/* ---- Completion: called by libnbd, with the handle's lock held ---- */
+
+/* Requests that were completed on this thread and not delivered yet. */
+static THREAD_LOCAL struct nbd_request *completed;
+
+/* May the server take as long as it likes for this? */
+static bool
+is_slow (const struct nbd_request *req)
+{
+  return req->type == NBD_REQUEST_FLUSH || req->type == NBD_REQUEST_ZERO ||
+         req->type == NBD_REQUEST_TRIM || req->flags & LIBNBD_CMD_FLAG_FUA;
+}
+
+static void
+complete_request (struct nbd_request *req, int error)
+{
+  struct nbd_connection *conn = req->conn;
+
+  /* No server sends ENOTCONN: libnbd sets it when a handle dies. */
+  if (error == ENOTCONN)
+    conn->alive = false;
+  else
+    conn->progress++;
+  conn->slow -= is_slow (req);
+  conn->load--;
+  req->error = error;
+  req->next = completed;
+  completed = req;
+}
+
+static int
+on_completion (void *opaque, int *error)
+{
+  struct nbd_request *req = opaque;
+
+  /* A part is missing.  libnbd would notice only in
+   * nbd_aio_command_completed.
+   */
+  if (*error == 0 && req->type == NBD_REQUEST_READ &&
+      (req->received != req->count || req->mark != req->offset + req->count))
+    *error = EPROTO;
+  if (*error == ESHUTDOWN) {
+    nbd_connection_kill (req->conn, "the server is shutting down");
+    *error = ENOTCONN;
+  }
+  complete_request (req, *error);
+  return 1;
+}
+
+/* A server may send the chunks of a read in any order.  If it left out one part
+ * and sent another part twice, we would pass on the buffer's former content.
+ * So all bytes below the mark have been received or cleared, and nothing above
+ * the mark has been received.
+ */
+static int
+on_chunk (void *opaque, const void *subbuf, size_t count, uint64_t offset,
+          unsigned status, int *error)
+{
+  struct nbd_request *req = opaque;
+
+  if (status == LIBNBD_READ_ERROR)
+    return 0;
+  if (offset > req->mark)
+    memset ((char *)req->buf + (req->mark - req->offset), 0,
+            offset - req->mark);
+  req->mark = MAX (req->mark, offset + count);
+  req->received += count;
+  return 0;
+}
+
+/* The protocol allows only one reply for each context: later ones are
+ * ignored.
+ */
+static int
+on_extents (void *opaque, const char *context, uint64_t offset,
+            uint32_t *entries, size_t nr_entries, int *error)
+{
+  struct nbd_request *req = opaque;
+
+  if (strcmp (context, LIBNBD_CONTEXT_BASE_ALLOCATION) != 0 ||
+      req->extents->len > 0)
+    return 0;
+  for (size_t i = 0; i + 1 < nr_entries &&
+                     req->extents->len < EXTENTS_MAX_REPLY; i += 2) {
+    if (extents_add (req->extents, offset, entries[i],
+                     entries[i + 1] & (EXTENT_HOLE | EXTENT_ZERO)) == -1) {
+      *error = errno;
+      return -1;
+    }
+    offset += entries[i];
+  }
+  return 0;
+}
+
+void
+nbd_connection_deliver (void)
+{
+  struct nbd_request *req = completed, *next;
+
+  completed = NULL;
+  for (; req; req = next) {
+    next = req->next;
+    req->done (req);
+  }
+}
+
+bool
+nbd_connection_has_completed (void)
+{
+  return completed != NULL;
+}
+
+/* ---- Submission ---- */
+
+/* -1: libnbd will not call the request's functions. */
+static int64_t
+issue_request (struct nbd_handle *nbd, struct nbd_request *req)
+{
+  const nbd_completion_callback completion = { on_completion, req, NULL };
+  const nbd_chunk_callback chunk = { on_chunk, req, NULL };
+  const nbd_extent_callback extent = { on_extents, req, NULL };
+
+  switch (req->type) {
+  case NBD_REQUEST_READ:
+    req->received = 0;
+    req->mark = req->offset;
+    return nbd_aio_pread_structured (nbd, req->buf, req->count, req->offset,
+                                     chunk, completion, req->flags);
+  case NBD_REQUEST_WRITE:
+    return nbd_aio_pwrite (nbd, req->buf, req->count, req->offset, completion,
+                           req->flags);
+  case NBD_REQUEST_ZERO:
+    return nbd_aio_zero (nbd, req->count, req->offset, completion, req->flags);
+  case NBD_REQUEST_TRIM:
+    return nbd_aio_trim (nbd, req->count, req->offset, completion, req->flags);
+  case NBD_REQUEST_FLUSH:
+    return nbd_aio_flush (nbd, completion, req->flags);
+  case NBD_REQUEST_EXTENTS:
+    return nbd_aio_block_status (nbd, req->count, req->offset, extent,
+                                 completion, req->flags);
+  }
+  __builtin_unreachable ();
+}
+
+void
+nbd_connection_submit (struct nbd_connection *conn, struct nbd_request *req)
+{
+  unsigned direction;
+
+  req->conn = conn;
+  conn->load++;
+  conn->slow += is_slow (req);
+  if (issue_request (conn->nbd, req) == -1) {
+    int error = nbd_get_errno ();
+    bool dead = nbd_aio_is_dead (conn->nbd) || nbd_aio_is_closed (conn->nbd);
+
+    complete_request (req, dead ? ENOTCONN : error ? error : EIO);
+  }
+  direction = nbd_aio_get_direction (conn->nbd);
+  if (direction == 0 || direction & ~conn->armed)
+    nbd_connection_wake_driver (conn);
+  nbd_connection_deliver ();
+}

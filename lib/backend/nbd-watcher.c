@@ -1,0 +1,237 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* The watcher: kills connections that make no progress, and tells the user what
+ * has happened.  The lock is held unless said otherwise.
+ */
+
+#include <config.h>
+
+#include <stdio.h>
+#include <string.h>
+
+#include "backend/nbd-pool-internal.h"
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/rounding.h"
+#include "base/thread.h"
+
+/* So many bytes in a millisecond are progress. */
+#define RATE_MIN 1
+
+/* The CPU time, in milliseconds, that connecting may use.  Only a server that
+ * sends without end makes it use more.
+ */
+#define CONNECT_CPU INT64_C (1000)
+
+/* The longest time between two looks at the connections, and at one that is
+ * being made.
+ */
+#define TICK INT64_C (1000)
+#define CONNECT_TICK INT64_C (100)
+
+/* ---- Progress ---- */
+
+static void
+kill_silent (struct nbd_pool *pool, struct nbd_connection *conn,
+             const char *what, struct nbd_deadline *deadline)
+{
+  char why[64];
+
+  snprintf (why, sizeof why, "no %s for %g seconds", what,
+            deadline->now / 1000.0);
+  nbd_connection_kill (conn, why);
+  deadline->now = MIN (deadline->now * 2, deadline->max);
+  pool->missed = true;
+}
+
+/* Kill a connection that is being made if it takes too long. */
+static void
+watch_making (struct nbd_pool *pool, struct nbd_connection *conn, int64_t now)
+{
+  if (pool->stopping)
+    nbd_connection_kill (conn, "the end");
+  else if (clock_ms (conn->clock) - conn->cpu >= CONNECT_CPU)
+    nbd_connection_kill (conn, "the server sends too much");
+  else if (now - conn->since >= pool->connect.now)
+    kill_silent (pool, conn, "answer", &pool->connect);
+}
+
+/* Kill a connection in use if it makes no progress.  slow: a request in flight
+ * on the export may take very long.  (Before nbd_pool_start and after
+ * nbd_pool_interrupt only replies count as progress.)
+ */
+static void
+watch_use (struct nbd_pool *pool, struct nbd_connection *conn, bool slow,
+           int64_t now)
+{
+  const bool ending = pool->grace >= 0;
+  const uint64_t enough = pool->reply.now * RATE_MIN;
+  const uint64_t received = nbd_connection_received (conn);
+
+  if (conn->load == 0 ||
+      (pool->running && !ending &&
+       (slow || received - conn->received >= enough))) {
+    conn->since = now;
+    conn->received = received;
+  }
+  else if (ending && now - MAX (conn->since, pool->interrupted) >= pool->grace)
+    nbd_connection_kill (conn, "the end");
+  else if (now - conn->since < pool->reply.now)
+    ;
+  else if (pool->running && nbd_connection_has_unread (conn))
+    conn->since = now; /* we are late, not the server */
+  else
+    kill_silent (pool, conn, "reply", &pool->reply);
+}
+
+static void
+see_progress (struct nbd_pool *pool, struct nbd_connection *conn, int64_t now)
+{
+  const uint64_t progress = conn->progress;
+
+  if (progress == conn->seen)
+    return;
+  if (conn->in_use && now - conn->since < pool->reply.normal)
+    pool->reply.now = pool->reply.normal;
+  conn->since = now;
+  conn->seen = progress;
+}
+
+static void
+watch_all (struct nbd_pool *pool)
+{
+  const int64_t now = monotonic_ms ();
+  unsigned slow = 0;
+
+  for (unsigned i = 0; i < pool->connections; i++)
+    if (nbd_slot_is_alive (&pool->slots[i])) {
+      see_progress (pool, pool->slots[i].conn, now);
+      slow += pool->slots[i].conn->slow;
+    }
+  for (unsigned i = 0; i < pool->connections; i++)
+    if (nbd_slot_is_alive (&pool->slots[i]))
+      watch_use (pool, pool->slots[i].conn, slow > 0, now);
+  if (pool->made && pool->made->alive) {
+    see_progress (pool, pool->made, now);
+    watch_making (pool, pool->made, now);
+  }
+}
+
+/* ---- News ---- */
+
+/* Has the connection lasted? */
+static bool
+is_steady (const struct nbd_slot *slot)
+{
+  return nbd_slot_is_alive (slot) &&
+    (!slot->pool->flapping ||
+     monotonic_ms () - slot->conn->born >= slot->conn->pause);
+}
+
+/* Tell the user what has changed, once.  After connections that did not last,
+ * say that the server is back only when one lasts.  The lock is released
+ * meanwhile.
+ */
+static void
+tell_news (struct nbd_pool *pool)
+{
+  const struct nbd_pool_params *params = &pool->params;
+  const bool lost =
+    pool->told_up && nbd_pool_count (pool, nbd_slot_is_used) == 0;
+  const bool back = !pool->told_up && nbd_pool_count (pool, is_steady) > 0;
+  const bool changed = pool->told != pool->generation;
+  const bool quiet = pool->stopping;
+  char why[sizeof pool->reason];
+
+  if (lost || back)
+    pool->told_up = back;
+  if (back)
+    pool->flapping = false;
+  pool->told = pool->generation;
+  memcpy (why, pool->reason, sizeof why);
+  pthread_mutex_unlock (&pool->lock);
+  if (lost && !quiet)
+    log_error (params->log, "%s %s is lost: %s; what needs it waits",
+               params->role, params->uri, why);
+  if (back)
+    log_info (params->log, "%s %s is back", params->role, params->uri);
+  if (changed && pool->service.changed)
+    pool->service.changed (pool->service.opaque);
+  pthread_mutex_lock (&pool->lock);
+}
+
+/* Call lost: all connections to an export that is written to are gone.  The
+ * lock is released meanwhile.
+ */
+static void
+tell_loss (struct nbd_pool *pool)
+{
+  pthread_mutex_unlock (&pool->lock);
+  if (pool->service.lost)
+    pool->service.lost (pool->service.opaque);
+  pthread_mutex_lock (&pool->lock);
+  pool->loss_pending = false;
+  pool->losses++;
+  pool->generation++;
+  nbd_pool_signal_change (pool);
+}
+
+/* ---- The thread ---- */
+
+/* Milliseconds until the next look. */
+static int64_t
+next_look (const struct nbd_pool *pool)
+{
+  int64_t ms = MIN (TICK, pool->reply.normal / 4 + 1);
+
+  if (pool->grace >= 0)
+    ms = MIN (ms, pool->grace / 4 + 1);
+  return pool->made ? MIN (ms, CONNECT_TICK) : ms;
+}
+
+static void *
+watcher_thread (void *arg)
+{
+  struct nbd_pool *pool = arg;
+  LOCK_FOR_SCOPE (&pool->lock);
+
+  while (pool->watching) {
+    pool->news = false;
+    watch_all (pool);
+    if (pool->running)
+      tell_news (pool);
+    if (pool->loss_pending && nbd_pool_count (pool, nbd_slot_is_used) == 0)
+      tell_loss (pool);
+    if (pool->watching && !pool->news)
+      nbd_pool_wait_change (pool, next_look (pool));
+  }
+  return NULL;
+}
+
+int
+nbd_watcher_begin (struct nbd_pool *pool)
+{
+  for (unsigned i = 0; i < pool->connections; i++)
+    if (pool->slots[i].conn)
+      pool->slots[i].conn->since = monotonic_ms ();
+  pool->watching = true;
+  if (thread_start (&pool->watcher, "nbd-watch", watcher_thread, pool,
+                    pool->params.log) == 0)
+    return 0;
+  pool->watching = false;
+  return -1;
+}
+
+void
+nbd_watcher_end (struct nbd_pool *pool)
+{
+  if (!pool->watching)
+    return;
+  pthread_mutex_lock (&pool->lock);
+  pool->watching = false;
+  nbd_pool_signal_change (pool);
+  pthread_mutex_unlock (&pool->lock);
+  pthread_join (pool->watcher, NULL);
+}
