@@ -2,9 +2,9 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Channels: the backend's own kind, or, for a backend that never waits for a
- * peer, the inline channel, which does each request at once and keeps done
- * for the loop's next turn.
+/* Channels.  A backend whose peer may keep it waiting has a kind of its own.
+ * For the others there is the inline channel: it executes each request inside
+ * channel_submit and calls done on the loop's next turn.
  */
 
 #include <config.h>
@@ -24,11 +24,11 @@ struct inline_channel {
   struct channel channel;
   struct backend *backend;
   struct ev_loop *loop;
-  struct io *done, **done_end;
+  struct io_queue done;
   unsigned written_behind; /* writes since backend_write_behind was called */
-  /* Runs once in each turn of the loop in which something was done, after the
-   * loop has looked at its sockets.  (An idle watcher would wait for as long
-   * as sockets are busy.)
+  /* Called once in each turn of the loop in which a request was executed,
+   * after the loop has polled its sockets.  (An idle watcher would not be
+   * called while sockets are busy.)
    */
   ev_async wakeup;
 };
@@ -57,34 +57,33 @@ inline_submit (struct channel *channel, struct io *io)
   struct inline_channel *ch = (struct inline_channel *)channel;
 
   io->error = do_io (ch->backend, io) == -1 ? errno : 0;
-  io->next = NULL;
-  *ch->done_end = io;
-  ch->done_end = &io->next;
+  STAILQ_INSERT_TAIL (&ch->done, io, link);
   ch->written_behind +=
     io->type == IO_WRITE && (io->flags & BACKEND_WRITE_BEHIND);
   ev_async_send (ch->loop, &ch->wakeup);
 }
 
-/* Only what is on the list now: done may submit more. */
+/* Call done of the requests that are on the list now: done may submit more. */
 static void
 inline_wakeup (struct ev_loop *loop, ev_async *w, int revents)
 {
   struct inline_channel *ch = w->data;
-  struct io *io = ch->done, *next;
+  struct io_queue done = STAILQ_HEAD_INITIALIZER (done);
+  struct io *io;
 
-  ch->done = NULL;
-  ch->done_end = &ch->done;
-  for (; io; io = next) {
-    next = io->next;
+  STAILQ_CONCAT (&done, &ch->done);
+  while ((io = STAILQ_FIRST (&done))) {
+    STAILQ_REMOVE_HEAD (&done, link);
     io->done (io);
   }
 
-  /* What was submitted meanwhile is done, but its done has not been called, so
-   * that regions may be owned, and clients wait for them.  Rather wait for the
-   * device when that is not so, unless that is never.
+  /* This may wait for the device.  While requests are on the list, regions may
+   * be owned, and clients may wait for them.  So put it off until the list is
+   * empty, but not for ever.
    */
   if (ch->written_behind > 0 &&
-      (ch->done == NULL || ch->written_behind >= WRITE_BEHIND_DEFER_MAX)) {
+      (STAILQ_EMPTY (&ch->done) ||
+       ch->written_behind >= WRITE_BEHIND_DEFER_MAX)) {
     ch->written_behind = 0;
     backend_write_behind (ch->backend);
   }
@@ -95,7 +94,7 @@ inline_free (struct channel *channel)
 {
   struct inline_channel *ch = (struct inline_channel *)channel;
 
-  assert (ch->done == NULL);
+  assert (STAILQ_EMPTY (&ch->done));
   ev_async_stop (ch->loop, &ch->wakeup);
   free (ch);
 }
@@ -117,7 +116,7 @@ inline_new (struct backend *b, struct ev_loop *loop)
   ch->channel.ops = &inline_ops;
   ch->backend = b;
   ch->loop = loop;
-  ch->done_end = &ch->done;
+  STAILQ_INIT (&ch->done);
   ev_async_init (&ch->wakeup, inline_wakeup);
   ch->wakeup.data = ch;
   ev_async_start (loop, &ch->wakeup);

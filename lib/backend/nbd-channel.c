@@ -4,8 +4,8 @@
 
 /* The channels of the backend for NBD exports.
  *
- * A channel is one loop's use of one connection.  Each struct io gets a struct
- * transfer, which carries its pieces one after the other.
+ * A channel uses one connection for one loop.  Each struct io gets a struct
+ * transfer, which sends its pieces one after the other.
  *
  *   nbd_channel_submit -> start_piece -> piece_arrived -> channel_wakeup
  *                              ^       (any thread)          |
@@ -13,9 +13,9 @@
  *                                             |
  *                                             +-> io->done
  *
- * A piece whose connection is lost fails with ENOTCONN, and so does the io.
- * The next piece to be started takes another connection where the channel's is
- * dead, and the best one where one was lost or made.
+ * A piece whose connection dies fails with ENOTCONN, and so does the io.
+ * Before a piece is started the channel takes another connection if its own is
+ * dead, or if the pool's connections have changed.
  */
 
 #include <config.h>
@@ -32,12 +32,12 @@
 #include "base/rounding.h"
 
 struct transfer {
-  struct nbd_request req;  /* the piece in flight; must be first */
+  struct nbd_request req;  /* the piece in flight */
   struct io *io;
   struct nbd_channel *ch;
-  struct nbd_connection *conn; /* of this piece, held; or NULL */
-  uint64_t next, end;  /* what is left of the io's range, in whole blocks */
-  bool as_data;        /* a zero, for which zeroes are written */
+  struct nbd_connection *conn; /* of this piece, which uses it; or NULL */
+  uint64_t next, end;      /* the rest of the io's range, in whole blocks */
+  bool as_data;            /* a zero, done by writing zeroes */
   struct extents reply;
 };
 
@@ -46,24 +46,22 @@ struct nbd_channel {
   struct nbd *n;
   struct ev_loop *loop;
   struct nbd_connection *conn; /* perhaps dead; or NULL */
-  unsigned generation;   /* of the pool when it was chosen */
+  unsigned generation;         /* the pool's when it was taken */
 
   pthread_mutex_t lock;
-  struct io *arrived, **arrived_end; /* channel: the transfer, or NULL */
+  struct io_queue arrived;     /* io->channel: the transfer, or NULL */
   ev_async wakeup;
 };
 
-/* The io, or a piece of it, is done: on the loop's turn.  Any thread.  (The
- * channel may be freed as soon as the lock is.)
+/* The io, or a piece of it, is done: leave the rest to the loop.  Any thread.
+ * (The channel may be gone as soon as the lock is released.)
  */
 static void
-arrive (struct nbd_channel *ch, struct io *io)
+io_arrived (struct nbd_channel *ch, struct io *io)
 {
   LOCK_FOR_SCOPE (&ch->lock);
 
-  io->next = NULL;
-  *ch->arrived_end = io;
-  ch->arrived_end = &io->next;
+  STAILQ_INSERT_TAIL (&ch->arrived, io, link);
   ev_async_send (ch->loop, &ch->wakeup);
 }
 
@@ -72,35 +70,35 @@ piece_arrived (struct nbd_request *req)
 {
   struct transfer *t = req->opaque;
 
-  arrive (t->ch, t->io);
+  io_arrived (t->ch, t->io);
 }
 
 static void
-drop_conn (struct nbd_channel *ch)
+drop_connection (struct nbd_channel *ch)
 {
   if (ch->conn)
     nbd_pool_give_back (ch->n->pool, ch->conn);
   ch->conn = NULL;
 }
 
-/* Before a piece is sent: see to it that the connection is the right one.
- * False where there is none.
+/* Make sure that the channel has a live connection, and the best one if there
+ * was a change.  False if there is none.
  */
 static bool
-choose_conn (struct nbd_channel *ch)
+choose_connection (struct nbd_channel *ch)
 {
   struct nbd_pool *pool = ch->n->pool;
   const unsigned generation = nbd_pool_generation (pool);
 
   if (ch->conn == NULL || !ch->conn->alive || generation != ch->generation) {
-    drop_conn (ch);
+    drop_connection (ch);
     ch->conn = nbd_pool_take (pool);
     ch->generation = generation;
   }
   return ch->conn != NULL;
 }
 
-/* ---- transfers ---- */
+/* ---- Transfers ---- */
 
 static void
 start_piece (struct transfer *t)
@@ -126,7 +124,7 @@ start_piece (struct transfer *t)
     t->req.count = MIN (left, t->as_data ? nbd_zeroes_limit (n)
                         : NBD_MAX_RANGE);
     break;
-  case IO_SHARE: /* an export is no file */
+  case IO_SHARE: /* not for exports, see backend_can_share */
     __builtin_unreachable ();
   case IO_EXTENTS:
     t->req.type = NBD_REQUEST_EXTENTS;
@@ -134,13 +132,13 @@ start_piece (struct transfer *t)
     t->req.count = MIN (left, NBD_MAX_STATUS);
     break;
   }
-  if (choose_conn (ch)) {
+  if (choose_connection (ch)) {
     t->conn = ch->conn;
     t->conn->users++;
     nbd_connection_submit (t->conn, &t->req);
   }
   else
-    arrive (ch, t->io);
+    io_arrived (ch, t->io);
 }
 
 static void
@@ -171,26 +169,25 @@ piece_done (struct transfer *t)
   io->done (io);
 }
 
-/* ---- the channel ---- */
+/* ---- The channel ---- */
 
-static struct io *
-take_arrived (struct nbd_channel *ch)
+static void
+take_arrived (struct nbd_channel *ch, struct io_queue *queue)
 {
   LOCK_FOR_SCOPE (&ch->lock);
-  struct io *io = ch->arrived;
 
-  ch->arrived = NULL;
-  ch->arrived_end = &ch->arrived;
-  return io;
+  STAILQ_CONCAT (queue, &ch->arrived);
 }
 
 static void
 channel_wakeup (struct ev_loop *loop, ev_async *w, int revents)
 {
-  struct io *io, *next;
+  struct io_queue arrived = STAILQ_HEAD_INITIALIZER (arrived);
+  struct io *io;
 
-  for (io = take_arrived (w->data); io; io = next) {
-    next = io->next;
+  take_arrived (w->data, &arrived);
+  while ((io = STAILQ_FIRST (&arrived))) {
+    STAILQ_REMOVE_HEAD (&arrived, link);
     if (io->channel)
       piece_done (io->channel);
     else
@@ -226,7 +223,7 @@ nbd_channel_submit (struct channel *channel, struct io *io)
     start_piece (t);
     return;
   }
-  arrive (ch, io);
+  io_arrived (ch, io);
 }
 
 static void
@@ -234,7 +231,7 @@ nbd_channel_free (struct channel *channel)
 {
   struct nbd_channel *ch = (struct nbd_channel *)channel;
 
-  drop_conn (ch);
+  drop_connection (ch);
   ev_async_stop (ch->loop, &ch->wakeup);
   pthread_mutex_destroy (&ch->lock);
   free (ch);
@@ -255,9 +252,9 @@ nbd_channel_new (struct backend *b, struct ev_loop *loop)
     return NULL;
   }
   ch->channel.ops = &nbd_channel_ops;
-  ch->n = (struct nbd *)b;
+  ch->n = to_nbd (b);
   ch->loop = loop;
-  ch->arrived_end = &ch->arrived;
+  STAILQ_INIT (&ch->arrived);
   pthread_mutex_init (&ch->lock, NULL);
   ev_async_init (&ch->wakeup, channel_wakeup);
   ch->wakeup.data = ch;

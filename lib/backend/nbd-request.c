@@ -22,7 +22,7 @@ _Static_assert (EXTENT_HOLE == LIBNBD_STATE_HOLE &&
 /* ---- Completion: called by libnbd, with the handle's lock held ---- */
 
 /* Requests that were completed on this thread and not delivered yet. */
-static THREAD_LOCAL struct nbd_request *completed;
+static THREAD_LOCAL SLIST_HEAD (, nbd_request) completed;
 
 /* May the server take as long as it likes for this? */
 static bool
@@ -45,8 +45,7 @@ complete_request (struct nbd_request *req, int error)
   conn->slow -= is_slow (req);
   conn->load--;
   req->error = error;
-  req->next = completed;
-  completed = req;
+  SLIST_INSERT_HEAD (&completed, req, link);
 }
 
 static int
@@ -116,11 +115,10 @@ on_extents (void *opaque, const char *context, uint64_t offset,
 void
 nbd_connection_deliver (void)
 {
-  struct nbd_request *req = completed, *next;
+  struct nbd_request *req;
 
-  completed = NULL;
-  for (; req; req = next) {
-    next = req->next;
+  while ((req = SLIST_FIRST (&completed))) {
+    SLIST_REMOVE_HEAD (&completed, link);
     req->done (req);
   }
 }
@@ -128,7 +126,7 @@ nbd_connection_deliver (void)
 bool
 nbd_connection_has_completed (void)
 {
-  return completed != NULL;
+  return !SLIST_EMPTY (&completed);
 }
 
 /* ---- Submission ---- */

@@ -13,6 +13,7 @@
 #define CLONE_NBD_REQUEST_H
 
 #include <stdint.h>
+#include <sys/queue.h>
 
 #include "base/extents.h"
 
@@ -52,7 +53,7 @@ struct nbd_request {
 
   /* Private to nbd-request.c. */
   struct nbd_connection *conn;
-  struct nbd_request *next;
+  SLIST_ENTRY (nbd_request) link;
   uint64_t received; /* bytes of a read that have arrived */
   uint64_t mark;     /* all bytes of the buffer below this offset are set */
 };

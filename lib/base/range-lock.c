@@ -2,9 +2,9 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* A list in order of arrival.  An entry is granted when none of the entries
- * before it overlaps it, which each entry counts: its count is taken once, when
- * it arrives, and goes down with each release of a range in its way.
+/* A list in order of arrival.  Each entry counts the earlier entries that
+ * overlap it.  The count is taken once, on arrival; each release of a range in
+ * the way decrements it.  At 0 the entry owns its range.
  *
  *              range_lock_acquire, range_lock_request
  *                 |                        |
@@ -22,74 +22,59 @@
 #include "base/cleanup.h"
 #include "base/range-lock.h"
 
+STAILQ_HEAD (owner_queue, owner);
+
 static bool
-overlap (const struct owner *a, const struct owner *b)
+owners_overlap (const struct owner *a, const struct owner *b)
 {
   return a->start < b->end && b->start < a->end;
 }
 
-/* Append to the list and count the conflicts.  Called with the lock. */
+/* Count the conflicts and append to the list.  Called with the lock. */
 static void
-arrive (struct range_lock *o, struct owner *owner, uint64_t start,
-        uint64_t end)
+owner_arrive (struct range_lock *o, struct owner *owner, uint64_t start,
+              uint64_t end)
 {
+  const struct owner *e;
+
   owner->start = start;
   owner->end = end;
   owner->conflicts = 0;
   owner->granted = NULL;
   owner->cond = NULL;
 
-  for (const struct owner *e = o->first; e; e = e->next)
-    if (overlap (e, owner))
+  TAILQ_FOREACH (e, &o->owners, link)
+    if (owners_overlap (e, owner))
       owner->conflicts++;
-
-  owner->prev = o->last;
-  owner->next = NULL;
-  if (o->last)
-    o->last->next = owner;
-  else
-    o->first = owner;
-  o->last = owner;
+  TAILQ_INSERT_TAIL (&o->owners, owner, link);
 }
 
-/* Take off the list.  Returns those of the later entries that are owned by
- * this, linked by their wake members, and have a function to be called;
- * those that sleep have been woken.  Called with the lock.
+/* Remove from the list.  Of the later entries that own their ranges now, those
+ * that wait in range_lock_acquire are woken, and those with a function are
+ * appended to to_call.  Called with the lock.
  */
-static struct owner *
-leave (struct range_lock *o, struct owner *owner)
+static void
+owner_leave (struct range_lock *o, struct owner *owner,
+             struct owner_queue *to_call)
 {
-  struct owner *to_call = NULL, **tail = &to_call;
+  struct owner *e = owner;
 
-  for (struct owner *e = owner->next; e; e = e->next) {
-    if (!overlap (e, owner) || --e->conflicts > 0)
+  while ((e = TAILQ_NEXT (e, link))) {
+    if (!owners_overlap (e, owner) || --e->conflicts > 0)
       continue;
-    if (e->granted) {
-      e->wake = NULL;
-      *tail = e;
-      tail = &e->wake;
-    }
+    if (e->granted)
+      STAILQ_INSERT_TAIL (to_call, e, wake);
     else
       pthread_cond_signal (e->cond);
   }
-
-  if (owner->prev)
-    owner->prev->next = owner->next;
-  else
-    o->first = owner->next;
-  if (owner->next)
-    owner->next->prev = owner->prev;
-  else
-    o->last = owner->prev;
-
-  return to_call;
+  TAILQ_REMOVE (&o->owners, owner, link);
 }
 
 void
 range_lock_init (struct range_lock *o)
 {
   pthread_mutex_init (&o->lock, NULL);
-  o->first = o->last = NULL;
+  TAILQ_INIT (&o->owners);
 }
 
 void
@@ -100,12 +85,12 @@ range_lock_destroy (struct range_lock *o)
 
 void
 range_lock_acquire (struct range_lock *o, struct owner *owner, uint64_t start,
-                   uint64_t end)
+                    uint64_t end)
 {
   pthread_cond_t cond = PTHREAD_COND_INITIALIZER;
   LOCK_FOR_SCOPE (&o->lock);
 
-  arrive (o, owner, start, end);
+  owner_arrive (o, owner, start, end);
   owner->cond = &cond;
   while (owner->conflicts > 0)
     pthread_cond_wait (&cond, &o->lock);
@@ -113,11 +98,11 @@ range_lock_acquire (struct range_lock *o, struct owner *owner, uint64_t start,
 
 bool
 range_lock_request (struct range_lock *o, struct owner *owner, uint64_t start,
-                   uint64_t end, void (*granted) (struct owner *owner))
+                    uint64_t end, void (*granted) (struct owner *owner))
 {
   LOCK_FOR_SCOPE (&o->lock);
 
-  arrive (o, owner, start, end);
+  owner_arrive (o, owner, start, end);
   owner->granted = granted;
   return owner->conflicts == 0;
 }
@@ -125,16 +110,17 @@ range_lock_request (struct range_lock *o, struct owner *owner, uint64_t start,
 void
 range_lock_release (struct range_lock *o, struct owner *owner)
 {
-  struct owner *next, *to_call;
+  struct owner_queue to_call = STAILQ_HEAD_INITIALIZER (to_call);
+  struct owner *e;
 
   {
     LOCK_FOR_SCOPE (&o->lock);
-    to_call = leave (o, owner);
+    owner_leave (o, owner, &to_call);
   }
 
-  /* An owner may end as soon as its function has been called. */
-  for (; to_call; to_call = next) {
-    next = to_call->wake;
-    to_call->granted (to_call);
+  /* An owner may be gone as soon as its function has been called. */
+  while ((e = STAILQ_FIRST (&to_call))) {
+    STAILQ_REMOVE_HEAD (&to_call, wake);
+    e->granted (e);
   }
 }

@@ -1214,7 +1214,7 @@ struct mock_channel {
   pthread_mutex_t lock;
   pthread_cond_t cond;
   unsigned threads;
-  struct io *done, **done_end;
+  struct io_queue done;
 };
 
 static void *
@@ -1245,9 +1245,7 @@ channel_thread (void *opaque)
   io->error = r == -1 ? errno : 0;
 
   LOCK_FOR_SCOPE (&ch->lock);
-  io->next = NULL;
-  *ch->done_end = io;
-  ch->done_end = &io->next;
+  STAILQ_INSERT_TAIL (&ch->done, io, link);
   ev_async_send (ch->loop, &ch->wakeup);
   ch->threads--;
   pthread_cond_broadcast (&ch->cond);
@@ -1292,17 +1290,16 @@ static void
 mock_channel_wakeup (struct ev_loop *loop, ev_async *w, int revents)
 {
   struct mock_channel *ch = w->data;
-  struct io *io, *next;
+  struct io_queue done = STAILQ_HEAD_INITIALIZER (done);
+  struct io *io;
 
   {
     LOCK_FOR_SCOPE (&ch->lock);
 
-    io = ch->done;
-    ch->done = NULL;
-    ch->done_end = &ch->done;
+    STAILQ_CONCAT (&done, &ch->done);
   }
-  for (; io; io = next) {
-    next = io->next;
+  while ((io = STAILQ_FIRST (&done))) {
+    STAILQ_REMOVE_HEAD (&done, link);
     io->done (io);
   }
 }
@@ -1317,7 +1314,7 @@ mock_channel_free (struct channel *channel)
 
     while (ch->threads > 0)
       pthread_cond_wait (&ch->cond, &ch->lock);
-    if (ch->done)
+    if (!STAILQ_EMPTY (&ch->done))
       die (ch->mock, "a channel is freed with requests in flight");
   }
   ev_async_stop (ch->loop, &ch->wakeup);
@@ -1339,7 +1336,7 @@ mock_channel (struct backend *b, struct ev_loop *loop)
   ch->channel.ops = &mock_channel_ops;
   ch->mock = (struct mock *)b;
   ch->loop = loop;
-  ch->done_end = &ch->done;
+  STAILQ_INIT (&ch->done);
   pthread_mutex_init (&ch->lock, NULL);
   pthread_cond_init (&ch->cond, NULL);
   ev_async_init (&ch->wakeup, mock_channel_wakeup);
