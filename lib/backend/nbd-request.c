@@ -91,26 +91,77 @@ on_chunk (void *opaque, const void *subbuf, size_t count, uint64_t offset,
 /* The protocol allows only one reply for each context: later ones are
  * ignored.
  */
+static bool
+wants_extents (const struct nbd_request *req, const char *context)
+{
+  return strcmp (context, LIBNBD_CONTEXT_BASE_ALLOCATION) == 0 &&
+         req->extents->len == 0;
+}
+
+/* Append an extent of a reply, if the list is not full, and move *offset to its
+ * end.  The reply may go beyond the export; it is cut at INT64_MAX.  -1 with
+ * *error set.
+ */
+static int
+append_extent (struct nbd_request *req, uint64_t *offset, uint64_t length,
+               uint64_t flags, int *error)
+{
+  if (req->extents->len == EXTENTS_MAX_REPLY)
+    return 0;
+  length = MIN (length, INT64_MAX - *offset);
+  if (extents_add (req->extents, *offset, length,
+                   flags & (EXTENT_HOLE | EXTENT_ZERO)) == -1) {
+    *error = errno;
+    return -1;
+  }
+  *offset += length;
+  return 0;
+}
+
+/* libnbd 1.20 has block status with lengths of 64 bits.  It negotiates them by
+ * itself if the server has them.
+ */
+#ifdef LIBNBD_HAVE_NBD_AIO_BLOCK_STATUS_64
+
+typedef nbd_extent64_callback extents_callback;
+#define block_status nbd_aio_block_status_64
+
+static int
+on_extents (void *opaque, const char *context, uint64_t offset,
+            nbd_extent *entries, size_t nr_entries, int *error)
+{
+  struct nbd_request *req = opaque;
+
+  if (!wants_extents (req, context))
+    return 0;
+  for (size_t i = 0; i < nr_entries; i++)
+    if (append_extent (req, &offset, entries[i].length, entries[i].flags,
+                       error) == -1)
+      return -1;
+  return 0;
+}
+
+#else
+
+typedef nbd_extent_callback extents_callback;
+#define block_status nbd_aio_block_status
+
 static int
 on_extents (void *opaque, const char *context, uint64_t offset,
             uint32_t *entries, size_t nr_entries, int *error)
 {
   struct nbd_request *req = opaque;
 
-  if (strcmp (context, LIBNBD_CONTEXT_BASE_ALLOCATION) != 0 ||
-      req->extents->len > 0)
+  if (!wants_extents (req, context))
     return 0;
-  for (size_t i = 0; i + 1 < nr_entries &&
-                     req->extents->len < EXTENTS_MAX_REPLY; i += 2) {
-    if (extents_add (req->extents, offset, entries[i],
-                     entries[i + 1] & (EXTENT_HOLE | EXTENT_ZERO)) == -1) {
-      *error = errno;
+  for (size_t i = 0; i + 1 < nr_entries; i += 2)
+    if (append_extent (req, &offset, entries[i], entries[i + 1],
+                       error) == -1)
       return -1;
-    }
-    offset += entries[i];
-  }
   return 0;
 }
+
+#endif
 
 void
 nbd_connection_deliver (void)
@@ -137,7 +188,7 @@ issue_request (struct nbd_handle *nbd, struct nbd_request *req)
 {
   const nbd_completion_callback completion = { on_completion, req, NULL };
   const nbd_chunk_callback chunk = { on_chunk, req, NULL };
-  const nbd_extent_callback extent = { on_extents, req, NULL };
+  const extents_callback extents = { on_extents, req, NULL };
 
   switch (req->type) {
   case NBD_REQUEST_READ:
@@ -155,8 +206,8 @@ issue_request (struct nbd_handle *nbd, struct nbd_request *req)
   case NBD_REQUEST_FLUSH:
     return nbd_aio_flush (nbd, completion, req->flags);
   case NBD_REQUEST_EXTENTS:
-    return nbd_aio_block_status (nbd, req->count, req->offset, extent,
-                                 completion, req->flags);
+    return block_status (nbd, req->count, req->offset, extents, completion,
+                         req->flags);
   }
   __builtin_unreachable ();
 }
