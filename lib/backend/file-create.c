@@ -35,18 +35,28 @@ sync_directory (const char *path)
   return fsync (fd) == -1 && errno != EINVAL ? -1 : 0;
 }
 
-/* Create a file of this size.  It has no name where the file system can do
- * that, so that a crash before it gets its name leaves nothing in the
- * directory.
+/* Create a file of this size.  It has no name where that is possible, so that a
+ * crash before it gets its name leaves nothing in the directory.
+ *
+ * It needs its name at once where the file system has no O_TMPFILE, and where
+ * /proc is not mounted: then linkat could name it only with AT_EMPTY_PATH,
+ * which is a privilege.
  */
 static int
 create_sparse (struct file *f, uint64_t size)
 {
   CLEANUP_FREE char *copy = strdup (f->b.name);
+  char path[FILE_PROC_NAME_SIZE];
 
   if (copy == NULL)
     return -1;
   f->fd = open (dirname (copy), O_RDWR | O_TMPFILE | O_CLOEXEC, 0666);
+  file_proc_name (f, path);
+  if (f->fd >= 0 && access (path, F_OK) == -1) {
+    close (f->fd);
+    f->fd = -1;
+    errno = EOPNOTSUPP;
+  }
   if (f->fd == -1 && (errno == EOPNOTSUPP || errno == EISDIR)) {
     f->fd = open (f->b.name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     f->named = f->fd >= 0;
@@ -60,11 +70,11 @@ create_sparse (struct file *f, uint64_t size)
 static int
 give_name (struct file *f)
 {
-  char path[sizeof "/proc/self/fd/" + 3 * sizeof (int)];
+  char path[FILE_PROC_NAME_SIZE];
 
   if (fsync (f->fd) == -1)
     return -1;
-  snprintf (path, sizeof path, "/proc/self/fd/%d", f->fd);
+  file_proc_name (f, path);
   if (!f->named && linkat (AT_FDCWD, path, AT_FDCWD, f->b.name,
                            AT_SYMLINK_FOLLOW) == -1)
     return -1;

@@ -55,6 +55,13 @@ extern int file_identify (struct file *f, const char **reason);
 /* Open the other descriptors of a writable file. */
 extern int file_open_others (struct file *f);
 
+/* The name of an open file in /proc.  It does not exist where /proc is not
+ * mounted.
+ */
+#define FILE_PROC_NAME_SIZE (sizeof "/proc/self/fd/" + 3 * sizeof (int))
+extern void file_proc_name (const struct file *f,
+                            char name[FILE_PROC_NAME_SIZE]);
+
 /* Log that opening or creating failed: for this reason, or, if that is NULL,
  * with errno's text.  errno ENOENT becomes EIO, because backend_open's callers
  * take ENOENT to mean that the path does not exist.

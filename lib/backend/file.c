@@ -176,16 +176,22 @@ file_identify (struct file *f, const char **reason)
   return 0;
 }
 
+void
+file_proc_name (const struct file *f, char name[FILE_PROC_NAME_SIZE])
+{
+  snprintf (name, FILE_PROC_NAME_SIZE, "/proc/self/fd/%d", f->fd);
+}
+
 /* Open the same file once more.  Returns a new descriptor, or -1. */
 static int
 open_again (struct file *f, int flags)
 {
-  char path[sizeof "/proc/self/fd/" + 3 * sizeof (int)];
+  char path[FILE_PROC_NAME_SIZE];
   CLEANUP_CLOSE int fd = -1;
   struct stat st;
   int r;
 
-  snprintf (path, sizeof path, "/proc/self/fd/%d", f->fd);
+  file_proc_name (f, path);
   fd = open (path, flags | O_CLOEXEC | O_NONBLOCK);
   if (fd == -1) /* perhaps there is no /proc */
     fd = open (f->b.name, flags | O_CLOEXEC | O_NONBLOCK);

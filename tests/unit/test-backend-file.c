@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -781,6 +782,53 @@ START_TEST (failed_creation)
 }
 END_TEST
 
+/* Without /proc, as in a chroot, a file that was to get its name later gets it
+ * at once, and is locked, flushed and published as any other.
+ */
+START_TEST (without_proc)
+{
+  const struct backend_params params = {
+    .role = "metadata", .name = "/file", .lock = true, .nameless = true
+  };
+  const unsigned errors = mock_errors ();
+  const int root = open ("/", O_RDONLY | O_DIRECTORY);
+  struct backend *b;
+  char byte = 1;
+
+  ck_assert_int_ge (root, 0);
+  /* Users who are not root may do this in a namespace of their own, unless the
+   * system forbids that; then nothing is tested.
+   */
+  if (chroot (dir) == -1 &&
+      (unshare (CLONE_NEWUSER) == -1 || chroot (dir) == -1))
+    return;
+  ck_assert_int_eq (access ("/proc", F_OK), -1);
+
+  b = backend_create (&params, M, &mock_messages);
+  ck_assert_msg (b != NULL, "%s", mock_last_error ());
+  ck_assert_int_eq (backend_pwrite (b, &byte, 1, 7, BACKEND_FUA), 0);
+  ck_assert_int_eq (backend_flush (b), 0);
+  ck_assert_int_eq (backend_file_publish (b), 0);
+  ck_assert_uint_eq (mock_errors (), errors);
+  ck_assert_ptr_null (open_path ("/file", false, true));
+  ck_assert_int_eq (errno, EBUSY);
+  backend_close (b);
+
+  b = open_path ("/file", true, false);
+  ck_assert_ptr_nonnull (b);
+  ck_assert_uint_eq (b->size, M);
+  byte = 0;
+  ck_assert_int_eq (backend_pread (b, &byte, 1, 7), 0);
+  ck_assert_int_eq (byte, 1);
+  backend_close (b);
+
+  /* Out of the chroot again, for teardown. */
+  ck_assert_int_eq (fchdir (root), 0);
+  ck_assert_int_eq (chroot ("."), 0);
+  close (root);
+}
+END_TEST
+
 /* A name that meanwhile is another file's is not removed. */
 START_TEST (unlink_only_ours)
 {
@@ -1115,6 +1163,7 @@ main (void)
   tcase_add_test (tc, unreadable);
   tcase_add_test (tc, creation);
   tcase_add_test (tc, failed_creation);
+  tcase_add_test (tc, without_proc);
   tcase_add_test (tc, unlink_only_ours);
   tcase_add_test (tc, same);
   tcase_add_test (tc, close_on_exec);
