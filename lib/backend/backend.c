@@ -2,7 +2,9 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* The functions of the table, with what is true of all backends checked. */
+/* The table's functions, with the checks that all backends have in common; and
+ * functions made of them.
+ */
 
 #include <config.h>
 
@@ -38,8 +40,8 @@ backend_preadv (struct backend *b, const struct segment *seg, size_t n)
   return n ? b->ops->pread (b, seg, n) : 0;
 }
 
-/* What was opened read-only is never written to, whatever is above or below
- * this.
+/* A backend that was opened read-only is never written to, whatever the caller
+ * or the backend does.
  */
 static int
 check_writable (const struct backend *b)
@@ -184,8 +186,8 @@ backend_log_failure (struct backend *b, const char *role, const char *what)
     log_error (b->log, "%s %s: %s: %m", role, b->name, what);
 }
 
-/* The same, of an extent that is not known to be zero.  The buffer is made at
- * the first call and is the caller's to free.
+/* backend_is_zero for an extent that is not known to be zero.  The first call
+ * allocates the buffer, and the caller frees it.
  */
 static int
 data_is_zero (struct backend *b, const struct extent *extent, void **buf)

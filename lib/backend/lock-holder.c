@@ -6,8 +6,9 @@
  *
  *   lock:  1: OFDLCK  ADVISORY  READ -1 fd:01:123456 100 101
  *
- * with the file's device and inode, and the range.  fcntl itself knows no
- * process for locks of this kind (F_OFD_SETLK), as they belong to an open file.
+ * with the file's device and inode, and the locked range.  fcntl itself reports
+ * no process for these locks (F_OFD_SETLK), because they belong to an open file
+ * description.
  */
 
 #include <config.h>
@@ -53,7 +54,7 @@ open_in (int dir, const char *name)
   return f;
 }
 
-/* Does this line speak of a lock on this byte of the file? */
+/* Does this line describe a lock on this byte of the file? */
 static bool
 is_lock (const char *line, const struct stat *st, uint64_t byte)
 {
@@ -71,7 +72,7 @@ is_lock (const char *line, const struct stat *st, uint64_t byte)
     first <= byte && byte <= last;
 }
 
-/* Has this file in a directory fdinfo such a line? */
+/* Has this file of a directory fdinfo such a line? */
 static bool
 has_lock (int dir, const char *name, const struct stat *st, uint64_t byte)
 {
@@ -84,9 +85,10 @@ has_lock (int dir, const char *name, const struct stat *st, uint64_t byte)
   return false;
 }
 
-/* Has the process? */
+/* Has any file of the process's fdinfo such a line? */
 static bool
-holds (int proc, const char *pid, const struct stat *st, uint64_t byte)
+process_has_lock (int proc, const char *pid, const struct stat *st,
+                  uint64_t byte)
 {
   CLEANUP_CLOSEDIR DIR *dir = NULL;
   char path[64];
@@ -109,7 +111,7 @@ holds (int proc, const char *pid, const struct stat *st, uint64_t byte)
 }
 
 static char *
-describe (int proc, const char *pid)
+describe_process (int proc, const char *pid)
 {
   char path[64], name[64] = "", *text;
   CLEANUP_FCLOSE FILE *f = NULL;
@@ -135,7 +137,8 @@ lock_holder (int fd, off_t byte)
     return NULL;
   while ((d = readdir (proc)) != NULL)
     if (d->d_name[0] >= '1' && d->d_name[0] <= '9' &&
-        strlen (d->d_name) < 20 && holds (dirfd (proc), d->d_name, &st, byte))
-      return describe (dirfd (proc), d->d_name);
+        strlen (d->d_name) < 20 &&
+        process_has_lock (dirfd (proc), d->d_name, &st, byte))
+      return describe_process (dirfd (proc), d->d_name);
   return NULL;
 }

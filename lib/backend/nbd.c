@@ -11,7 +11,7 @@
  *   nbd-pieces.c      splitting operations into requests
  *   nbd-channel.c     channels: requests from an event loop
  *   nbd-identity.c    is it the same export?
- *   nbd-pool.h        the connections, and how lost ones are replaced
+ *   nbd-pool.h        the connections, and how dead ones are replaced
  *   nbd-connection.h  one connection
  */
 

@@ -14,8 +14,8 @@
 #include "backend/file.h"
 #include "backend/nbd.h"
 
-/* The length of the scheme of a URI, 0 for what is a path.  As in RFC 3986,
- * with "://" after it, so that "/tmp/a://b" is a path.
+/* The length of a URI's scheme; 0 for a path.  A scheme is as in RFC 3986 and
+ * has "://" after it, so "/tmp/a://b" is a path.
  */
 static size_t
 scheme_length (const char *name)

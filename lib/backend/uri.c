@@ -14,8 +14,8 @@
 #include "backend/backend.h"
 #include "backend/uri.h"
 
-/* Decode the character at p, which is before end.  Returns how many bytes of
- * the URI it takes.  A percent sign that begins no code stands for itself.
+/* Decode the character at p, which is before end.  Return its length in the
+ * URI.  A percent sign that does not begin a code stands for itself.
  */
 static size_t
 decode (const char *p, const char *end, char *c)
@@ -52,8 +52,8 @@ names_a_file (const char *key, const char *end)
          decodes_to (key, end, "tls-certificates");
 }
 
-/* Where in a parameter, KEY=VALUE, does a relative name begin?  NULL if there
- * is none.  An empty value is left alone: it is an error, or the default.
+/* Find the relative file name in a parameter, KEY=VALUE.  NULL if there is
+ * none.  An empty value is left alone: it is an error, or the default.
  */
 static const char *
 relative_name (const char *parameter, const char *end)
@@ -68,7 +68,7 @@ relative_name (const char *parameter, const char *end)
   return first == '/' || first == '\0' ? NULL : value;
 }
 
-/* libnbd takes a semicolon for a separator only where no ampersand follows. */
+/* For libnbd a semicolon is a separator only if no ampersand follows. */
 static const char *
 parameter_end (const char *parameter, const char *end)
 {
@@ -79,7 +79,7 @@ parameter_end (const char *parameter, const char *end)
   return sep ? sep : end;
 }
 
-/* The directory's name with a slash at its end. */
+/* Print the directory's name, encoded, with a slash at its end. */
 static void
 put_directory (const char *dir, FILE *fp)
 {

@@ -2,8 +2,8 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Resources that give themselves back at the end of their scope, so that each
- * function has one way out.
+/* Resources that are released at the end of their scope, so that each function
+ * has one way out.
  */
 
 #ifndef CLONE_CLEANUP_H
@@ -20,7 +20,7 @@ cleanup_free (void *ptr)
 }
 #define CLEANUP_FREE __attribute__ ((cleanup (cleanup_free)))
 
-/* -1 stands for "not open". */
+/* -1: not open. */
 static inline void
 cleanup_close (int *fd)
 {

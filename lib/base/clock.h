@@ -2,8 +2,8 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* A clock that never goes back, whoever sets the time of day; and condition
- * variables that wait by it.
+/* The monotonic clock, which setting the time of day does not change, and
+ * condition variables that use it.
  */
 
 #ifndef CLONE_CLOCK_H
@@ -13,7 +13,7 @@
 #include <stdint.h>
 #include <time.h>
 
-/* Seconds, and milliseconds, since some moment. */
+/* Seconds since an arbitrary moment. */
 static inline double
 monotonic_seconds (void)
 {
@@ -23,7 +23,7 @@ monotonic_seconds (void)
   return ts.tv_sec + ts.tv_nsec / 1e9;
 }
 
-/* 0 where there is no such clock. */
+/* Milliseconds by this clock; 0 if it does not exist. */
 static inline int64_t
 clock_ms (clockid_t clock)
 {
@@ -33,13 +33,14 @@ clock_ms (clockid_t clock)
   return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
 }
 
+/* Milliseconds since an arbitrary moment. */
 static inline int64_t
 monotonic_ms (void)
 {
   return clock_ms (CLOCK_MONOTONIC);
 }
 
-/* The moment so many seconds from now, for pthread_cond_timedwait. */
+/* The time so many seconds from now, for pthread_cond_timedwait. */
 static inline struct timespec
 monotonic_after (double seconds)
 {

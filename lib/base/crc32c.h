@@ -2,9 +2,10 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* CRC32C (Castagnoli), as in RFC 3720: initial value and final XOR of all
- * ones.  Pass 0 to begin, or the result of what came before to go on.  The
- * work is done by ISA-L, which chooses the processor's fastest way.
+/* CRC32C (Castagnoli), as in RFC 3720: initial value and final XOR are all
+ * ones.  Pass 0 for the first piece of data, and for each further piece the
+ * result so far.  ISA-L computes it, with the processor's fastest
+ * instructions.
  */
 
 #ifndef CLONE_CRC32C_H
@@ -18,8 +19,8 @@
 static inline uint32_t
 crc32c (uint32_t crc, const void *buf, size_t len)
 {
-  /* ISA-L takes an int and a pointer to non-const bytes that it only reads.
-   * Our buffers are sectors and samples, far below INT_MAX.
+  /* ISA-L's buffer is not const, but is only read.  Its length is an int: our
+   * buffers are sectors and samples, far shorter than INT_MAX.
    */
   return ~crc32_iscsi ((unsigned char *)buf, (int)len, ~crc);
 }

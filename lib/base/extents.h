@@ -2,7 +2,9 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* A list of extents: what is known of a contiguous range of a backend. */
+/* A list of extents: where a contiguous range of a backend has data and where
+ * it has holes.
+ */
 
 #ifndef CLONE_EXTENTS_H
 #define CLONE_EXTENTS_H
@@ -10,8 +12,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Flags of an extent, as in NBD's base:allocation.  Only EXTENT_ZERO says
- * what reading the extent gives; a hole that is not zero must be read.
+/* Flags of an extent, as in NBD's base:allocation.  Only EXTENT_ZERO says what
+ * the extent reads as.  A hole without EXTENT_ZERO must be read.
  */
 #define EXTENT_HOLE 1
 #define EXTENT_ZERO 2
@@ -22,8 +24,9 @@ struct extent {
   unsigned flags;
 };
 
-/* Ascending, contiguous, neighbours of equal flags merged.  The list covers
- * [extent[0].offset, extents_end).  Not thread safe: one user at a time.
+/* The extents are ascending and contiguous, and neighbours with equal flags are
+ * merged.  The list covers [extent[0].offset, extents_end).  Not thread safe:
+ * one user at a time.
  */
 struct extents {
   struct extent *extent;
@@ -32,9 +35,9 @@ struct extents {
 
 #define EXTENTS_INIT ((struct extents){ 0 })
 
-/* Append an extent that begins where the list ends (anywhere, when the list is
- * empty).  A length of 0 does nothing.  -1 with errno ENOMEM or, where the
- * extent does not join the list, EINVAL.
+/* Append an extent that begins where the list ends; in an empty list it may
+ * begin anywhere.  A length of 0 does nothing.  -1 with errno ENOMEM, or with
+ * EINVAL if the extent does not begin at the list's end.
  */
 extern int extents_add (struct extents *list, uint64_t offset,
                         uint64_t length, unsigned flags);
@@ -42,12 +45,12 @@ extern int extents_add (struct extents *list, uint64_t offset,
 /* Where the list ends; 0 for an empty list. */
 extern uint64_t extents_end (const struct extents *list);
 
-/* The index of the first extent that ends after offset; list->len if none does.
- * Takes log (len) steps.
+/* The index of the first extent that ends after offset, or list->len.  Takes
+ * log (len) steps.
  */
 extern size_t extents_find (const struct extents *list, uint64_t offset);
 
-/* Forget all extents, keep the memory for the next ones. */
+/* Remove all extents; keep the memory for new ones. */
 extern void extents_clear (struct extents *list);
 
 /* Free the list's memory. */

@@ -2,7 +2,7 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Is a buffer all zeroes? */
+/* Does a buffer hold only zeroes? */
 
 #ifndef CLONE_ISZERO_H
 #define CLONE_ISZERO_H
@@ -11,9 +11,9 @@
 #include <stddef.h>
 #include <string.h>
 
-/* Most data show a byte that is not zero at once, so look at the beginning
- * first.  Where that is zero, and each byte equals the one that far before
- * it, all are zero; memcmp is the fastest loop there is for the second half.
+/* Most data have a byte that is not zero near the start, so look there first.
+ * If the first 32 bytes are zero, and each later byte equals the one 32 bytes
+ * before it, all bytes are zero.  memcmp is the fastest loop for this.
  */
 static inline bool
 is_zero (const void *buf, size_t n)

@@ -4,13 +4,13 @@
 
 /* Where libclone's messages go.
  *
- * The library never prints.  Whoever uses it hands every object one struct
- * log, which must outlive that object; the plugin's leads to nbdkit_error and
- * nbdkit_debug, a tool's to stderr.
+ * The library never prints.  Every object gets a struct log, which must outlive
+ * it.  The plugin's struct log calls nbdkit_error and nbdkit_debug, a tool's
+ * prints to stderr.
  *
  * Messages are lowercase, without a full stop and without a newline, and name
- * the file, the offset and what the user can do.  %m works: errno is kept.
- * All functions may be called from any thread, and preserve errno.
+ * the file, the offset and what the user can do.  %m works: the functions get
+ * the caller's errno.  They may be called from any thread, and preserve errno.
  */
 
 #ifndef CLONE_LOG_H
@@ -19,24 +19,24 @@
 #include <stdarg.h>
 #include <stdbool.h>
 
-/* What a debug message is about.  The names are those of the plugin's debug
- * flags: -D clone.request=1 and so on.
+/* The subject of a debug message.  The plugin has a debug flag for each: -D
+ * clone.request=1 and so on.
  */
 enum log_topic {
   LOG_REQUEST, /* clients' requests */
-  LOG_REGION,  /* regions that change state */
+  LOG_REGION,  /* changes of regions' states */
   LOG_COMMIT,  /* epochs: snapshot, flush, bitmap, flush */
   LOG_HYDRATE, /* the background copier, and connections */
   LOG_TOPICS
 };
 
 struct log {
-  /* Something went wrong that the user should know. */
+  /* An error that the user should know about. */
   void (*error) (const char *fmt, va_list args);
-  /* Rare news that are no error, such as "hydration is complete". */
+  /* Rare events that are not errors, such as "hydration is complete". */
   void (*info) (const char *fmt, va_list args);
   void (*debug) (const char *fmt, va_list args);
-  /* False lets log_debug skip even the formatting of its arguments. */
+  /* If false, log_debug does not even evaluate its arguments. */
   bool (*wants) (enum log_topic topic);
 };
 

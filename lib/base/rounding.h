@@ -35,7 +35,7 @@ round_down (uint64_t v, uint64_t align)
   return v & ~(align - 1);
 }
 
-/* The caller knows that v + align - 1 does not overflow. */
+/* v + align - 1 must not overflow. */
 static inline uint64_t
 round_up (uint64_t v, uint64_t align)
 {

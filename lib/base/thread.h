@@ -2,10 +2,10 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Threads of our own in somebody else's process.
+/* Threads of the library in a server's process.
  *
  * A thread that runs an event loop never waits for a peer.  Builds with
- * CLONE_CHECKS, those with a sanitizer or test points, assert that.
+ * CLONE_CHECKS (with a sanitizer or test points) assert this.
  */
 
 #ifndef CLONE_THREAD_H
@@ -19,8 +19,8 @@
 
 #include "base/log.h"
 
-/* Start a thread with all signals blocked: they are the server's business.  The
- * name, of at most 15 bytes, is for debuggers.  -1, logged, where that fails.
+/* Start a thread with all signals blocked: the server handles them.  The name,
+ * of at most 15 bytes, is for debuggers.  -1, logged, on failure.
  */
 static inline int
 thread_start (pthread_t *thread, const char *name, void *(*func) (void *),
@@ -42,8 +42,8 @@ thread_start (pthread_t *thread, const char *name, void *(*func) (void *),
   return 0;
 }
 
-/* A variable of each thread, in the memory that the thread begins with: an
- * access costs no call, and no thread allocates it later.
+/* A variable of each thread, in the thread's initial memory: an access needs no
+ * call, and no thread allocates it later.
  */
 #define THREAD_LOCAL \
   _Thread_local __attribute__ ((tls_model ("initial-exec")))
@@ -52,7 +52,7 @@ thread_start (pthread_t *thread, const char *name, void *(*func) (void *),
 extern THREAD_LOCAL bool thread_is_loop; /* thread.c */
 #endif
 
-/* From now on this thread runs a loop. */
+/* This thread runs a loop from now on. */
 static inline void
 loop_thread_begin (void)
 {
@@ -61,7 +61,7 @@ loop_thread_begin (void)
 #endif
 }
 
-/* What follows may wait for a peer. */
+/* The code that follows may wait for a peer. */
 static inline void
 assert_may_wait (void)
 {
