@@ -3,9 +3,9 @@
  */
 
 /* Proves that files are read and written as backend.h says, with and without
- * what the file system may not support; that holes are found; that
- * write-behind keeps the page cache free; what is refused at open; and that a
- * file has one owner, over fork and beside QEMU (I11).
+ * optional features of the file system; that holes are found; that write-behind
+ * keeps the page cache free; that unsuitable files are refused; and that a file
+ * has one owner, also across fork and beside QEMU (I11).
  */
 
 #include <config.h>
@@ -42,7 +42,7 @@
 #define K UINT64_C (1024)
 #define M (K * K)
 
-/* A directory of our own, and two names in it. */
+/* The test's directory, and two names in it. */
 static char dir[4096 - 16], path[4096], other[4096];
 
 static void
@@ -88,7 +88,7 @@ create (uint64_t size)
   return b;
 }
 
-/* What is in the file, through another way. */
+/* Check the file's content, without the backend. */
 static void
 check_content (const uint8_t *model, size_t size)
 {
@@ -121,8 +121,8 @@ static const unsigned all_flags[] = {
 };
 
 /* Random reads, writes (also of several segments, some of them adjacent),
- * zeroes and trims of any alignment give what a model says.  FUA or not makes
- * no difference to the content.
+ * zeroes and trims of any alignment give the same content as a model, with and
+ * without FUA.
  */
 START_TEST (random_against_model)
 {
@@ -149,7 +149,7 @@ START_TEST (random_against_model)
       memcpy (model + offset, buf, count);
       break;
     case 1: {
-      /* Cut in pieces, of which some are left out. */
+      /* Cut into pieces, some of which are left out. */
       struct segment seg[100];
       uint64_t pos = 0;
       size_t n = 0;
@@ -175,7 +175,7 @@ START_TEST (random_against_model)
       memset (model + offset, 0, count);
       break;
     case 3:
-      /* On a file, trimmed bytes are zero or what they were. */
+      /* On a file, trimmed bytes are zero or unchanged. */
       ck_assert_int_eq (backend_trim (b, count, offset,
                                       flags & BACKEND_FUA), 0);
       ck_assert_int_eq (backend_pread (b, buf, count, offset), 0);
@@ -205,8 +205,8 @@ START_TEST (random_against_model)
 }
 END_TEST
 
-/* A zero keeps its space, or becomes a hole, as asked for; a trim becomes a
- * hole; where the file system can.
+/* A zeroed range keeps its space or becomes a hole, as requested, and a trimmed
+ * range becomes a hole, if the file system supports this.
  */
 START_TEST (space)
 {
@@ -229,7 +229,7 @@ START_TEST (space)
   ck_assert_int_eq (backend_flush (b), 0);
   ck_assert_uint_le (allocated (), 4 * M + 64 * K);
 
-  /* Reserved again, where it was a hole. */
+  /* A hole gets space again. */
   ck_assert_int_eq (backend_zero (b, 2 * M, 0, 0), 0);
   ck_assert_int_eq (backend_flush (b), 0);
   ck_assert_uint_ge (allocated (), 6 * M - 64 * K);
@@ -238,7 +238,7 @@ START_TEST (space)
 }
 END_TEST
 
-/* A fast zero is done, or refused with nothing done. */
+/* A fast zero is done, or is refused and changes nothing. */
 START_TEST (fast_zero)
 {
   struct backend *b = create (M);
@@ -276,7 +276,7 @@ check_extents (struct backend *b, uint64_t offset, uint64_t count,
 
 #define HOLE (EXTENT_HOLE | EXTENT_ZERO)
 
-/* Data and holes, cut to the request, at the file's ends too. */
+/* Data and holes, cut to the request, also at the file's start and end. */
 START_TEST (extents)
 {
   struct backend *b = create (10 * M + 5);
@@ -306,8 +306,8 @@ START_TEST (extents)
 }
 END_TEST
 
-/* A file in very many pieces: the answer is bounded, makes progress, and what
- * is asked piece by piece is the whole truth.
+/* A file of very many extents: each answer is bounded and covers something, and
+ * all answers together cover the file.
  */
 START_TEST (many_extents)
 {
@@ -335,7 +335,7 @@ START_TEST (many_extents)
 }
 END_TEST
 
-/* A source that somebody made shorter: what is gone is an error, not zeroes. */
+/* A source that became shorter: the missing part is an error, not zeroes. */
 START_TEST (shortened)
 {
   struct backend *b;
@@ -356,7 +356,7 @@ START_TEST (shortened)
 }
 END_TEST
 
-/* errno at the edge: what the kernel says becomes what backend.h allows. */
+/* The kernel's errnos become those that backend.h allows. */
 START_TEST (errors)
 {
   struct backend *b = create (8 * K);
@@ -373,7 +373,7 @@ START_TEST (errors)
   ck_assert_int_eq (err, ENOSPC); /* EFBIG */
   backend_close (b);
 
-  /* Never written, by construction. */
+  /* A read-only backend is never written to. */
   b = open_path (path, true, false);
   ck_assert (b->readonly);
   ck_assert (!b->can_fast_zero);
@@ -390,12 +390,12 @@ END_TEST
 
 /* ---- write-behind ---- */
 
-/* In libc's place: which of its calls, those with all of these flags, fails
- * once, and with what.  0: none.
+/* Replaces libc's function.  The next call with all of these flags fails once,
+ * with sync_errno.  0: no call fails.
  */
 static _Atomic unsigned sync_fails_with_flags;
 static _Atomic int sync_errno;
-static _Atomic unsigned sync_starts; /* calls that only begin to write back */
+static _Atomic unsigned sync_starts; /* calls that only start a write-back */
 
 int
 sync_file_range (int fd, off64_t offset, off64_t count, unsigned flags)
@@ -412,7 +412,7 @@ sync_file_range (int fd, off64_t offset, off64_t count, unsigned flags)
   return syscall (SYS_sync_file_range, fd, offset, count, flags);
 }
 
-/* Bytes of the file that are in the page cache, in a range. */
+/* How many bytes of a range of the file are in the page cache? */
 static uint64_t
 cached (uint64_t offset, uint64_t count)
 {
@@ -433,7 +433,7 @@ cached (uint64_t offset, uint64_t count)
   return n;
 }
 
-/* Its pages are nowhere but in memory. */
+/* A tmpfs has no device: its pages stay in memory. */
 static bool
 is_on_tmpfs (void)
 {
@@ -446,7 +446,7 @@ is_on_tmpfs (void)
 #define BIG (64 * M)
 #define PIECE (256 * K)
 
-/* What two threads do, each with every other piece. */
+/* Two threads write, each every other piece. */
 struct half {
   struct backend *b;
   const uint8_t *data;
@@ -509,7 +509,7 @@ START_TEST (write_behind)
   check_content (data, BIG);
   data[0] ^= 1;
   write_big (b, data, BACKEND_WRITE_BEHIND);
-  /* Pages that the kernel is busy with stay. */
+  /* Pages that the kernel works on stay. */
   if (!is_on_tmpfs ())
     ck_assert_uint_le (cached (0, BIG), WRITE_BEHIND_BYTES + 8 * M);
   check_content (data, BIG);
@@ -519,8 +519,8 @@ START_TEST (write_behind)
 }
 END_TEST
 
-/* More than its queue can hold, of all sizes: nothing is lost, and it does
- * nothing until it is told to.
+/* More ranges than the queue can hold, of all sizes: no data are lost, and
+ * nothing is written back before backend_write_behind.
  */
 START_TEST (behind_too_much)
 {
@@ -528,7 +528,7 @@ START_TEST (behind_too_much)
   struct backend *b = create (size);
   uint8_t *data = random_data (size);
 
-  /* With gaps, so that no two can be joined. */
+  /* With gaps, so that no two can be merged. */
   for (uint64_t pos = 0; pos < size; pos += 2 * piece)
     ck_assert_int_eq (backend_pwrite (b, data + pos, piece, pos,
                                       BACKEND_WRITE_BEHIND), 0);
@@ -548,8 +548,8 @@ START_TEST (behind_too_much)
 }
 END_TEST
 
-/* Small pieces, of two writers, and backwards, are written back in large ones,
- * and none before there is enough.
+/* Small pieces, of two writers, one of which goes backwards, are written back
+ * in large ones, and not before there is enough for one.
  */
 START_TEST (behind_gathers)
 {
@@ -578,9 +578,8 @@ START_TEST (behind_gathers)
 }
 END_TEST
 
-/* When it is told that data were lost, what is in memory stays there, since it
- * is in no other place any more, and no flush succeeds, although fdatasync
- * does.
+/* When write-behind gets an error, the data stay in memory, because they may be
+ * nowhere else, and no flush succeeds, although fdatasync does.
  */
 START_TEST (behind_fails)
 {
@@ -605,7 +604,7 @@ START_TEST (behind_fails)
 }
 END_TEST
 
-/* Where it is not possible, that is all. */
+/* Where the file system does not support write-behind, nothing fails. */
 START_TEST (behind_unsupported)
 {
   struct backend *b = create (10 * M);
@@ -624,9 +623,9 @@ START_TEST (behind_unsupported)
 }
 END_TEST
 
-/* It has an open file description of its own: Linux reports each failed
- * write-back once to each of them, and flushes need theirs (I8).  Closing it
- * gives up no lock.
+/* Write-behind has an open file description of its own: Linux reports each
+ * failed write-back once on each description, and flushes need their report
+ * (I8).  Closing it releases no lock.
  */
 START_TEST (behind_stands_alone)
 {
@@ -642,7 +641,7 @@ START_TEST (behind_stands_alone)
     int flags = fcntl (fd, F_GETFL);
     if ((flags & O_ACCMODE) == O_RDONLY) {
       readonly++;
-      /* Writing goes on without it. */
+      /* Writes work without it. */
       ck_assert_int_eq (close (fd), 0);
     }
     else if (flags & O_DSYNC)
@@ -669,7 +668,7 @@ END_TEST
 
 /* ---- opening ---- */
 
-/* Open must fail with a message that has this in it. */
+/* Opening fails, with this text in the message. */
 static void
 check_refused (const char *name, bool readonly, const char *message)
 {
@@ -683,8 +682,8 @@ check_refused (const char *name, bool readonly, const char *message)
                  mock_last_error ());
 }
 
-/* What is no regular file or block device is refused at once, a FIFO with
- * nobody at its other end too.
+/* Files of other types are refused at once, also a FIFO whose other end is not
+ * open.
  */
 START_TEST (wrong_types)
 {
@@ -706,7 +705,7 @@ START_TEST (wrong_types)
 }
 END_TEST
 
-/* What is not there is ENOENT, without a message. */
+/* A missing file is ENOENT, without a message. */
 START_TEST (missing)
 {
   const unsigned before = mock_errors ();
@@ -721,7 +720,7 @@ START_TEST (missing)
 }
 END_TEST
 
-/* A file that may not be read. */
+/* A file without permission to read. */
 START_TEST (unreadable)
 {
   backend_close (create (100));
@@ -736,8 +735,8 @@ START_TEST (unreadable)
 }
 END_TEST
 
-/* Create makes a sparse file of the size, ready to use, and never takes one
- * that exists; what it made can be removed.
+/* Creating makes a sparse file of this size, ready to use, and never takes one
+ * that exists.  The new file can be removed.
  */
 START_TEST (creation)
 {
@@ -765,7 +764,7 @@ START_TEST (creation)
 }
 END_TEST
 
-/* A creation that fails leaves no file behind. */
+/* A failed creation leaves no file behind. */
 START_TEST (failed_creation)
 {
   const struct backend_params params = { .role = "destination", .name = path };
@@ -829,7 +828,7 @@ START_TEST (without_proc)
 }
 END_TEST
 
-/* A name that meanwhile is another file's is not removed. */
+/* A name that belongs to another file by now is not removed. */
 START_TEST (unlink_only_ours)
 {
   struct backend *b = create (10);
@@ -842,8 +841,8 @@ START_TEST (unlink_only_ours)
 }
 END_TEST
 
-/* Two names of one file are the same, two files are not, and what is not there
- * is the same as nothing but its own name.
+/* Two names of one file are the same, two files are not.  A missing file is the
+ * same only as its own name.
  */
 START_TEST (same)
 {
@@ -867,7 +866,7 @@ START_TEST (same)
 }
 END_TEST
 
-/* Descriptors do not leak into programs that are run. */
+/* Descriptors are close-on-exec. */
 START_TEST (close_on_exec)
 {
   struct backend *b = create (10);
@@ -883,15 +882,15 @@ START_TEST (close_on_exec)
     ck_assert_int_eq (fcntl (fd, F_GETFL) & O_NONBLOCK, 0);
     checked++;
   }
-  ck_assert_uint_eq (checked, 3); /* those for FUA and write-behind, too */
+  ck_assert_uint_eq (checked, 3); /* also those for FUA and write-behind */
   backend_close (b);
 }
 END_TEST
 
 /* ---- locks ---- */
 
-/* One owner: a second one is refused, in this process and in another, until
- * the first has closed it.  Those who do not lock are not kept out.
+/* One owner: a second one is refused, in this process and in another, until the
+ * first has closed the file.  Opening without a lock works all the time.
  */
 START_TEST (one_owner)
 {
@@ -911,7 +910,7 @@ START_TEST (one_owner)
 }
 END_TEST
 
-/* Those who lock to read keep out an owner, not each other. */
+/* Readers with a lock keep out an owner, but not each other. */
 START_TEST (readers_lock)
 {
   struct backend *a, *b;
@@ -931,13 +930,13 @@ START_TEST (readers_lock)
 }
 END_TEST
 
-/* As when nbdkit becomes a daemon: the process that took the lock ends, its
- * child keeps it.
+/* As when nbdkit becomes a daemon: the process that took the lock exits, and
+ * its child keeps the lock.
  */
 START_TEST (lock_survives_fork)
 {
-  /* Closed by the end of the processes only; what is never read, a compiler
-   * need not keep, hence volatile.
+  /* Only the end of the processes closes it.  volatile, because a compiler need
+   * not keep a variable that is never read.
    */
   static struct backend *volatile held;
   int ready[2], end[2];
@@ -977,7 +976,7 @@ START_TEST (lock_survives_fork)
 }
 END_TEST
 
-/* As QEMU does it: a lock on this byte, by another description. */
+/* Lock this byte on another description, as QEMU does. */
 static int
 qemu_lock (off_t byte, short type, int cmd, struct flock *lock)
 {
@@ -990,13 +989,13 @@ qemu_lock (off_t byte, short type, int cmd, struct flock *lock)
   return fd;
 }
 
-/* A program that writes or resizes through QEMU's locks is respected; one that
- * only reads is not in the way; and a writer among them sees that we do not
- * share, a reader that nobody minds.
+/* We refuse a file that a program writes to or resizes by QEMU's locks, and
+ * accept one that a program only reads.  Our locks keep out writers that use
+ * QEMU's locks, and let readers in.
  */
 START_TEST (qemu_locks)
 {
-  /* Permissions in use that keep us out, and some that do not. */
+  /* QEMU's permissions in use that keep us out, and some that do not. */
   static const struct { off_t byte; bool refused; } t[] = {
     { 101, true }, { 103, true }, { 100, false }, { 102, false },
     { 201, false }, { 203, false },
@@ -1030,8 +1029,8 @@ START_TEST (qemu_locks)
 }
 END_TEST
 
-/* QEMU itself, where it is installed: it reads the image that we own, and does
- * not write to it.
+/* QEMU itself, if it is installed, can read the image that we own, and cannot
+ * write to it.
  */
 START_TEST (qemu_itself)
 {
@@ -1054,9 +1053,9 @@ START_TEST (qemu_itself)
 }
 END_TEST
 
-/* Who only reads, without a lock, is refused while somebody has QEMU's permission
- * to write, alone or among others, and the message names the process.  Other
- * bytes mean nothing.
+/* A reader without a lock is refused while a process holds QEMU's permission to
+ * write, alone or among others, and the message names that process.  Locks on
+ * other bytes do not matter.
  */
 START_TEST (writer_by_qemus_lock)
 {
@@ -1096,8 +1095,8 @@ START_TEST (writer_by_qemus_lock)
 }
 END_TEST
 
-/* A file has an identity, which stays when it is renamed, and another one when it
- * was deleted and made anew.  What is no file of ours has none.
+/* A file keeps its identity when it is renamed.  A file that was deleted and
+ * created again has another one.  Other backends have none.
  */
 START_TEST (identity)
 {
@@ -1121,7 +1120,7 @@ START_TEST (identity)
   ck_assert_uint_eq (first.birth_nsec, again.birth_nsec);
   backend_close (b);
 
-  /* While the old one is there, the new one is another inode. */
+  /* While the old file is open, the new one has another inode. */
   fd = open (other, O_RDONLY);
   ck_assert_int_eq (unlink (other), 0);
   b = create (M);

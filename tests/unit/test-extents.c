@@ -3,8 +3,7 @@
  */
 
 /* Proves that a list of extents stays contiguous and merged, that the extent at
- * an offset is found, and that a backend is said to be all zero if and only if
- * it is.
+ * an offset is found, and that backend_is_zero is right.
  */
 
 #include <config.h>
@@ -21,7 +20,9 @@
 
 #define M (UINT64_C (1) << 20)
 
-/* Neighbours of equal flags become one, others do not; nothing is nothing. */
+/* Neighbours with equal flags are merged, others are not.  An empty extent is
+ * ignored.
+ */
 START_TEST (merge)
 {
   struct extents list = EXTENTS_INIT;
@@ -42,7 +43,7 @@ START_TEST (merge)
 }
 END_TEST
 
-/* What would leave a gap or overlap is refused and changes nothing. */
+/* An extent that leaves a gap or overlaps is refused and changes nothing. */
 START_TEST (contiguous)
 {
   struct extents list = EXTENTS_INIT;
@@ -59,8 +60,8 @@ START_TEST (contiguous)
 }
 END_TEST
 
-/* Each offset is found in its extent, in lists of all small lengths; and what
- * lies before and behind them.
+/* In lists of all small lengths, each offset is found in its extent.  Offsets
+ * before the list give its first extent, those after it its length.
  */
 START_TEST (find)
 {
@@ -98,7 +99,9 @@ START_TEST (many)
 }
 END_TEST
 
-/* Holes are not read; one byte anywhere in data is found; the range counts. */
+/* Holes are not read.  One byte that is not zero is found anywhere in data, and
+ * does not matter outside the range.
+ */
 START_TEST (is_zero)
 {
   struct mock_log *log = mock_log_new (false);

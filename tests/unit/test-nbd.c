@@ -2,14 +2,14 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Proves, against a server that fails in the ways that the test says, what the
- * backend for NBD exports promises about a peer that is lost: a loss is an
- * error at once, connections are made again in the right order and not too
- * often, and only a peer that makes no progress is given up.
+/* Proves what the backend for NBD exports promises about a lost peer: a loss is
+ * an error at once, connections are made again in the right order and not too
+ * often, and only a peer that makes no progress is given up.  The server here
+ * fails in the ways that each test asks for.
  *
- * Nothing here depends on how fast the machine is: deadlines that are to be
- * missed are missed by servers that never answer, and what must not be missed
- * is held for several times the deadline by what is exempt from it.
+ * No test depends on the machine's speed.  Where a deadline must be missed, the
+ * server never answers.  Where it must not be missed, the server delays for
+ * several times the deadline a request that the deadline does not apply to.
  */
 
 #include <config.h>
@@ -42,16 +42,16 @@
 
 /* ---- the server ---- */
 
-/* What it does with requests of a type, or at a moment of the handshake. */
+/* What the server does with requests of a type, or during the handshake. */
 enum conduct {
   GOOD,
-  HOLD,     /* not before this has changed */
+  HOLD,     /* waits until its conduct changes */
   FAIL,     /* EIO */
   SHUTDOWN, /* ESHUTDOWN */
   CLOSE,    /* the connection */
-  TRICKLE,  /* a byte now and then */
-  STEADY,   /* slowly, but more than that */
-  FLOOD,    /* replies without end */
+  TRICKLE,  /* sends a byte now and then */
+  STEADY,   /* sends slowly, but faster than TRICKLE */
+  FLOOD,    /* sends replies without end */
 };
 
 enum { AT_ACCEPT, AT_META, AT_READY, AT_READ, AT_WRITE, AT_FLUSH, AT_STATUS,
@@ -96,7 +96,7 @@ recv_all (int fd, void *buf, size_t count)
   return count == 0 || recv (fd, buf, count, MSG_WAITALL) == (ssize_t)count;
 }
 
-/* Has the client gone? */
+/* Has the client closed the connection? */
 static bool
 is_closed (int fd)
 {
@@ -105,8 +105,8 @@ is_closed (int fd)
   return recv (fd, &c, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
 }
 
-/* This moment comes, on this connection.  How to behave?  Never HOLD, and CLOSE
- * where the client has gone meanwhile.
+/* Count this moment, on this connection, and return what to do.  Never HOLD:
+ * waits instead, and returns CLOSE if the client closes the connection.
  */
 static enum conduct
 at (int moment, int fd)
@@ -142,7 +142,7 @@ struct option_reply {
   uint32_t option, type, length;
 } __attribute__ ((packed));
 
-/* It has length bytes, of which here are count. */
+/* The header announces length bytes; count of them follow here. */
 static bool
 reply_option (int fd, uint32_t option, uint32_t type, const void *data,
               uint32_t count, uint32_t length)
@@ -217,7 +217,7 @@ handshake (int fd)
       c = at (AT_META, fd);
       if (c == CLOSE)
         return false;
-      /* The name of a context may be so long. */
+      /* Names of contexts may have this length. */
       if (c == TRICKLE)
         return reply_option (fd, 10, 4, NULL, 0, 4000) && trickle (fd);
       while (c == FLOOD && reply_meta (fd))
@@ -272,7 +272,7 @@ reply_error (int fd, const struct request *r, uint32_t error)
   return send_chunk (fd, r, 0x8001, sizeof e) && send_all (fd, &e, sizeof e);
 }
 
-/* As many extents of a byte each as were asked for. */
+/* An extent for each byte that was asked for. */
 static bool
 reply_status (int fd, const struct request *r)
 {
@@ -389,7 +389,7 @@ came (int moment)
   return server.came[moment];
 }
 
-/* Wait until that moment has come more often than that. */
+/* Wait until that moment has come more than so many times. */
 static void
 wait_came (int moment, unsigned before)
 {
@@ -399,7 +399,7 @@ wait_came (int moment, unsigned before)
     pthread_cond_wait (&server.changed, &server.lock);
 }
 
-/* Cut so many connections, and accept so many from now on. */
+/* Cut n connections, and serve at most clients_max from now on. */
 static void
 cut (unsigned n, unsigned clients_max)
 {
@@ -514,7 +514,7 @@ static const struct log logger = {
   log_line, log_line, log_line, wants_nothing
 };
 
-/* How many lines have this in them. */
+/* How often does the log contain this? */
 static unsigned
 said (const char *what)
 {
@@ -569,7 +569,7 @@ try_open (unsigned connections, unsigned deadline)
   return backend_open (&params, &logger);
 }
 
-/* It may fail where the machine is slow. */
+/* Opening may fail on a slow machine: try again. */
 static void
 open_backend (unsigned connections, unsigned deadline)
 {
@@ -615,7 +615,9 @@ read_some (void)
   return backend_pread (b, buf, sizeof buf, 0) == -1 ? errno : 0;
 }
 
-/* What these wait for comes with a call of lost or changed, or a message. */
+/* These wait for changes that come with a call of lost or changed, or with a
+ * message.
+ */
 static void
 wait_connections (unsigned n)
 {
@@ -688,8 +690,8 @@ end_call (struct call *c)
 
 /* ---- a loss is an error ---- */
 
-/* What is in flight when the server goes, and what comes when it is away, fails
- * with ENOTCONN and waits for nothing; when it is back, all is well.
+/* Requests in flight when the server goes, and requests while it is away, fail
+ * with ENOTCONN at once.  When it is back, requests succeed.
  */
 START_TEST (lost_is_error)
 {
@@ -724,7 +726,7 @@ START_TEST (lost_is_error)
 }
 END_TEST
 
-/* A server that says that it shuts down is lost, too. */
+/* A server that replies ESHUTDOWN is lost. */
 START_TEST (shutdown_is_loss)
 {
   start_server (false, true);
@@ -739,8 +741,8 @@ START_TEST (shutdown_is_loss)
 }
 END_TEST
 
-/* Extents that a server refuses are data, those of a lost one are an error; a
- * reply is cut at EXTENTS_MAX_REPLY.
+/* If the server refuses block status, all is data; if it is lost, that is an
+ * error.  A reply is cut at EXTENTS_MAX_REPLY.
  */
 START_TEST (extents)
 {
@@ -768,8 +770,8 @@ END_TEST
 
 /* ---- an export that is written to ---- */
 
-/* When one connection is lost all die; lost comes when they are dead, and until
- * it returns nobody connects and requests fail.
+/* When one connection dies, all others are killed, and lost is called when all
+ * are dead.  Until it returns, no connection is made and requests fail.
  */
 START_TEST (die_together)
 {
@@ -804,9 +806,9 @@ START_TEST (die_together)
 }
 END_TEST
 
-/* The first connection that is made again is in use at once.  Each further one
- * is made as soon as the server lets it, and comes into use only after the
- * first has answered.
+/* The first new connection is in use at once.  Each further one is made as soon
+ * as the server accepts it, and comes into use only after the first one has
+ * answered a request.
  */
 START_TEST (topped_up)
 {
@@ -824,7 +826,7 @@ START_TEST (topped_up)
   begin_call (&call, false);
   cut (0, CLIENTS_MAX);
   {
-    /* The second one has been made: all it lacks is that answer. */
+    /* The second one has been made; only that answer is missing. */
     LOCK_FOR_SCOPE (&server.lock);
     while (server.clients < 2)
       pthread_cond_wait (&server.changed, &server.lock);
@@ -839,8 +841,8 @@ START_TEST (topped_up)
 }
 END_TEST
 
-/* A flush that takes longer than the deadline for replies is no loss, nor is it
- * one for what else is in flight meanwhile.
+/* A flush may take longer than the reply deadline, and so may requests that are
+ * in flight beside it.
  */
 START_TEST (slow_flush)
 {
@@ -865,8 +867,8 @@ END_TEST
 
 /* ---- how often it connects ---- */
 
-/* A server that closes each connection after the handshake is not connected to
- * again and again, and the log does not grow with the tries.
+/* If a server closes each connection after the handshake, the attempts are few,
+ * and the log does not grow with them.
  */
 START_TEST (no_storm)
 {
@@ -880,8 +882,8 @@ START_TEST (no_storm)
   cut (CLIENTS_MAX, CLIENTS_MAX);
   ck_assert_int_eq (read_some (), ENOTCONN);
   usleep (700000);
-  /* Pauses of at least 50, 100, 200 and 400 ms; a burst may have begun a
-   * second connection before the first is lost.
+  /* The pauses last at least 50, 100, 200 and 400 ms.  A second connection may
+   * be begun before the first one dies.
    */
   ck_assert_uint_gt (came (AT_ACCEPT) - before, 1);
   ck_assert_uint_le (came (AT_ACCEPT) - before, 10);
@@ -894,7 +896,7 @@ START_TEST (no_storm)
 }
 END_TEST
 
-/* Why connecting fails is said once, and in the reason. */
+/* Why connecting fails is logged once, and is the reason. */
 START_TEST (reason_once)
 {
   char why[256];
@@ -914,7 +916,7 @@ START_TEST (reason_once)
 }
 END_TEST
 
-/* A disk that cannot be read now is not known to be another disk. */
+/* A disk that cannot be read is not refused as another disk. */
 START_TEST (same_disk_unknown)
 {
   unsigned before;
@@ -935,8 +937,8 @@ END_TEST
 
 /* ---- progress ---- */
 
-/* A server that accepts and never answers, answers byte by byte, or without
- * end, does not keep the start: this ends, with a message that says why.
+/* If a server accepts and then never answers, answers byte by byte, or answers
+ * without end, opening fails, with a message that says why.
  */
 START_TEST (bad_handshake)
 {
@@ -959,7 +961,7 @@ START_TEST (bad_handshake)
 }
 END_TEST
 
-/* Nor does one that does not answer the first requests. */
+/* The same for a server that does not answer the first requests. */
 START_TEST (never_answers)
 {
   start_server (false, true);
@@ -973,7 +975,7 @@ START_TEST (never_answers)
 }
 END_TEST
 
-/* A byte now and then is no progress. */
+/* A byte now and then is not progress. */
 START_TEST (trickling_reply)
 {
   start_server (_i, true);
@@ -985,8 +987,8 @@ START_TEST (trickling_reply)
 }
 END_TEST
 
-/* A reply that takes several times the deadline is, where the line brings it
- * steadily.  (The server may be kept from sending by other work: then again.)
+/* A reply that arrives steadily is progress, also if it takes several times the
+ * deadline.  (The machine may be too busy to send steadily: then try again.)
  */
 START_TEST (steady_reply)
 {
@@ -1048,7 +1050,7 @@ finish (struct my_io *m)
   return m->io.error;
 }
 
-/* What a loop that is busy has not read is no silence of the server's. */
+/* A server is not silent while its reply waits for a busy loop to read it. */
 START_TEST (unread_is_no_silence)
 {
   struct ev_loop *loop = ev_loop_new (EVFLAG_NOENV);
@@ -1078,10 +1080,10 @@ START_TEST (unread_is_no_silence)
 }
 END_TEST
 
-/* A channel whose connection is lost goes on with another at once; and without
- * any its requests fail, not from within channel_submit, until there is one.
+/* A channel whose connection dies uses another one at once.  Without any its
+ * requests fail, but not inside channel_submit, until there is one again.
  */
-START_TEST (channel_changes_link)
+START_TEST (channel_changes_connection)
 {
   struct ev_loop *loop = ev_loop_new (EVFLAG_NOENV);
   static struct my_io m[4];
@@ -1097,7 +1099,7 @@ START_TEST (channel_changes_link)
   for (int i = 0; i < 3; i++)
     submit (ch, &m[i], loop);
   {
-    /* Its connection is the second. */
+    /* The channel's connection is the second one. */
     LOCK_FOR_SCOPE (&server.lock);
     server.clients_max = 0;
     shutdown (server.fd[1], SHUT_RDWR);
@@ -1124,7 +1126,7 @@ END_TEST
 
 /* ---- many at once ---- */
 
-/* Small reads, and writes that do not fit into the socket's buffer. */
+/* Small reads, and writes that are larger than the socket's buffer. */
 static void *
 busy_thread (void *arg)
 {
@@ -1138,8 +1140,8 @@ busy_thread (void *arg)
   return NULL;
 }
 
-/* Callers, a loop and the connection's thread take turns in receiving, and no
- * request is forgotten, also when the connection dies meanwhile.
+/* Callers, a loop and the connection's thread take turns as the driver, and
+ * every request is done, also when the connection dies.
  */
 START_TEST (all_get_replies)
 {
@@ -1170,8 +1172,8 @@ START_TEST (all_get_replies)
 }
 END_TEST
 
-/* A caller that receives for another, and then has its own reply, leaves nobody
- * waiting.
+/* A caller that drives, and stops when its own request is done, does not leave
+ * another caller without a driver.
  */
 START_TEST (driver_leaves)
 {
@@ -1185,7 +1187,7 @@ START_TEST (driver_leaves)
   begin_call (&read, false);
   ck_assert_int_eq (pthread_create (&flush.thread, NULL, call_thread, &flush),
                     0);
-  usleep (100000); /* it has been sent by now, else this proves less */
+  usleep (100000); /* it has been sent by now; if not, this proves less */
   set (AT_READ, GOOD);
   ck_assert_int_eq (end_call (&read), 0);
   set (AT_FLUSH, GOOD);
@@ -1196,8 +1198,8 @@ END_TEST
 
 /* ---- the end ---- */
 
-/* After an interrupt what is in flight fails, and a connection that is being
- * made is given up; no other one is made.
+/* After an interrupt requests in flight fail, a connection that is being made
+ * is given up, and no other one is made.
  */
 START_TEST (interrupt_ends)
 {
@@ -1251,7 +1253,7 @@ suite (void)
   tcase_add_loop_test (tc, trickling_reply, 0, 2);
   tcase_add_test (tc, steady_reply);
   tcase_add_loop_test (tc, unread_is_no_silence, 0, 2);
-  tcase_add_test (tc, channel_changes_link);
+  tcase_add_test (tc, channel_changes_connection);
   tcase_add_test (tc, driver_leaves);
   tcase_add_loop_test (tc, all_get_replies, 1, 4);
   tcase_add_test (tc, interrupt_ends);

@@ -2,9 +2,9 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Proves that ownership is exclusive for overlapping ranges, first come first
- * served among them, free of waiting for all others, and that a grant that was
- * waited for comes exactly once.
+/* Proves that owners of overlapping ranges exclude each other and are served in
+ * order of arrival, that other owners never wait, and that each request that
+ * has to wait is granted exactly once.
  */
 
 #include <config.h>
@@ -19,11 +19,11 @@
 
 static struct range_lock o;
 
-/* An owner that asks without waiting, and counts its grants. */
+/* An owner that uses range_lock_request, and counts its grants. */
 struct asker {
   struct owner owner;
   unsigned grants;
-  unsigned order;  /* the how-manieth grant of all it was */
+  unsigned order;  /* its last grant was number order of all */
 };
 
 static unsigned all_grants;
@@ -57,8 +57,8 @@ teardown (void)
   range_lock_destroy (&o);
 }
 
-/* Disjoint ranges, neighbours included, are all owned at once: a range does not
- * own its end.
+/* Disjoint ranges, also neighbours, are all owned at the same time: a range
+ * does not include its end.
  */
 START_TEST (disjoint_ranges_do_not_wait)
 {
@@ -74,7 +74,7 @@ START_TEST (disjoint_ranges_do_not_wait)
 }
 END_TEST
 
-/* One byte in common is a conflict, at either end and inside. */
+/* One common byte is a conflict, at both ends and inside. */
 START_TEST (one_byte_overlaps)
 {
   static const struct { uint64_t start, end; } ranges[] = {
@@ -95,9 +95,7 @@ START_TEST (one_byte_overlaps)
 }
 END_TEST
 
-/* Overlapping ranges are granted in the order in which they were asked for,
- * one after the other.
- */
+/* Overlapping ranges are granted one after the other, in order of arrival. */
 START_TEST (grants_are_in_order)
 {
   struct asker a[8];
@@ -115,8 +113,9 @@ START_TEST (grants_are_in_order)
 }
 END_TEST
 
-/* A wide range that waits is not overtaken by small ones that come later and
- * would be free now: it cannot starve.  Those that it does not touch pass.
+/* Small ranges that come later do not overtake a wide range that waits,
+ * although they would be free now.  So it cannot starve.  Ranges that do not
+ * overlap it do not wait.
  */
 START_TEST (wide_range_does_not_starve)
 {
@@ -141,7 +140,7 @@ START_TEST (wide_range_does_not_starve)
 }
 END_TEST
 
-/* One release grants all that waited for it alone. */
+/* One release grants all ranges that waited only for it. */
 START_TEST (release_grants_several)
 {
   struct asker wide, a, b, c;
@@ -170,8 +169,8 @@ release_when_granted (struct owner *owner)
   range_lock_release (&o, owner);
 }
 
-/* The function that is told of a grant holds no lock: it may release, and so
- * grant to the next, and the owner's memory may go.
+/* The granted function is called without a lock.  It may release the range, and
+ * so grant the next one, and free the owner.
  */
 START_TEST (grant_may_release)
 {
@@ -206,8 +205,8 @@ acquire_and_release (void *opaque)
   range_lock_release (&o, &owner);
 }
 
-/* range_lock_acquire sleeps until the range is free, in line with those who
- * asked without waiting.
+/* range_lock_acquire waits until the range is free, in one queue with the users
+ * of range_lock_request.
  */
 START_TEST (acquire_waits)
 {
@@ -217,7 +216,7 @@ START_TEST (acquire_waits)
   acquired = false;
   ck_assert (ask (&a, 50, 60));
   thread = mock_thread (acquire_and_release, NULL);
-  /* Until it is in line. */
+  /* Wait until it is in the queue. */
   for (;;) {
     pthread_mutex_lock (&o.lock);
     bool waits = TAILQ_NEXT (&a.owner, link) != NULL;
@@ -298,8 +297,9 @@ stress_thread (void *opaque)
   }
 }
 
-/* Many threads, both ways to ask: never two owners of one cell, whose count,
- * kept without any other protection, is right in the end; and all are served.
+/* Many threads, with both functions: no cell ever has two owners, its counter,
+ * which only ownership protects, is right in the end, and all requests are
+ * granted.
  */
 START_TEST (stress)
 {

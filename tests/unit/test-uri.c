@@ -2,9 +2,8 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Proves that uri_absolute makes the names of files in a URI's query absolute,
- * all of them and nothing else, as libnbd reads them; and that it leaves
- * everything else as it is.
+/* Proves that uri_absolute makes all names of files in a URI's query absolute,
+ * as libnbd parses them, and changes nothing else.
  */
 
 #include <config.h>
@@ -37,7 +36,7 @@ START_TEST (test_relative)
       "nbds://alice@host:1/?tls-psk-file=/d/keys.psk" },
     { "nbds://host?tls-certificates=pki",
       "nbds://host?tls-certificates=/d/pki" },
-    /* Several, of which one is absolute. */
+    /* Several names, one of them absolute. */
     { "nbds+unix://a@/?socket=s&tls-psk-file=/k&tls-certificates=c",
       "nbds+unix://a@/?socket=/d/s&tls-psk-file=/k&tls-certificates=/d/c" },
     { "nbd+unix:///?socket=s;tls-psk-file=k",
@@ -50,11 +49,11 @@ START_TEST (test_relative)
     { "nbd+unix:///?socket=%", "nbd+unix:///?socket=/d/%" },
     { "nbd+unix:///?socket=%2", "nbd+unix:///?socket=/d/%2" },
     { "nbd+unix:///?socket=%zz", "nbd+unix:///?socket=/d/%zz" },
-    /* A value goes to the next separator, whatever else is in it. */
+    /* A value extends to the next separator, whatever it contains. */
     { "nbd+unix:///?socket=a=b?c", "nbd+unix:///?socket=/d/a=b?c" },
     { "nbd+unix:///?socket=a;tls-psk-file=k&x=y",
       "nbd+unix:///?socket=/d/a;tls-psk-file=k&x=y" },
-    /* The query ends where the fragment begins. */
+    /* The fragment ends the query. */
     { "nbd+unix:///?socket=s#f?socket=t",
       "nbd+unix:///?socket=/d/s#f?socket=t" },
   };
@@ -85,7 +84,7 @@ START_TEST (test_same)
 }
 END_TEST
 
-/* What is added means the directory, whatever its name is. */
+/* The added prefix decodes to the directory, whatever its name is. */
 START_TEST (test_directory)
 {
   static const char *const cases[][2] = {
