@@ -2,18 +2,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 # A second reader of the metadata, written from nbdclone-metadata(5) alone, and
-# what it takes to damage a store on purpose.
+# commands to damage a store on purpose.
 #
-#   metadata.py decode FILE           JSON, or an error where it is not valid
-#   metadata.py fingerprint DISK      of a source, a JSON array
-#   metadata.py old-fingerprint DISK  the same without partitions
-#   metadata.py example POD           the example of the manual page, to stdout
-#   metadata.py flip FILE OFFSET      change a byte
+#   metadata.py decode FILE           print JSON, or fail if it is not valid
+#   metadata.py fingerprint DISK      print it, a JSON array
+#   metadata.py old-fingerprint DISK  print it, without partitions
+#   metadata.py example POD           write the manual page's example to stdout
+#   metadata.py flip FILE OFFSET      flip a bit of a byte
 #   metadata.py zero FILE OFFSET COUNT
 #   metadata.py superblock FILE COPY OFFSET LENGTH VALUE
 #   metadata.py bitmap FILE SECTOR BYTE VALUE
-#                                     change a field, with a right CRC
-#   metadata.py version-1 FILE        make it one of version 1
+#                                     change a field, and the CRC with it
+#   metadata.py version-1 FILE        turn it into a store of version 1
 
 import json
 import re
@@ -142,7 +142,7 @@ EXTENDED = (0x05, 0x0f, 0x85)
 
 
 def gpt_sectors(disk, s):
-    """The first sectors of a GPT's partitions, or None: there is no GPT."""
+    """The first sectors of a GPT's partitions, or None without a GPT."""
     if disk[s:s + 8] != b"EFI PART":
         return None
     at = s * u64(disk, s + 72)
@@ -244,7 +244,7 @@ def write(path, offset, data):
 
 
 def seal(sb):
-    """A superblock with a right CRC."""
+    """Give a superblock a right CRC."""
     sb[12:16] = struct.pack("<I", superblock_crc(bytes(sb)))
     return sb
 

@@ -2,17 +2,17 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# The fuzzers in fuzzing/, for a bounded number of runs: whatever the metadata's
-# bytes are, the loader does not crash, and what it loads is what is there; the
-# same for what the control interface is sent.  Loaders with a bug are caught.
-# AFL++, all but one of these bugs and most of the runs are left to --all.
+# Runs the fuzzers in fuzzing/ a bounded number of times.  Whatever the bytes of
+# the metadata, or of a request to the control interface, the program does not
+# crash and reads them correctly.  Loaders with a bug are caught.  AFL++, all
+# but one of these bugs and most of the runs are left to --all.
 
 . "$(dirname "$0")/functions.sh"
-# It links the built library, which must not bring another one along.
+# They link the built library, which must not have a sanitizer, too.
 not_under asan tsan "the fuzzers have a sanitizer of their own"
 not_under valgrind "the fuzzers have a sanitizer"
 requires_command clang "$python"
-# The fuzzers' own runtime is a package of its own.
+# clang's fuzzer runtime is in a separate package.
 echo 'int LLVMFuzzerTestOneInput (const char *p, long n) { return 0; }' \
   >"$tmp/try.c"
 requires clang -fsanitize=fuzzer,address -o "$tmp/try" "$tmp/try.c"
@@ -33,7 +33,7 @@ fuzz ()
 
 bash "$srcdir/fuzzing/build" libfuzzer "$builddir" "$tmp/fuzz"
 fuzz "$tmp/fuzz/fuzz-metadata" metadata $metadata_runs 4096
-# Not all of them were refused at once: the seeds lead deep into the loader.
+# The seeds lead deep into the loader: not all stores were refused at once.
 edges=$(sed -n 's/.*DONE *cov: \([0-9]*\).*/\1/p' "$tmp/fuzz.log")
 [ "$edges" -gt 120 ]
 fuzz "$tmp/fuzz/fuzz-settings" settings $settings_runs 256
@@ -54,7 +54,7 @@ catches ()
   caught=$((caught + 1))
 }
 
-# The bitmap's checksum is not looked at.
+# The bitmap's checksum is not checked.
 catches bitmap.c 's/le32toh (image.crc) != bitmap_crc (sb, s, &image)/false/'
 # result: the last line.
 result ()
@@ -70,19 +70,19 @@ if ! is_all; then
   exit 0
 fi
 
-# A store that was cut is read to its former end.
+# A store that was cut is read past its end.
 catches metadata.c 's/if (b->size < wanted)/if (false)/'
-# Features that are not known are ignored.
+# Unknown features are ignored.
 catches superblock.c 's/if (sb->incompat \& ~METADATA_INCOMPAT)/if (false)/;
          s/else if (version >= 2 \&\& features)/else if (false)/'
-# So is the store's other half that says something else.
+# Superblocks of one generation that differ are accepted.
 catches superblock.c 's/if (a->generation == b->generation)/if (false)/'
-# What belongs to a feature gets lost.
+# The data of features is dropped.
 catches superblock.c '/memcpy (image->feature_area/,/;/d'
-# The superblock that counts is the older one.
+# The older superblock is current.
 catches superblock.c \
         's/sb\[1\].generation > sb\[0\].gen/sb[1].generation < sb[0].gen/'
-# Complete is believed.
+# The complete flag is not compared with the bitmap.
 catches bitmap.c 's/(md->sb.flags & METADATA_COMPLETE) \&\&/false \&\&/'
 
 # AFL++, with the same programs.

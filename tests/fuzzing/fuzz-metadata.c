@@ -2,27 +2,27 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Fuzzing the metadata's loader.
+/* A fuzzer for the metadata's loader.
  *
- * The input becomes a store in memory, which is then probed, opened and loaded.
- * Whatever the bytes are: no crash, no leak, no access out of bounds, neither
- * in memory nor in the store.  And if it loads,
+ * The input becomes a store in memory, which is probed, opened and loaded.
+ * Whatever the bytes are, there is no crash, no leak, and no access out of
+ * bounds, neither in memory nor in the store.  If the store loads,
  *
- *   - the superblock that counts, and every bitmap sector, have the right magic
- *     and checksum, and no superblock with a right checksum is of an unknown
- *     version or has an incompat feature,
- *   - nor has the one that counts a ro_compat feature,
+ *   - the current superblock and every bitmap sector have the right magic and
+ *     checksum,
+ *   - no superblock with a right checksum has an unknown version or an incompat
+ *     feature, and the current one has no ro_compat feature,
  *   - a region is valid in the map if and only if its bit is 1 in the store,
- *   - complete means that all of them are,
- *   - to set flags, and the destination's identity, changes none of that, nor a
- *     byte that belongs to features, and the store opens again.
+ *   - with the complete flag, all regions are valid,
+ *   - setting flags and the destination's identity changes none of that, and no
+ *     byte of the features, and the store opens again.
  *
- * All of these are found out here from metadata.h's description of the format,
- * with a checksum of our own.
+ * The fuzzer checks this with its own reading of the format in metadata.h, and
+ * its own checksum.
  *
- * Input: byte 0 says what is done to the rest, see enum how.  The rest is the
- * store's sectors that matter, one after the other: superblock A, B, bitmap
- * sectors 0, 1, ...; or with HOW_RAW the store as it is.
+ * Input: byte 0 says how to make a store of the rest, see enum how.  The rest
+ * is the used sectors of the store, one after the other: superblocks A and B,
+ * bitmap sectors 0, 1, ...; or with HOW_RAW the store as it is.
  */
 
 #include <config.h>
@@ -40,9 +40,9 @@
 
 enum how {
   HOW_FIX_SUPERBLOCKS = 1, /* make their checksums right */
-  HOW_FIX_BITMAP = 2,      /* the same, and magic, of the bitmap's sectors */
-  HOW_SAME_STORE = 4,      /* B agrees with A in all but generation and flags */
-  HOW_FIT = 8,             /* size becomes that of the bitmap */
+  HOW_FIX_BITMAP = 2,      /* make magic and checksums of the bitmap right */
+  HOW_SAME_STORE = 4,      /* B gets A's fields but generation and flags */
+  HOW_FIT = 8,             /* set the size to that of the bitmap */
   HOW_RAW = 16,
 };
 
@@ -58,7 +58,7 @@ enum how {
 
 extern int LLVMFuzzerTestOneInput (const uint8_t *data, size_t size);
 
-/* ---- a backend that is memory; the loader needs no more than this ---- */
+/* ---- a backend in memory: the functions that the loader calls ---- */
 
 static uint8_t *store;
 static struct backend backend;
@@ -128,7 +128,7 @@ backend_close (struct backend *b)
 {
 }
 
-/* ---- messages: they are formatted, so that wrong arguments are found ---- */
+/* ---- messages: formatted, to find wrong arguments ---- */
 
 static unsigned errors;
 
@@ -158,7 +158,7 @@ static const struct log messages = {
   .error = on_error, .info = format, .debug = format, .wants = wants,
 };
 
-/* ---- the format, once more ---- */
+/* ---- the format, read independently ---- */
 
 static uint32_t
 crc_add (uint32_t crc, const uint8_t *p, size_t n)
@@ -230,7 +230,7 @@ bitmap_sector (uint64_t s)
 
 /* ---- from input to store ---- */
 
-/* Copy what there is of a sector of the input. */
+/* Copy a sector of the input, or what is left of it. */
 static size_t
 take_sector (uint8_t *to, const uint8_t *data, size_t size)
 {
@@ -302,7 +302,7 @@ make_store (const uint8_t *data, size_t size)
   fix (how, sectors);
 }
 
-/* ---- what must be true of a store that was loaded ---- */
+/* ---- checks of a loaded store ---- */
 
 static bool
 is_whole (const uint8_t *sb)
@@ -319,7 +319,7 @@ is_zero_in (const uint8_t *sb, unsigned from, unsigned to)
   return from == to;
 }
 
-/* Is the tail that differs between the versions as it should be? */
+/* Are the bytes that differ between the versions valid? */
 static bool
 has_right_tail (const uint8_t *sb)
 {
@@ -352,7 +352,7 @@ check_superblock (const struct metadata *md)
   CHECK (get_le (sb + 48, 8) == md->sb.region_size);
   CHECK (get_le (sb + 56, 4) == md->sb.flags);
 
-  /* The other copy is broken, or older, or the same. */
+  /* The other copy is damaged, older, or the same. */
   other = superblock (1 - md->current);
   if (!is_whole (other))
     return;
@@ -408,7 +408,7 @@ load (struct metadata *md)
 {
   struct region_map *map = region_map_new (md->sb.size, md->sb.region_size);
 
-  /* The geometry has been checked by metadata_open. */
+  /* metadata_open has checked the geometry. */
   CHECK (map != NULL);
   if (metadata_load (md, map) == -1) {
     region_map_free (map);

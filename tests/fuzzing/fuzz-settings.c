@@ -2,11 +2,11 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Fuzzing what the control interface is sent: a body for PATCH /settings, as
- * JSON, and a size.  No crash and no leak; a patch that is refused changes
- * nothing and says why in one line; one that is accepted gives settings that
- * survive the way back through JSON; and a size that is accepted is what its
- * digits and its suffix say.
+/* A fuzzer for requests to the control interface.  The input is a body for
+ * PATCH /settings, as JSON, and a size.  There is no crash and no leak.  A
+ * patch that is refused changes nothing, and the reason is one line.  A patch
+ * that is accepted gives settings that are the same after a conversion to JSON
+ * and back. A size that is accepted has the value of its digits and its suffix.
  */
 
 #include <config.h>

@@ -4,9 +4,8 @@
 
 """Writes the seeds: make-corpus.py DIRECTORY
 
-DIRECTORY/metadata: small stores in the form that fuzz-metadata.c describes,
-valid ones and some that are damaged in one way each.  DIRECTORY/settings: what
-fuzz-settings.c takes.
+DIRECTORY/metadata: input for fuzz-metadata.c, small stores, some valid and some
+damaged in one way each.  DIRECTORY/settings: input for fuzz-settings.c.
 """
 
 import os

@@ -3,8 +3,9 @@
  */
 
 /* Proves the commit's order (snapshot, flush the destination, write the bitmap,
- * flush the metadata), that exactly the snapshot becomes durable, who shares
- * which commit, and what remains true when a device fails (I5, I6, I8, I10).
+ * flush the metadata); that exactly the snapshot becomes durable; which
+ * requests share a commit; and what remains true if a device fails (I5, I6, I8,
+ * I10).
  */
 
 #include <config.h>
@@ -28,7 +29,7 @@
 #define REGION UINT64_C (4096)
 #define BITMAP UINT64_C (8192)
 
-/* Those who ask for a commit while one runs. */
+/* Threads that ask for a commit while one runs. */
 #define LATE 15
 
 /* Region number r of bitmap sector s. */
@@ -48,7 +49,7 @@ open_store (uint64_t regions)
   };
 
   history = mock_log_new (false);
-  /* The commit only flushes it. */
+  /* Commits only flush it. */
   dest = mock_new (history, "destination", 4096, false);
   mock_set_server (dest);
   meta = mock_new (history, "metadata",
@@ -80,7 +81,7 @@ teardown (void)
   mock_log_free (history);
 }
 
-/* Is the region's bit on the metadata's medium? */
+/* Is the region's bit durable in the metadata? */
 static bool
 on_medium (uint64_t region)
 {
@@ -110,7 +111,7 @@ bits_on_medium (void)
 /* A commit on a thread of its own. */
 struct caller {
   struct mock_thread *thread;
-  uint64_t region;   /* to be looked at afterwards */
+  uint64_t region;   /* is it durable when the commit is over? */
   int result, error;
   bool durable;
 };
@@ -126,7 +127,7 @@ call_flush (void *opaque)
 }
 
 static void
-call (struct caller *c, uint64_t region)
+start_flush (struct caller *c, uint64_t region)
 {
   *c = (struct caller){ .region = region };
   c->thread = mock_thread (call_flush, c);
@@ -145,8 +146,8 @@ keep_none (uint64_t sector, void *opaque)
   return false;
 }
 
-/* Setting back: what is not durable is forgotten.  A loss is counted if and
- * only if clients had changed something that no whole commit covered.
+/* Setting back forgets the regions that are not durable.  A setback is counted
+ * if and only if clients had made changes that no successful commit covered.
  */
 START_TEST (set_back)
 {
@@ -173,11 +174,10 @@ START_TEST (set_back)
 }
 END_TEST
 
-/* A commit that fails covers nothing, in whichever step: what clients had
- * changed before it is a loss when the map is set back.  For
- * example the periodic commit flushes the destination and cannot write the
- * metadata; then the destination's server is lost, and the changed region is
- * forgotten although its data are there.
+/* A commit that fails in any step covers no changes, so that setting back
+ * counts a setback.  For example, the periodic commit flushes the destination
+ * and cannot write the metadata; then the destination's server is lost, and the
+ * changed region is forgotten although its data are there.
  */
 START_TEST (failed_commit_covers_nothing)
 {
@@ -192,9 +192,9 @@ START_TEST (failed_commit_covers_nothing)
 }
 END_TEST
 
-/* The destination's server is lost between two rounds of a commit: what clients
- * have changed counts as lost, though one round has made a part of it durable.
- * The next commit covers it.
+/* The destination's server is lost between two rounds of a commit.  The changes
+ * are not covered, although the first round has made some of them durable.  The
+ * next commit covers them.
  */
 START_TEST (lost_between_rounds)
 {
@@ -205,7 +205,7 @@ START_TEST (lost_between_rounds)
   region_map_set (map, IN (0, 5), 1);
   region_map_set (map, IN (1, 5), 1);
   commit_count_change (commit);
-  call (&c, IN (0, 5));
+  start_flush (&c, IN (0, 5));
   mock_gate_wait (gate);
   ck_assert_uint_eq (region_map_count_durable (map), 1);
   mock_server_crash (dest, keep_none, NULL);
@@ -226,8 +226,8 @@ START_TEST (lost_between_rounds)
 }
 END_TEST
 
-/* The destination's server is lost while a commit flushes it: the commit fails,
- * whoever waits for it learns why, and its sectors are dirty again.
+/* The destination's server is lost while a commit flushes it.  The commit
+ * fails, its waiters get the error, and its sectors are dirty again.
  */
 START_TEST (lost_while_flushing)
 {
@@ -235,7 +235,7 @@ START_TEST (lost_while_flushing)
   struct caller c;
 
   region_map_set (map, IN (0, 5), 1);
-  call (&c, IN (0, 5));
+  start_flush (&c, IN (0, 5));
   mock_gate_wait (gate);
   mock_server_crash (dest, keep_none, NULL);
   ck_assert_int_eq (wait_for (&c), -1);
@@ -261,8 +261,8 @@ lose_metadata (void *opaque)
   *returned = true;
 }
 
-/* Whoever has to let a new connection to the metadata into use waits for steps
- * 3 to 5.
+/* commit_metadata_lost, which is called before a new connection to the metadata
+ * comes into use, waits for a commit in steps 3 to 5.
  */
 START_TEST (metadata_loss_waits_for_steps)
 {
@@ -273,7 +273,7 @@ START_TEST (metadata_loss_waits_for_steps)
   struct caller c;
 
   region_map_set (map, IN (0, 5), 1);
-  call (&c, IN (0, 5));
+  start_flush (&c, IN (0, 5));
   mock_gate_wait (gate);
   loss = mock_thread (lose_metadata, &returned);
   mock_gate_open (gate);
@@ -287,9 +287,9 @@ START_TEST (metadata_loss_waits_for_steps)
 }
 END_TEST
 
-/* The server of the metadata is lost between step 3 and step 4: the commit
- * fails without a word, since that is no failure of the disk, and the next one
- * does both again.
+/* The metadata's server is lost between step 3 and step 4.  The commit fails
+ * without a message, because no disk has failed, and the next one repeats both
+ * steps.
  */
 START_TEST (lost_metadata)
 {
@@ -298,7 +298,7 @@ START_TEST (lost_metadata)
   struct caller c;
 
   region_map_set (map, IN (0, 5), 1);
-  call (&c, IN (0, 5));
+  start_flush (&c, IN (0, 5));
   mock_gate_wait (gate);
   mock_server_crash (meta, keep_none, NULL);
   ck_assert_int_eq (wait_for (&c), -1);
@@ -312,9 +312,8 @@ START_TEST (lost_metadata)
 }
 END_TEST
 
-/* The four steps come one after the other, each after the end of the one
- * before; sectors that are neighbours are one segment of one write, and no
- * other sector is written.
+/* Each step begins after the last one ended.  Adjacent sectors are one segment
+ * of one write, and no other sector is written.
  */
 START_TEST (order)
 {
@@ -351,8 +350,8 @@ START_TEST (order)
 END_TEST
 
 /* Bits that are set while the destination is being flushed, in a sector of the
- * snapshot and in another one, are not written by that commit: nothing says
- * that the flush covers their data.  The next commit writes them.
+ * snapshot or in another one, are not written by that commit, because the flush
+ * may not cover their data.  The next commit writes them.
  */
 START_TEST (snapshot_is_taken_before_the_flush)
 {
@@ -360,7 +359,7 @@ START_TEST (snapshot_is_taken_before_the_flush)
   struct mock_gate *gate = mock_gate (dest, MOCK_FLUSH, MOCK_ANYWHERE, 1);
 
   region_map_set (map, IN (1, 100), 1);
-  call (&a, IN (1, 100));
+  start_flush (&a, IN (1, 100));
   mock_gate_wait (gate);
   region_map_set (map, IN (1, 101), 1);
   region_map_set (map, IN (7, 0), 1);
@@ -380,7 +379,7 @@ START_TEST (snapshot_is_taken_before_the_flush)
 }
 END_TEST
 
-/* The same at every later step: nothing that is set there becomes durable. */
+/* The same for bits that are set in later steps. */
 START_TEST (snapshot_does_not_grow)
 {
   static const enum mock_kind kinds[] = { MOCK_PWRITE, MOCK_FLUSH };
@@ -390,7 +389,7 @@ START_TEST (snapshot_does_not_grow)
     struct mock_gate *gate = mock_gate (meta, kinds[i], MOCK_ANYWHERE, 1);
 
     region_map_set (map, IN (i, 0), 1);
-    call (&a, IN (i, 0));
+    start_flush (&a, IN (i, 0));
     mock_gate_wait (gate);
     region_map_set (map, IN (i, 1), 1);
     mock_gate_open (gate);
@@ -402,9 +401,9 @@ START_TEST (snapshot_does_not_grow)
 }
 END_TEST
 
-/* All who ask while a commit runs share the next one, whose snapshot has their
- * bits: none of them is content with the running one.  So of 16 clients that
- * write and flush none but the first causes a commit of its own.
+/* All flushes that arrive while a commit runs share the next one, whose
+ * snapshot has their bits.  None of them ends with the running commit.  So 16
+ * clients that write and flush cause two commits.
  */
 START_TEST (group_commit)
 {
@@ -412,11 +411,11 @@ START_TEST (group_commit)
   struct mock_gate *gate = mock_gate (dest, MOCK_FLUSH, MOCK_ANYWHERE, 1);
 
   region_map_set (map, IN (0, 0), 1);
-  call (&first, IN (0, 0));
+  start_flush (&first, IN (0, 0));
   mock_gate_wait (gate);
   for (unsigned i = 0; i < LATE; ++i) {
     region_map_set (map, IN (0, i + 1), 1);
-    call (&late[i], IN (0, i + 1));
+    start_flush (&late[i], IN (0, i + 1));
   }
   mock_settle ();
   mock_gate_open (gate);
@@ -432,9 +431,9 @@ START_TEST (group_commit)
 }
 END_TEST
 
-/* A flush that is asked for during a commit waits for a flush of the
- * destination that begins afterwards, with no region dirty too: the client's
- * data may have come after the running one began.
+/* A flush that arrives during a commit waits for a flush of the destination
+ * that begins later, even if no region is dirty: the client's data may have
+ * been written after the running flush began.
  */
 START_TEST (late_flush_is_a_new_flush)
 {
@@ -442,9 +441,9 @@ START_TEST (late_flush_is_a_new_flush)
   struct mock_gate *gate = mock_gate_after (dest, MOCK_FLUSH, MOCK_ANYWHERE,
                                             1);
 
-  call (&first, 0);
+  start_flush (&first, 0);
   mock_gate_wait (gate);
-  call (&second, 0);
+  start_flush (&second, 0);
   mock_settle ();
   ck_assert_uint_eq (mock_count (dest, MOCK_FLUSH), 1);
   mock_gate_open (gate);
@@ -454,8 +453,8 @@ START_TEST (late_flush_is_a_new_flush)
 }
 END_TEST
 
-/* Without dirty regions a flush is the destination's alone, and the periodic
- * commit is nothing at all.
+/* Without dirty regions a commit only flushes the destination, and the periodic
+ * commit does nothing.
  */
 START_TEST (clean_commit_leaves_metadata_alone)
 {
@@ -473,9 +472,9 @@ START_TEST (clean_commit_leaves_metadata_alone)
 }
 END_TEST
 
-/* After a failed flush of the destination no commit writes a bit any more,
- * neither those of that snapshot nor later ones, though the next one succeeds:
- * Linux may have dropped the data.  Clients learn of it, each time.
+/* After a failed flush of the destination no commit writes any bit, of that
+ * snapshot or of a later one, even though the next flush would succeed: Linux
+ * may have dropped the data.  Each later flush of a client fails.
  */
 START_TEST (failed_flush_is_for_good)
 {
@@ -492,7 +491,7 @@ START_TEST (failed_flush_is_for_good)
   ck_assert_int_eq (commit_mode (commit), MODE_RO);
   ck_assert (!commit_may_set (commit));
 
-  /* One that was under way. */
+  /* A change that was under way. */
   region_map_set (map, IN (5, 3), 1);
   for (unsigned i = 0; i < 3; ++i) {
     errno = 0;
@@ -505,14 +504,14 @@ START_TEST (failed_flush_is_for_good)
   ck_assert_uint_eq (mock_count (meta, MOCK_FLUSH), 0);
   ck_assert_uint_eq (bits_on_medium (), 1);
   ck_assert_uint_eq (region_map_count_durable (map), 1);
-  /* Memory does not go back. */
+  /* The map does not change. */
   ck_assert (region_map_is_valid (map, 2));
   ck_assert_uint_eq (mock_errors (), errors + 1);
 }
 END_TEST
 
-/* The same with bits that came while the failing flush ran, and with waiters of
- * the next commit: their bits are not saved by a flush that succeeds.
+/* The same for bits that were set while the failing flush ran, and for waiters
+ * of the next commit: a later flush that succeeds does not save their bits.
  */
 START_TEST (failed_flush_concerns_later_bits)
 {
@@ -521,10 +520,10 @@ START_TEST (failed_flush_concerns_later_bits)
 
   mock_fail (dest, MOCK_FLUSH, MOCK_ANYWHERE, 1, 1, EIO);
   region_map_set (map, 2, 1);
-  call (&first, 2);
+  start_flush (&first, 2);
   mock_gate_wait (gate);
   region_map_set (map, 3, 1);
-  call (&second, 3);
+  start_flush (&second, 3);
   mock_settle ();
   mock_gate_open (gate);
   ck_assert_int_eq (wait_for (&first), -1);
@@ -536,9 +535,8 @@ START_TEST (failed_flush_concerns_later_bits)
 }
 END_TEST
 
-/* Also where no region was dirty when the flush failed: Linux tells of lost
- * data once, and another client's next flush, which would succeed, speaks of
- * them.
+/* The same if no region was dirty when the flush failed: Linux reports dropped
+ * data once, and another client's next flush would succeed without them.
  */
 START_TEST (failed_flush_without_dirty_regions)
 {
@@ -554,8 +552,8 @@ START_TEST (failed_flush_without_dirty_regions)
 }
 END_TEST
 
-/* When it is the periodic commit's flush that fails, and all that is valid is
- * durable, the next client that flushes is told.
+/* If the periodic commit's flush fails, the next flush of a client fails, too,
+ * even if all valid regions are durable.
  */
 START_TEST (failed_background_flush_is_told)
 {
@@ -569,9 +567,9 @@ START_TEST (failed_background_flush_is_told)
 }
 END_TEST
 
-/* A flush that fails for want of space: the client learns that, nothing becomes
- * durable by a later flush, and after the map was set back all works again.
- * The loss is counted, even where no change was.
+/* A flush fails for want of space.  The client gets that error, later flushes
+ * make nothing durable, and after the map was set back everything works again.
+ * It is a setback even if no change was counted.
  */
 START_TEST (no_space)
 {
@@ -593,10 +591,10 @@ START_TEST (no_space)
 }
 END_TEST
 
-/* Metadata that could not be written is tried by each commit although no region
- * is dirty any more, because the map was set back: the periodic one and, where
- * there is none, a client's flush.  It needs no metadata then, and does not
- * fail.
+/* After a failed write of the metadata each commit tries to write it, even if
+ * no region is dirty because the map was set back: the periodic commit, and a
+ * client's flush if there is none.  That flush does not fail, because it has
+ * nothing to write.
  */
 START_TEST (failed_metadata_is_tried_with_nothing_dirty)
 {
@@ -618,9 +616,9 @@ START_TEST (failed_metadata_is_tried_with_nothing_dirty)
 }
 END_TEST
 
-/* A metadata device that fails: the commit fails, the mode is ro, the bits stay
- * dirty and are written anew by the next commit, after a new flush of the
- * destination; when that succeeds the mode is rw again.
+/* The metadata's device fails.  The commit fails, the mode is ro, and the bits
+ * stay dirty.  The next commit flushes the destination and writes them again;
+ * when it succeeds, the mode is rw.
  */
 START_TEST (failed_metadata_is_retried)
 {
@@ -650,7 +648,7 @@ START_TEST (failed_metadata_is_retried)
 }
 END_TEST
 
-/* A failed commit's waiters all fail, those of the next one do not. */
+/* All waiters of a failed commit fail; those of the next one do not. */
 START_TEST (one_commits_error_is_not_the_nexts)
 {
   struct caller first, late;
@@ -658,9 +656,9 @@ START_TEST (one_commits_error_is_not_the_nexts)
 
   mock_fail (meta, MOCK_PWRITE, MOCK_ANYWHERE, 1, 1, EIO);
   region_map_set (map, 1, 1);
-  call (&first, 1);
+  start_flush (&first, 1);
   mock_gate_wait (gate);
-  call (&late, 1);
+  start_flush (&late, 1);
   mock_settle ();
   mock_gate_open (gate);
   ck_assert_int_eq (wait_for (&first), -1);
@@ -669,7 +667,7 @@ START_TEST (one_commits_error_is_not_the_nexts)
 }
 END_TEST
 
-/* More segments than one write takes: all are written. */
+/* All of many segments are written, more than one write takes. */
 START_TEST (many_segments)
 {
   teardown ();
@@ -685,8 +683,8 @@ START_TEST (many_segments)
 }
 END_TEST
 
-/* An epoch of more sectors than one round takes: rounds, each with a flush of
- * the destination of its own after its snapshot, and all is durable on return.
+/* An epoch has more sectors than one round takes.  Each round flushes the
+ * destination after its snapshot, and all bits are durable on return.
  */
 START_TEST (rounds)
 {
@@ -715,15 +713,15 @@ START_TEST (rounds)
 }
 END_TEST
 
-/* The superblock at this offset on the medium says complete. */
+/* Does the durable superblock at this offset have the complete flag? */
 static bool
 says_complete (uint64_t offset)
 {
   return mock_durable (meta)[offset + 56] & METADATA_COMPLETE;
 }
 
-/* Complete is said after the last bits are durable and not before, first in one
- * superblock, then, flushed between, in the other (I10).
+/* The complete flag is written only after the last bits are durable, first to
+ * one superblock, then, after a flush, to the other (I10).
  */
 START_TEST (complete)
 {
@@ -734,7 +732,7 @@ START_TEST (complete)
 
   region_map_set (map, 0, region_map_regions (map));
   gate = mock_gate_after (meta, MOCK_FLUSH, MOCK_ANYWHERE, 1);
-  call (&a, 0);
+  start_flush (&a, 0);
   mock_gate_wait (gate);
   ck_assert (!commit_is_complete (commit));
   ck_assert_uint_eq (mock_bytes_in (meta, MOCK_PWRITE, 0, BITMAP), 0);
@@ -763,7 +761,7 @@ START_TEST (complete)
 }
 END_TEST
 
-/* One bit is missing: not complete. */
+/* With one bit missing the clone is not complete. */
 START_TEST (almost_complete)
 {
   region_map_set (map, 0, region_map_regions (map) - 1);
@@ -773,8 +771,8 @@ START_TEST (almost_complete)
 }
 END_TEST
 
-/* Where the flag cannot be written, the clone is not complete, until a later
- * commit, with no region dirty, could.
+/* If the flag cannot be written, the clone is not complete until a later
+ * commit, with no region dirty, has written it.
  */
 START_TEST (complete_flag_is_retried)
 {
@@ -819,9 +817,9 @@ periodic (void *opaque)
       abort ();
 }
 
-/* Many clients and the periodic commit: whoever's flush has returned finds its
- * region durable; in the end all are on the medium; and the clients shared
- * commits.
+/* Many clients, and the periodic commit.  A client whose flush has returned
+ * finds its region durable, and in the end all regions are durable in the
+ * metadata.
  */
 START_TEST (stress)
 {
@@ -848,8 +846,8 @@ START_TEST (stress)
 }
 END_TEST
 
-/* The periodic commit takes a tenth of the time at most, and comes all the same
- * where flushes take for ever.
+/* Periodic commits take at most a tenth of the time, but no pause is longer
+ * than the limit because of that.
  */
 START_TEST (pauses)
 {

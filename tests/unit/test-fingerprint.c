@@ -2,10 +2,10 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Proves that a fingerprint notices changes where it should, partitions'
- * beginnings included; that samples that cannot be read keep nobody from
- * comparing the others, while a lost peer ends it at once; and that a partition
- * table, whatever it says, does no harm.
+/* Proves that a fingerprint detects changes in each sample, the beginnings of
+ * partitions included; that unreadable samples do not prevent a comparison of
+ * the others, while a lost peer ends it at once; and that a partition table
+ * does no harm, whatever it says.
  */
 
 #include <config.h>
@@ -36,7 +36,7 @@ setup (void)
   history = mock_log_new (false);
   disk = mock_new (history, "source", SIZE, true);
   mock_fill_random (disk, SIZE, 0, 1);
-  /* No table by chance. */
+  /* No partition table by chance. */
   mock_fill (disk, "\0\0", 2, 510);
 }
 
@@ -49,7 +49,7 @@ teardown (void)
   mock_log_free (history);
 }
 
-/* Where sample i of a disk without partitions is. */
+/* The offset of sample i of a disk without partitions. */
 static uint64_t
 place (unsigned i)
 {
@@ -82,7 +82,7 @@ change (uint64_t offset)
   mock_fill (disk, &byte, 1, offset);
 }
 
-/* A change of this byte is noticed, and the text says where the sample is. */
+/* A change of this byte is detected, and the text names the sample. */
 static void
 must_notice (uint64_t offset, uint64_t sample)
 {
@@ -106,8 +106,8 @@ unreadable (uint64_t offset, int error)
 
 /* ---- disks without partitions ---- */
 
-/* Each of the 32 samples counts, from its first byte to its last, and all are
- * read by one call.
+/* Changes in each of the 32 samples are detected, in its first byte and in its
+ * last, and one call reads all samples.
  */
 START_TEST (samples)
 {
@@ -123,8 +123,8 @@ START_TEST (samples)
 }
 END_TEST
 
-/* A disk of at most 128 KiB is covered completely, one byte or empty samples
- * included.
+/* A disk of at most 128 KiB is covered completely, even if it is so small that
+ * some samples are empty.
  */
 START_TEST (small)
 {
@@ -149,8 +149,8 @@ START_TEST (small)
 }
 END_TEST
 
-/* Any one sample that cannot be read is left out: the source is the same, and a
- * change of another sample is still noticed.
+/* An unreadable sample is left out: the source is recognised, and a change in
+ * another sample is still detected.
  */
 START_TEST (one_unreadable)
 {
@@ -163,8 +163,8 @@ START_TEST (one_unreadable)
 }
 END_TEST
 
-/* Half of them must be readable, or it is not known; also where one of the rest
- * differs, which is known.
+/* If more than half of the samples are unreadable, the result is unknown;
+ * unless one of the others differs.
  */
 START_TEST (half_unreadable)
 {
@@ -182,8 +182,8 @@ START_TEST (half_unreadable)
 }
 END_TEST
 
-/* What could not be read when it was taken is stored as 0, and not compared
- * later; of more than half nothing is taken.
+/* A sample that is unreadable when the fingerprint is taken is stored as 0, and
+ * not compared later.  If it is more than half, no fingerprint is taken.
  */
 START_TEST (taken_in_part)
 {
@@ -209,8 +209,8 @@ START_TEST (taken_in_part)
 }
 END_TEST
 
-/* A peer that is lost ends it at once, whether the samples are read together or
- * one by one.
+/* A lost peer ends it at once, whether the samples are read together or one by
+ * one.
  */
 START_TEST (lost)
 {
@@ -226,7 +226,7 @@ START_TEST (lost)
   mock_heal (disk);
   mock_log_clear (history);
   unreadable (place (3), EIO);
-  /* The first is in the call for all of them. */
+  /* The first read of this sample is in the call for all samples. */
   mock_fail (disk, MOCK_PREAD, place (10), SAMPLE, 2, 0, ENOTCONN);
   ck_assert_int_eq (check (), -1);
   ck_assert_int_eq (errno, ENOTCONN);
@@ -246,7 +246,7 @@ put (uint64_t offset, unsigned n, uint64_t v)
   mock_fill (disk, p, n, offset);
 }
 
-/* An entry of the MBR, or of the link, in a sector of 512 bytes. */
+/* Write an entry of an MBR, or of a link, in a sector of 512 bytes. */
 static void
 mbr_entry (uint64_t sector, unsigned i, unsigned type, uint64_t start)
 {
@@ -261,7 +261,7 @@ mbr_table (uint64_t sector)
   put (sector * 512 + 510, 2, 0xaa55);
 }
 
-/* The beginning of no sample, and of no other partition: n < 40. */
+/* Offset n < 40 for a partition, which is not that of a sample. */
 static uint64_t
 odd_place (unsigned n)
 {
@@ -277,7 +277,7 @@ make_mbr (void)
   mbr_entry (0, 3, 0x83, odd_place (1) / 512);
 }
 
-/* n logical partitions behind one primary. */
+/* One primary partition and n logical ones. */
 static void
 make_logical (unsigned n)
 {
@@ -307,7 +307,7 @@ make_gpt (uint64_t sector_size, unsigned n)
   put (sector_size + 84, 4, 128);
   mock_fill (disk, NULL, 16384 - 2 * sector_size, 2 * sector_size);
   for (unsigned i = 0; i < n; ++i) {
-    /* Not one after the other. */
+    /* Every other entry is unused. */
     const uint64_t entry = 2 * sector_size + 128 * (2 * i + 1);
 
     put (entry, 8, 0x1234);
@@ -315,8 +315,8 @@ make_gpt (uint64_t sector_size, unsigned n)
   }
 }
 
-/* The beginnings of partitions are noticed, the spread samples in whose place
- * they came are not looked at any more, and the others are.
+/* Changes at the beginnings of the partitions are detected.  The spread samples
+ * that they replace are not compared; the others are.
  */
 static void
 must_notice_partitions (unsigned n, const uint64_t *start)
@@ -367,7 +367,7 @@ START_TEST (gpt)
 }
 END_TEST
 
-/* No more than 25 of them, and the links of the chain that lead to them. */
+/* At most 25 partitions count, and at most 25 links are followed. */
 START_TEST (many)
 {
   if (_i == 0)
@@ -377,7 +377,7 @@ START_TEST (many)
   take ();
   mock_log_clear (history);
   ck_assert_int_eq (check (), 0);
-  /* All together, 25 links, all partitions. */
+  /* One call for all samples, one for each link, one for all partitions. */
   ck_assert_uint_eq (mock_count (disk, MOCK_PREAD), _i == 0 ? 2 : 1 + 25 + 1);
   change (place (30));
   ck_assert_int_eq (check (), 0);
@@ -388,14 +388,14 @@ START_TEST (many)
 }
 END_TEST
 
-/* A fingerprint from before there were samples of partitions is accepted, and
- * notices what it always did.
+/* A fingerprint of version 1, without samples of partitions, is accepted, and
+ * detects changes in its own samples.
  */
 START_TEST (old_fingerprint)
 {
   unsigned i;
 
-  /* It is that of the same disk without a table, but for that. */
+  /* It equals that of the disk without a table, except for the first sample. */
   take ();
   make_mbr ();
   {
@@ -419,8 +419,8 @@ START_TEST (old_fingerprint)
 }
 END_TEST
 
-/* The table, or a link of the chain, cannot be read: the samples that may be of
- * partitions are left out, those that cannot be still count.
+/* The table or a link of the chain is unreadable.  Samples that may belong to
+ * partitions are left out; the others are compared.
  */
 START_TEST (unreadable_table)
 {
@@ -435,7 +435,7 @@ START_TEST (unreadable_table)
   ck_assert_int_eq (check (), 0);
   must_notice (place (2), place (2));
   must_notice (place (31), place (31));
-  /* It may as well have been a partition's. */
+  /* The stored sample may be that of a partition. */
   change (place (20));
   ck_assert_int_eq (check (), 0);
   for (unsigned i = 6; i < 31; ++i)
@@ -445,8 +445,8 @@ START_TEST (unreadable_table)
 }
 END_TEST
 
-/* Taken while the table could not be read: nothing of partitions is in it, and
- * the disk is recognised when it can be.
+/* A fingerprint that was taken with an unreadable table has no samples of
+ * partitions.  The disk is recognised when the table is readable again.
  */
 START_TEST (taken_without_table)
 {
@@ -459,7 +459,7 @@ START_TEST (taken_without_table)
 }
 END_TEST
 
-/* The peer is lost while the chain, or the partitions, are read. */
+/* The peer is lost while the chain or the partitions are read. */
 START_TEST (lost_in_table)
 {
   make_logical (3);
@@ -472,8 +472,8 @@ START_TEST (lost_in_table)
 }
 END_TEST
 
-/* Tables of random bytes, and of extreme numbers, with a right signature: all
- * reads are within the disk (the mock aborts otherwise), there are not many,
+/* Tables of random bytes and extreme numbers, with a right signature.  All
+ * reads are within the disk (else the mock aborts), their number is bounded,
  * and the disk is recognised.
  */
 START_TEST (hostile)
@@ -501,7 +501,7 @@ START_TEST (hostile)
              extreme[mock_random (&seed) % n]);
     }
     else {
-      /* A chain that goes anywhere, in circles at last. */
+      /* A chain that goes anywhere, and in circles. */
       for (unsigned i = 0; i < 4; ++i)
         mbr_entry (0, i, mock_random (&seed) % 2 ? 5 : 0x83,
                    extreme[mock_random (&seed) % n]);
@@ -513,7 +513,7 @@ START_TEST (hostile)
     }
     mock_log_clear (history);
     take ();
-    /* All, the links, the partitions; one by one where they overlap. */
+    /* All samples; each link; the partitions, one by one if they overlap. */
     ck_assert_uint_le (mock_count (disk, MOCK_PREAD), 1 + 25 + 25);
     ck_assert_int_eq (check (), 0);
   }

@@ -2,11 +2,10 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Proves that what a process has done to a local clone, flushed or not, is
- * there after it was killed (lib/store/inherit.h): the next one takes over the
- * valid bits as dirty ones, and makes them durable in the usual order.  And that
- * bits are not taken over, with a message that says why, when anything else may
- * have happened since.
+/* Proves that the changes of a local clone, flushed or not, survive the death
+ * of its process (lib/store/inherit.h): the next process takes over the valid
+ * bits as dirty ones, and makes them durable in the usual order.  It does not
+ * take them over, and says why, if something else may have happened since.
  *
  * Each life of the clone but the last is a process of its own, which kills
  * itself.
@@ -43,7 +42,7 @@
 #define REGIONS 40
 #define SIZE (REGIONS * REGION - 1000)
 
-/* What inherit.c has in the object; its first page. */
+/* The object, as inherit.c lays it out. */
 struct object {
   char magic[8];
   struct {
@@ -161,7 +160,7 @@ teardown_files (void)
 
 /* ---- the object ---- */
 
-/* The metadata's UUID makes its name. */
+/* The object is named after the metadata's UUID. */
 static void
 find_object_name (void)
 {
@@ -221,9 +220,9 @@ map_object (size_t *size)
 static const struct backend_ops *dest_ops, *meta_ops;
 static struct backend_ops watched_dest, watched_meta;
 static char calls[64];         /* D: destination flushed, w and f: metadata */
-static int dest_flush_error;   /* the next flushes of it fail */
-static int meta_write_error;   /* the next write of it fails */
-static int calls_to_live = -1; /* of the metadata's: then the process ends */
+static int dest_flush_error;   /* the next flushes fail with it */
+static int meta_write_error;   /* the next write fails with it */
+static int calls_to_live = -1; /* metadata calls until the process dies */
 
 static void
 note (char call)
@@ -253,7 +252,7 @@ flush_dest (struct backend *b)
   return dest_ops->flush (b);
 }
 
-/* Each call is two moments: before it, and after it. */
+/* Called before and after each call: two moments to die. */
 static void
 live (void)
 {
@@ -301,7 +300,9 @@ watch_meta (struct clone *c)
   c->metadata->backend->ops = &watched_meta;
 }
 
-/* Not before the clone was started: it would not know the backend as a file. */
+/* Called after the clone was started: before, it must see that the backend is a
+ * file.
+ */
 static void
 watch_dest (struct clone *c)
 {
@@ -356,7 +357,7 @@ write_region (struct clone *c, unsigned region, uint8_t byte)
   ck_assert_int_eq (clone_pwrite (c, buf, sizeof buf, region * REGION, 0), 0);
 }
 
-/* What the region reads as: the byte, or -1 for the source's content. */
+/* The region must read as this byte, or as the source if byte is -1. */
 static void
 check_region (struct clone *c, unsigned region, int byte)
 {
@@ -441,7 +442,7 @@ check_some_life (struct clone *c)
   check_region (c, 39, 0);
 }
 
-/* Nothing but what was durable is there; and the clone works. */
+/* Only durable regions are valid, and the clone works. */
 static void
 check_refused (const char *why)
 {
@@ -459,7 +460,7 @@ check_refused (const char *why)
   ck_assert (!object_exists ());
 }
 
-/* ---- what is taken over ---- */
+/* ---- bits are taken over ---- */
 
 START_TEST (taken_over)
 {
@@ -472,7 +473,7 @@ START_TEST (taken_over)
   check_counts (c, SOME_VALID, SOME_DURABLE);
   check_some_life (c);
 
-  /* As any dirty region: the destination first. */
+  /* They are committed as all dirty regions, the destination flushed first. */
   memset (calls, 0, sizeof calls);
   ck_assert_int_eq (clone_flush (c, NULL), 0);
   ck_assert_str_eq (calls, "Dwf");
@@ -514,8 +515,8 @@ START_TEST (life_after_life)
 }
 END_TEST
 
-/* A crash between any two steps of giving the metadata a new generation: writes
- * and flushes of two superblocks, with a moment before and after each.
+/* The process dies while it gives the metadata a new generation, before or
+ * after any of the writes and flushes of the two superblocks.
  */
 static void
 short_life (void)
@@ -541,7 +542,7 @@ START_TEST (crash_while_opening)
 }
 END_TEST
 
-/* The same as it would be found, on either side. */
+/* The metadata has either of the two generations in the object. */
 START_TEST (either_generation)
 {
   struct clone *c;
@@ -553,9 +554,9 @@ START_TEST (either_generation)
     o = map_object (&size);
     ck_assert_int_eq (o->generation, o->next_generation);
     if (side == 0)
-      o->generation = o->generation - 1; /* the metadata has it */
+      o->generation = o->generation - 1; /* the metadata has the next */
     else
-      o->next_generation = o->generation + 5; /* it has not */
+      o->next_generation = o->generation + 5; /* it has the first */
     munmap (o, size);
     messages[0] = '\0';
     c = open_clone ();
@@ -568,8 +569,8 @@ START_TEST (either_generation)
 }
 END_TEST
 
-/* Where the metadata cannot be written the last process's bits are taken over
- * all the same, and it is said that this one's would not be.
+/* If the metadata cannot be written, the last process's bits are taken over all
+ * the same.  A message says that those of this process would not be.
  */
 START_TEST (no_generation)
 {
@@ -589,7 +590,7 @@ START_TEST (no_generation)
 }
 END_TEST
 
-/* ---- what is removed ---- */
+/* ---- the object is removed ---- */
 
 static void
 clean_life (void)
@@ -601,19 +602,6 @@ clean_life (void)
   close_clone (c);
 }
 
-START_TEST (clean_end)
-{
-  struct clone *c;
-
-  live_and_die (clean_life, 0);
-  ck_assert (!object_exists ());
-  c = open_clone ();
-  check_no_message ();
-  check_counts (c, 1, 1);
-  close_clone (c);
-}
-END_TEST
-
 static void
 halted_life (void)
 {
@@ -623,11 +611,14 @@ halted_life (void)
   ck_assert_int_eq (clone_halt (c), 0);
 }
 
-START_TEST (halt)
+/* A life that ends in order leaves no object, and all its regions are durable.
+ */
+START_TEST (clean_end)
 {
+  static void (*const lives[]) (void) = { clean_life, halted_life };
   struct clone *c;
 
-  live_and_die (halted_life, 0);
+  live_and_die (lives[_i], 0);
   ck_assert (!object_exists ());
   c = open_clone ();
   check_no_message ();
@@ -636,7 +627,7 @@ START_TEST (halt)
 }
 END_TEST
 
-/* A halt that cannot commit leaves the rest to the next process. */
+/* A halt that cannot commit leaves the bits to the next process. */
 static void
 halted_without_metadata (void)
 {
@@ -679,7 +670,7 @@ START_TEST (completion)
 
   live_and_die (complete_life, KILLED);
   ck_assert (!object_exists ());
-  /* What a crash has left between the two is removed. */
+  /* The object of a process that crashed in between is removed. */
   fd = shm_open (object_name, O_RDWR | O_CREAT | O_EXCL, 0600);
   ck_assert_int_ge (fd, 0);
   close (fd);
@@ -691,7 +682,7 @@ START_TEST (completion)
 }
 END_TEST
 
-/* ---- what is not taken over ---- */
+/* ---- bits are not taken over ---- */
 
 static void
 nothing_there (struct object *o, int fd)
@@ -834,7 +825,7 @@ START_TEST (refused)
 }
 END_TEST
 
-/* After a refusal the next crash is one that nothing is lost by. */
+/* After a refusal, the next crash loses nothing. */
 START_TEST (refused_once)
 {
   struct object *o;
@@ -885,8 +876,8 @@ START_TEST (served_elsewhere)
 }
 END_TEST
 
-/* The destination was deleted and came back as a copy: another file, which may
- * not have all of what was written.
+/* The destination was replaced by a copy.  That is another file, which may lack
+ * some of the data.
  */
 START_TEST (another_file)
 {
@@ -923,7 +914,9 @@ START_TEST (flush_has_failed)
 }
 END_TEST
 
-/* For want of space: what was lost was set back, and the rest is as always. */
+/* A flush fails for want of space.  The map is set back, and bits that are set
+ * afterwards are taken over as always.
+ */
 static void
 full_flush (void)
 {
@@ -958,7 +951,7 @@ life_without_room (void)
   struct rlimit before, limit;
   struct clone *c = set_up (dest);
 
-  /* The object would have two pages, and the superblocks lie before that. */
+  /* No room for the object, which has two pages; room for the superblocks. */
   ck_assert_int_eq (getrlimit (RLIMIT_FSIZE, &before), 0);
   limit = before;
   limit.rlim_cur = 8192 - 1;
@@ -996,7 +989,7 @@ END_TEST
 
 static int told[2], done[2];
 
-/* Lives until it is told. */
+/* Lives until it is told to die. */
 static void
 original_life (void)
 {
@@ -1118,8 +1111,7 @@ main (void)
   tcase_add_test (tc, crash_while_opening);
   tcase_add_test (tc, either_generation);
   tcase_add_test (tc, no_generation);
-  tcase_add_test (tc, clean_end);
-  tcase_add_test (tc, halt);
+  tcase_add_loop_test (tc, clean_end, 0, 2);
   tcase_add_test (tc, halt_fails);
   tcase_add_test (tc, completion);
   tcase_add_loop_test (tc, refused, 0, CHANGES);

@@ -2,10 +2,11 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Proves that the metadata's bytes are those of the format in metadata.h, read
- * and written here by hand, in both versions; that creation's order leaves no
- * half-made store; that no damage is ever taken for a valid store that says
- * less; and that features are treated as their word says.
+/* Proves that the metadata's bytes follow the format in metadata.h, in both
+ * versions (the test reads and writes them with code of its own); that an
+ * interrupted creation leaves no partial store; that damage is never read as a
+ * valid store with fewer bits; and that unknown features are ignored or refused
+ * as their kind demands.
  */
 
 #include <config.h>
@@ -36,7 +37,7 @@
 static struct mock_log *history;
 static struct mock *meta;
 
-/* Of the stores that the test makes. */
+/* The version of the stores that the test makes. */
 static uint32_t version = METADATA_VERSION;
 
 /* ---- the format, by hand ---- */
@@ -58,7 +59,7 @@ put (uint8_t *p, unsigned n, uint64_t v)
     p[i] = v;
 }
 
-/* RFC 3720's CRC, bit by bit, independent of the library's. */
+/* RFC 3720's CRC, bit by bit, to check the library's. */
 static uint32_t
 slow_crc (uint32_t crc, const uint8_t *p, size_t n)
 {
@@ -123,7 +124,9 @@ teardown (void)
   mock_log_free (history);
 }
 
-/* A new, empty store: metadata_create knows the newest version only. */
+/* Make a store without valid regions.  metadata_create makes only the newest
+ * version.
+ */
 static struct metadata *
 new_store (void)
 {
@@ -170,13 +173,13 @@ make_store (uint32_t flags, unsigned n, ...)
   mock_reopen (meta);
 }
 
-/* What one finds when opening the store in m. */
+/* The result of opening the store in m. */
 struct found {
   enum metadata_presence presence;
   bool opens;
   struct superblock sb;
   uint64_t valid;              /* regions */
-  uint64_t sum;                /* of the regions' numbers */
+  uint64_t sum;                /* of the valid regions' numbers */
 };
 
 static struct found
@@ -224,7 +227,7 @@ START_TEST (crc)
 }
 END_TEST
 
-/* Every byte of a store, decoded by hand. */
+/* Every byte of a store has the value that the format says. */
 START_TEST (format)
 {
   const uint8_t *p, *a, *b;
@@ -282,10 +285,8 @@ START_TEST (format)
 }
 END_TEST
 
-/* A store whose bytes were put together by hand, to the letter of the format,
- * is read as what it says.
- */
-START_TEST (reads_foreign_hand)
+/* A store that the test has built from the format alone is read correctly. */
+START_TEST (reads_independent_store)
 {
   uint8_t image[STORE] = { 0 };
   struct found f;
@@ -337,7 +338,7 @@ START_TEST (reads_foreign_hand)
 }
 END_TEST
 
-/* The next call must be of this kind, after the end of the one before. */
+/* The next call must be of this kind, and begin after the last one ended. */
 static const struct mock_call *
 next (size_t *i, enum mock_kind kind)
 {
@@ -351,8 +352,8 @@ next (size_t *i, enum mock_kind kind)
   return call;
 }
 
-/* Creation: superblocks become zero, flush, bitmap, flush, superblock A, flush,
- * superblock B, flush, and nothing else.
+/* Creation zeroes the superblocks, flushes, writes the bitmap, flushes, writes
+ * superblock A, flushes, writes superblock B, flushes, and does nothing else.
  */
 START_TEST (creation_order)
 {
@@ -388,7 +389,7 @@ START_TEST (creation_order)
   ck_assert_uint_eq (mock_log_len (history), i);
 
   ck_assert_uint_eq (md->sb.version, 2);
-  /* Two stores do not get the same name. */
+  /* The store has a UUID. */
   ck_assert_mem_ne (md->sb.uuid, ((uint8_t[16]){ 0 }), 16);
   ck_assert_uint_eq (md->sb.generation, 1);
   metadata_close (md);
@@ -401,10 +402,9 @@ keep_randomly (uint64_t sector, void *seed)
   return mock_random (seed) % 2;
 }
 
-/* A power cut at any call of creation leaves, whatever subset of sectors was
- * kept, either the old content that is no store of ours, or nothing, or damage
- * that is refused, or a whole and empty store; and what is said to be
- * absent can be created anew.
+/* A power cut at any call of creation, with any subset of sectors kept, leaves
+ * the old, foreign content, or no store, or a whole store without valid
+ * regions.
  */
 START_TEST (creation_cut)
 {
@@ -460,8 +460,8 @@ START_TEST (creation_cut)
 }
 END_TEST
 
-/* A store that is made in steps is not there before the last of them, whatever
- * its bitmap says already, and then has the flags and the bits that it was
+/* A store that is made in steps does not exist before the last step, even
+ * though its bitmap is written.  Then it has the flags and bits that it was
  * given.
  */
 START_TEST (begin_and_finish)
@@ -502,8 +502,8 @@ START_TEST (begin_and_finish)
 }
 END_TEST
 
-/* Flags are written to one superblock after the other, with a flush between;
- * a cut after any call leaves a valid store with old or new flags.
+/* Flags are written to one superblock after the other, with a flush between.  A
+ * power cut after any call leaves a valid store with the old or the new flags.
  */
 START_TEST (flags_cut)
 {
@@ -531,7 +531,7 @@ START_TEST (flags_cut)
       ck_assert_uint_eq (f.sum, 3);
       if (cut == 0)             /* the first write failed */
         ck_assert_uint_eq (f.sb.flags, 0);
-      else if (cut == 1)        /* it may be there */
+      else if (cut == 1)        /* it may have been kept */
         ck_assert (f.sb.flags == 0 || f.sb.flags == METADATA_CLEAN);
       else
         ck_assert_uint_eq (f.sb.flags, METADATA_CLEAN);
@@ -540,8 +540,8 @@ START_TEST (flags_cut)
 END_TEST
 
 /* A process that is killed between a commit's write and its flush leaves bits
- * that the next one reads.  It takes them for durable, so they are: the power
- * may be cut before it has written anything.
+ * that are not durable.  The next process reads them and takes them for
+ * durable, so loading must make them durable: the power may be cut soon after.
  */
 START_TEST (loaded_is_durable)
 {
@@ -564,7 +564,7 @@ START_TEST (loaded_is_durable)
   ck_assert (f.opens);
   ck_assert_uint_eq (f.valid, 1);
 
-  /* Where that is not possible the store does not open. */
+  /* If that is not possible, the store does not open. */
   mock_fail (meta, MOCK_FLUSH, MOCK_ANYWHERE, 1, 1, EIO);
   f = look (meta);
   ck_assert (!f.opens);
@@ -572,9 +572,9 @@ START_TEST (loaded_is_durable)
 }
 END_TEST
 
-/* Two updates, one after the other, that fail at any point, and a power cut:
- * the store is valid, and what counts is that of the store before, or of one of the
- * updates.  (Two superblocks of one generation that differ would be refused.)
+/* Two updates, one after the other, fail at any point, and the power is cut.
+ * The store is valid, and has the state before the updates, or that of one of
+ * them. (Two superblocks of one generation that differ would be refused.)
  */
 START_TEST (updates_cut)
 {
@@ -617,9 +617,9 @@ START_TEST (updates_cut)
 }
 END_TEST
 
-/* A new identity is stored in both copies, with the rest as it was; the same
- * one costs nothing, nor does any in a store of version 1, which has no place
- * for it.
+/* A new identity of the destination is stored in both superblocks, and changes
+ * nothing else.  Nothing is written if it is the same, or if the store has
+ * version 1, which has no place for it.
  */
 START_TEST (destination)
 {
@@ -652,7 +652,7 @@ START_TEST (destination)
 }
 END_TEST
 
-/* Flags that stay the same cost nothing. */
+/* Nothing is written if the flags stay the same. */
 START_TEST (same_flags)
 {
   struct metadata *md;
@@ -666,8 +666,7 @@ START_TEST (same_flags)
 }
 END_TEST
 
-/* Either copy of the superblock is enough, with the other zeroed or filled with
- * anything.
+/* Either copy of the superblock is enough, if the other is zeroed or garbage.
  */
 START_TEST (one_superblock_is_enough)
 {
@@ -687,7 +686,7 @@ START_TEST (one_superblock_is_enough)
 }
 END_TEST
 
-/* Change superblock `copy' by hand, with a right CRC. */
+/* Change a field of superblock `copy', and its CRC with it. */
 static void
 edit_superblock (unsigned copy, unsigned at, unsigned n, uint64_t v)
 {
@@ -699,8 +698,8 @@ edit_superblock (unsigned copy, unsigned at, unsigned n, uint64_t v)
   mock_fill (meta, sb, 512, 4096 * copy);
 }
 
-/* Of two valid superblocks the higher generation counts, in 64 bits, whichever
- * copy has it.
+/* Of two valid superblocks the one with the higher generation, in 64 bits, is
+ * current, A or B.
  */
 START_TEST (higher_generation)
 {
@@ -723,8 +722,8 @@ START_TEST (higher_generation)
 }
 END_TEST
 
-/* Two valid superblocks that belong to different stores, geometries or sources
- * are refused; in version 2 also those of one generation that differ at all.
+/* Two valid superblocks of different stores, geometries or sources are refused;
+ * in version 2 also two of one generation that differ in any byte.
  */
 START_TEST (superblocks_disagree)
 {
@@ -747,7 +746,7 @@ START_TEST (superblocks_disagree)
   ck_assert (!look (meta).opens);
   ck_assert_ptr_nonnull (strstr (mock_last_error (), "different stores"));
 
-  /* An older one may differ in what changes. */
+  /* An older superblock may differ in fields that change. */
   if (version == 2 && (t[i].at < 16 || t[i].at >= 56)) {
     struct found f;
 
@@ -759,8 +758,7 @@ START_TEST (superblocks_disagree)
 }
 END_TEST
 
-/* Superblocks with a right CRC that say what cannot be, or what this version
- * does not know, are refused.
+/* Superblocks with a right CRC, but impossible or unknown values, are refused.
  */
 START_TEST (impossible_superblocks)
 {
@@ -787,7 +785,7 @@ START_TEST (impossible_superblocks)
 END_TEST
 #define NR_IMPOSSIBLE 23
 
-/* An unknown compat feature is ignored, and kept with what belongs to it. */
+/* An unknown compat feature is ignored, and kept together with its data. */
 START_TEST (compat_features)
 {
   uint8_t before[512], after[512];
@@ -816,7 +814,7 @@ START_TEST (compat_features)
 }
 END_TEST
 
-/* With an unknown ro_compat feature a store can be read, and not be opened to
+/* With an unknown ro_compat feature a store can be read, but not opened to
  * serve the clone.
  */
 START_TEST (ro_compat_features)
@@ -836,9 +834,9 @@ START_TEST (ro_compat_features)
 }
 END_TEST
 
-/* Another version or an unknown incompat feature in either superblock, the
- * older one, too, and nothing of the store is believed; where the superblock's
- * checksum is wrong this means nothing.
+/* If either superblock, even the older one, has another version or an unknown
+ * incompat feature, the store is refused; but not if that superblock's checksum
+ * is wrong.
  */
 START_TEST (unsupported)
 {
@@ -867,7 +865,7 @@ START_TEST (unsupported)
 }
 END_TEST
 
-/* A store that says complete must have every bit. */
+/* A store with the complete flag must have every bit. */
 START_TEST (complete_with_a_hole)
 {
   make_store (0, 1, UINT64_C (1));
@@ -878,7 +876,7 @@ START_TEST (complete_with_a_hole)
 }
 END_TEST
 
-/* A bit for a region past the end is refused although the CRC is right. */
+/* A bit for a region past the end is refused even if the CRC is right. */
 START_TEST (stray_bit)
 {
   uint8_t sector[512];
@@ -892,7 +890,7 @@ START_TEST (stray_bit)
 }
 END_TEST
 
-/* A bitmap sector of another place or another store is refused. */
+/* A bitmap sector from another place or another store is refused. */
 START_TEST (misplaced_sector)
 {
   uint8_t sector[512];
@@ -908,7 +906,7 @@ START_TEST (misplaced_sector)
 }
 END_TEST
 
-/* Whatever was done to the store, it is refused or it says all that it said. */
+/* The damaged store is refused, or it still has all that it had. */
 static void
 check_harmless (const struct found *f)
 {
@@ -927,8 +925,8 @@ make_store_to_damage (void)
               (uint64_t)REGIONS - 1);
 }
 
-/* Every flipped bit, or under a tool every seventh.  In the bitmap it must be
- * refused.
+/* Flip each bit of the store, or each seventh under a tool.  If it is in the
+ * bitmap, the store must be refused.
  */
 START_TEST (flip_every_bit)
 {
@@ -961,7 +959,7 @@ START_TEST (flip_every_bit)
 }
 END_TEST
 
-/* Every sector zeroed, and every pair of sectors. */
+/* Zero each sector, and each pair of sectors. */
 START_TEST (zero_every_sector)
 {
   uint8_t image[STORE];
@@ -985,8 +983,8 @@ START_TEST (zero_every_sector)
         ck_assert (!f.opens);
       else
         ck_assert (f.opens);
-      /* Both superblocks gone looks like no store at all, by design: what is
-       * in the destination must speak then.
+      /* By design, a store without both superblocks is absent.  Then the
+       * content of the destination decides.
        */
       ck_assert_int_eq (f.presence, i == 0 && j == 8 ? METADATA_ABSENT
                         : METADATA_PRESENT);
@@ -997,10 +995,10 @@ START_TEST (zero_every_sector)
 }
 END_TEST
 
-/* Every length that it can be cut to is refused. */
+/* A store that is cut to any shorter length is refused. */
 START_TEST (truncate_at_every_length)
 {
-  /* Behind it superblock A is zero, cut or not. */
+  /* From here on superblock A is zero, cut or not. */
   const uint64_t used = _i == 1 ? 192 : 227;
 
   version = _i;
@@ -1020,7 +1018,7 @@ START_TEST (truncate_at_every_length)
       ck_assert_int_eq (f.presence, METADATA_FOREIGN);
     else if (size < used - 1)
       ck_assert_int_eq (f.presence, METADATA_DAMAGED);
-    else if (size >= used)      /* what is missing is zero in superblock A */
+    else if (size >= used)      /* the missing bytes of A are zero anyway */
       ck_assert_int_eq (f.presence, METADATA_PRESENT);
     mock_free (cut);
   }
@@ -1052,8 +1050,8 @@ see (void *opaque, uint32_t s, const char *wrong,
   return 0;
 }
 
-/* A walk goes on behind what is damaged or was cut off, and gives no bits of
- * it; its visitor can end it.
+/* A walk continues after sectors that are damaged or cut off, and gives no bits
+ * for them.  Its visitor can end it.
  */
 START_TEST (walk)
 {
@@ -1099,7 +1097,7 @@ START_TEST (walk)
 }
 END_TEST
 
-/* What probe says, and that it changes nothing. */
+/* The results of a probe, which changes nothing. */
 START_TEST (probe)
 {
   uint8_t junk[STORE];
@@ -1130,7 +1128,7 @@ START_TEST (probe)
 }
 END_TEST
 
-/* A read error while opening or loading is an error, never an empty store. */
+/* A read error while opening or loading is an error, not an empty store. */
 START_TEST (read_errors)
 {
   const struct superblock sb = parameters ();
@@ -1149,7 +1147,7 @@ START_TEST (read_errors)
 }
 END_TEST
 
-/* More sectors than are read and written at once. */
+/* A store with more sectors than are read and written at once. */
 START_TEST (large_store)
 {
   const uint64_t regions = 5000 * (uint64_t)REGIONS_PER_SECTOR - 1;
@@ -1188,7 +1186,7 @@ main (void)
   tcase_add_checked_fixture (tc, setup, teardown);
   tcase_add_test (tc, crc);
   tcase_add_loop_test (tc, format, 1, 3);
-  tcase_add_loop_test (tc, reads_foreign_hand, 1, 3);
+  tcase_add_loop_test (tc, reads_independent_store, 1, 3);
   tcase_add_test (tc, creation_order);
   tcase_add_test (tc, creation_cut);
   tcase_add_test (tc, begin_and_finish);

@@ -27,7 +27,9 @@
 
 #define K UINT64_C (1024)
 
-/* Sizes and region sizes at the limits, and one step outside of them. */
+/* Sizes and region sizes at the limits are accepted, those just outside
+ * refused.
+ */
 START_TEST (limits)
 {
   static const struct {
@@ -126,7 +128,7 @@ check_counts (struct region_map *map)
   ck_assert_uint_eq (region_map_bytes_valid (map), bytes);
 }
 
-/* Interesting places: around multiples of 64 and of a sector's regions. */
+/* Half of the time near a multiple of 64 or of REGIONS_PER_SECTOR. */
 static uint64_t
 random_region (uint64_t *seed)
 {
@@ -141,7 +143,7 @@ random_region (uint64_t *seed)
   return MIN (MAX (r, 0), (int64_t)REGIONS - 1);
 }
 
-/* Sets, runs and counts equal the model's after random sets. */
+/* After random sets, states, runs and counts equal those of the model. */
 START_TEST (random_against_model)
 {
   struct region_map *map = new_map ();
@@ -153,7 +155,7 @@ START_TEST (random_against_model)
     uint64_t count = 1 + mock_random (&seed) %
       MIN (REGIONS - first, i % 10 ? 70 : UINT64_C (5000));
 
-    /* Leave something invalid for as long as possible. */
+    /* Keep some regions invalid for as long as possible. */
     set (map, first, i % 10 || i > 250 ? count : 1);
     for (unsigned j = 0; j < 100; ++j) {
       uint64_t from = random_region (&seed);
@@ -166,7 +168,7 @@ START_TEST (random_against_model)
   }
   check_counts (map);
 
-  /* What is not durable is forgotten, and no commit will see it. */
+  /* Regions that are not durable are forgotten, and no commit sees them. */
   for (uint32_t s = 0; s < 2; ++s) {
     uint64_t words[WORDS_PER_SECTOR];
 
@@ -190,7 +192,7 @@ START_TEST (random_against_model)
 }
 END_TEST
 
-/* Each pair of boundaries around a word: a set there sets these bits only, and
+/* For each pair of boundaries around a word, a set sets exactly these bits, and
  * runs find both ends.
  */
 START_TEST (word_boundaries)
@@ -214,8 +216,8 @@ START_TEST (word_boundaries)
 }
 END_TEST
 
-/* Runs in bytes begin anywhere in a region and end where they are told to; the
- * last region is short.
+/* Runs in bytes begin anywhere in a region, and end at the given end.  The last
+ * region is short.
  */
 START_TEST (runs_in_bytes)
 {
@@ -247,7 +249,7 @@ START_TEST (runs_in_bytes)
 }
 END_TEST
 
-/* Take everything dirty and make it durable, as a commit does. */
+/* Make all dirty regions durable, as a commit does. */
 static void
 commit_all (struct region_map *map, size_t max)
 {
@@ -265,8 +267,8 @@ commit_all (struct region_map *map, size_t max)
   } while (n == max);
 }
 
-/* A sector with new bits is on the list once; one that was taken is off it
- * until it has new bits or is put back; the counts of durable ones follow.
+/* A sector with new bits is on the list once.  A sector that was taken is not,
+ * until it has new bits or is put back.  The count of durable regions follows.
  */
 START_TEST (dirty_list)
 {
@@ -285,7 +287,7 @@ START_TEST (dirty_list)
   ck_assert (!region_map_is_dirty (map));
   ck_assert_uint_eq (region_map_take_dirty (map, sectors, 8), 0);
 
-  /* No news: the bit was set already. */
+  /* The bit was set before: the sector is not listed. */
   set (map, 5, 1);
   ck_assert (!region_map_is_dirty (map));
   set (map, 6, 1);
@@ -306,14 +308,14 @@ START_TEST (dirty_list)
   ck_assert (!region_map_is_durable (map, REGIONS_PER_SECTOR - 2, 3));
   ck_assert (!region_map_is_durable (map, REGIONS_PER_SECTOR - 1, 3));
 
-  /* Dirty neighbours of durable bits. */
+  /* A dirty region beside durable ones. */
   set (map, REGIONS_PER_SECTOR + 1, 1);
   ck_assert (!region_map_is_durable (map, REGIONS_PER_SECTOR - 1, 3));
   region_map_free (map);
 }
 END_TEST
 
-/* What was loaded is valid and durable, and nothing is dirty. */
+/* Loaded regions are valid and durable, and nothing is dirty. */
 START_TEST (load)
 {
   struct region_map *map = new_map ();
@@ -331,8 +333,8 @@ START_TEST (load)
 }
 END_TEST
 
-/* Each bit of the last sector that stands for no region is refused, and leaves
- * nothing behind; each that stands for one is not.
+/* Each bit of the last sector that stands for no region is refused, and changes
+ * nothing.  The others are accepted.
  */
 START_TEST (load_refuses_stray_bits)
 {
@@ -532,7 +534,7 @@ END_TEST
 static struct region_map *shared;
 static _Atomic bool stop;
 
-/* Each its own third of the regions, in small pieces. */
+/* Each thread sets its own third of the regions, in small pieces. */
 static void
 setter (void *opaque)
 {
@@ -554,8 +556,8 @@ committer (void *opaque)
     commit_all (shared, 2);
 }
 
-/* Commits that run while bits are set leave none of them behind: when the
- * setters are done, one more commit makes all durable.
+/* Commits that run while bits are set miss none: when the setters are done, one
+ * more commit makes all regions durable.
  */
 START_TEST (commits_miss_no_bit)
 {
@@ -582,7 +584,9 @@ END_TEST
 
 #define VISIBLE (is_under_tool () ? UINT64_C (2000) : 20000)
 
-/* Look again, at once for as long as the other thread may be at it just now. */
+/* Called while waiting for the other thread.  Gives up the processor now and
+ * then, in case the other thread needs it.
+ */
 static void
 spin (unsigned *spins)
 {
@@ -597,16 +601,16 @@ slow_setter (void *opaque)
 
   for (uint64_t r = 0; r < VISIBLE && !stop; ++r) {
     region_map_set (shared, r, 1);
-    /* Wait for the other thread to have looked. */
+    /* Wait until the other thread has made it durable. */
     while (!region_map_is_durable (shared, r, 1) && !stop)
       spin (&spins);
   }
 }
 
-/* Whoever sees a region valid, and then asks for a commit, gets a commit with
- * that region in its snapshot, also while its owner is not back yet from
- * region_map_set: a flush that follows a write to a region that has just become
- * valid relies on it.
+/* A thread that sees a valid region, and then asks for a commit, gets a commit
+ * with that region in its snapshot, even if the owner has not yet returned from
+ * region_map_set.  A flush after a write to a region that has just become valid
+ * depends on it.
  */
 START_TEST (visible_bit_is_in_next_snapshot)
 {
