@@ -79,7 +79,7 @@ is_fatal (int err)
  * if partitions do.  The segments of one call must not.
  */
 static bool
-overlaps (const struct sample *sample, size_t i)
+sample_overlaps (const struct sample *sample, size_t i)
 {
   const struct sample *a = &sample[i];
 
@@ -101,7 +101,7 @@ read_samples (struct backend *source, struct sample *sample, size_t n,
   bool together;
 
   for (size_t i = 0; i < n; ++i)
-    if (sample[i].count > 0 && !overlaps (sample, i))
+    if (sample[i].count > 0 && !sample_overlaps (sample, i))
       seg[nr_seg++] = (struct segment){
         .buf = buf + i * SAMPLE_SIZE, .count = sample[i].count,
         .offset = sample[i].offset
@@ -113,7 +113,7 @@ read_samples (struct backend *source, struct sample *sample, size_t n,
   for (size_t i = 0; i < n; ++i) {
     uint8_t *p = buf + i * SAMPLE_SIZE;
 
-    sample[i].readable = (together && !overlaps (sample, i)) ||
+    sample[i].readable = (together && !sample_overlaps (sample, i)) ||
       backend_pread (source, p, sample[i].count, sample[i].offset) == 0;
     if (sample[i].readable)
       sample[i].crc = crc32c (0, p, sample[i].count);

@@ -30,7 +30,7 @@ get_le (const uint8_t *p, unsigned bytes)
 }
 
 static bool
-contains (const uint64_t *offsets, size_t n, uint64_t offset)
+partitions_contain (const uint64_t *offsets, size_t n, uint64_t offset)
 {
   for (size_t i = 0; i < n; ++i)
     if (offsets[i] == offset)
@@ -49,8 +49,8 @@ add_partition (const struct search *s, uint64_t sector, unsigned sector_size)
       sector > (s->disk->size - s->min_size) / sector_size)
     return;
   start = sector * sector_size;
-  if (!contains (s->known, s->nr_known, start) &&
-      !contains (found->start, found->n, start))
+  if (!partitions_contain (s->known, s->nr_known, start) &&
+      !partitions_contain (found->start, found->n, start))
     found->start[found->n++] = start;
 }
 

@@ -82,8 +82,8 @@ region_map_put_dirty (struct region_map *map, uint32_t sector)
 }
 
 static void
-copy_words (const _Atomic uint64_t *bits, uint32_t sector,
-            uint64_t words[WORDS_PER_SECTOR])
+region_map_copy_words (const _Atomic uint64_t *bits, uint32_t sector,
+                       uint64_t words[WORDS_PER_SECTOR])
 {
   bits += (uint64_t)sector * WORDS_PER_SECTOR;
   for (unsigned i = 0; i < WORDS_PER_SECTOR; ++i)
@@ -94,20 +94,20 @@ void
 region_map_snapshot (const struct region_map *map, uint32_t sector,
                      uint64_t words[WORDS_PER_SECTOR])
 {
-  copy_words (map->valid, sector, words);
+  region_map_copy_words (map->valid, sector, words);
 }
 
 void
 region_map_durable (const struct region_map *map, uint32_t sector,
                     uint64_t words[WORDS_PER_SECTOR])
 {
-  copy_words (map->durable, sector, words);
+  region_map_copy_words (map->durable, sector, words);
 }
 
 /* The lock is held. */
 static void
-set_durable_words (struct region_map *map, uint32_t sector,
-                   const uint64_t words[WORDS_PER_SECTOR])
+region_map_set_durable_words (struct region_map *map, uint32_t sector,
+                              const uint64_t words[WORDS_PER_SECTOR])
 {
   _Atomic uint64_t *durable =
     &map->durable[(uint64_t)sector * WORDS_PER_SECTOR];
@@ -127,7 +127,7 @@ region_map_set_durable (struct region_map *map, uint32_t sector,
 {
   LOCK_FOR_SCOPE (&map->dirty_lock);
 
-  set_durable_words (map, sector, words);
+  region_map_set_durable_words (map, sector, words);
   if (map->dirty_next[sector] == TAKEN)
     map->dirty_next[sector] = NOT_LISTED;
   region_map_check (map, sector, sector);
@@ -155,7 +155,7 @@ region_map_load (struct region_map *map, uint32_t sector,
     }
   if (n > 0) {
     atomic_fetch_add (&map->nr_valid, n);
-    set_durable_words (map, sector, words);
+    region_map_set_durable_words (map, sector, words);
   }
   region_map_check (map, sector, sector);
   return 0;
@@ -171,7 +171,7 @@ region_map_words_size (const struct region_map *map)
  * were invalid in the map.  The lock is held.
  */
 static uint64_t
-merge_words (struct region_map *map, _Atomic uint64_t *words)
+region_map_merge_words (struct region_map *map, _Atomic uint64_t *words)
 {
   uint64_t regions = 0;
 
@@ -198,7 +198,7 @@ region_map_move (struct region_map *map, void *words, uint64_t *regions)
   LOCK_FOR_SCOPE (&map->dirty_lock);
 
   /* Only the last sector has bits that stand for no region. */
-  copy_words (words, map->sectors - 1, last);
+  region_map_copy_words (words, map->sectors - 1, last);
   if (region_map_has_stray_bits (map->regions, map->sectors - 1, last)) {
     errno = EINVAL;
     return -1;
@@ -207,7 +207,7 @@ region_map_move (struct region_map *map, void *words, uint64_t *regions)
   *regions = 0;
   /* If there is nothing to merge, the pages of a new map stay untouched. */
   if (map->nr_valid > 0 || !is_zero (words, region_map_words_size (map)))
-    *regions = merge_words (map, words);
+    *regions = region_map_merge_words (map, words);
   map->nr_valid += *regions;
 
   if (!map->moved)

@@ -26,7 +26,7 @@
  * faults.
  */
 static void *
-new_words (uint32_t sectors)
+region_map_new_words (uint32_t sectors)
 {
   const size_t sector = WORDS_PER_SECTOR * sizeof (uint64_t);
   char *words = calloc (sectors, sector);
@@ -67,8 +67,8 @@ region_map_new (uint64_t size, uint64_t region_size)
   map->dirty_first = END_OF_LIST;
   pthread_mutex_init (&map->dirty_lock, NULL);
 
-  map->valid = new_words (map->sectors);
-  map->durable = new_words (map->sectors);
+  map->valid = region_map_new_words (map->sectors);
+  map->durable = region_map_new_words (map->sectors);
   map->dirty_next = malloc (map->sectors * sizeof *map->dirty_next);
   if (!map->valid || !map->durable || !map->dirty_next) {
     region_map_free (map);
