@@ -470,8 +470,8 @@ START_TEST (test_status_object)
 }
 END_TEST
 
-/* The source's error appears unchanged if it is UTF-8.  Otherwise a question mark
- * replaces each byte that is not ASCII.
+/* The source's error appears unchanged if it is UTF-8.  Otherwise question marks
+ * replace all bytes that are not ASCII.
  */
 START_TEST (test_status_error)
 {
