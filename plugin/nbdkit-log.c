@@ -55,7 +55,7 @@ stderr_is_lost (void)
 /* nbdkit has no level for news that are no errors.  Its syslog messages have
  * its name and process ID, and these have them, too.
  */
-static void
+__attribute__ ((format (printf, 1, 0))) static void
 print_info (const char *fmt, va_list args)
 {
   CLEANUP_FREE char *line = NULL;
