@@ -30,7 +30,7 @@ static const struct command {
 
 /* ---- messages ---- */
 
-static void
+__attribute__ ((format (printf, 1, 0))) static void
 print_line (const char *fmt, va_list args)
 {
   const int err = errno;
