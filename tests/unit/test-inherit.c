@@ -61,7 +61,7 @@ _Static_assert (offsetof (struct object, bits) == 4096, "a page");
 
 static char messages[8192];
 
-static void
+__attribute__ ((format (printf, 1, 0))) static void
 keep_message (const char *fmt, va_list args)
 {
   const size_t len = strlen (messages);
