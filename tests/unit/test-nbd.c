@@ -493,7 +493,7 @@ static bool hold_lost;      /* and these */
 static unsigned alive_in_lost;
 static struct backend *b;
 
-static void
+__attribute__ ((format (printf, 1, 0))) static void
 log_line (const char *fmt, va_list args)
 {
   LOCK_FOR_SCOPE (&lock);
