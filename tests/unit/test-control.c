@@ -748,8 +748,7 @@ START_TEST (test_garbage)
     "GET /status HTTP/9.9\r\n\r\n", "GET  HTTP/1.1\r\n\r\n",
     "PATCH /settings HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{",
     "PATCH /settings HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n{",
-    "PATCH /settings HTTP/1.1\r\nHost: x\r\n"
-    "Transfer-Encoding: chunked\r\n\r\nx",
+    "PATCH /settings HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nx",
     "GET /wait HTTP/1.1\r\nHost: x\r\n\r\nGET /wait HTTP/1.1\r\n",
   };
   enum { n = sizeof garbage / sizeof garbage[0] };
