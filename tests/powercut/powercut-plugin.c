@@ -424,4 +424,6 @@ static struct nbdkit_plugin plugin = {
   .flush = powercut_flush,
 };
 
+/* The macro defines this function, and clang wants it declared. */
+extern struct nbdkit_plugin *plugin_init (void);
 NBDKIT_REGISTER_PLUGIN (plugin)

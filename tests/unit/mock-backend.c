@@ -94,7 +94,7 @@ struct mock {
   struct mock_gate *gates;
 };
 
-static void
+__attribute__ ((format (printf, 2, 3), noreturn)) static void
 die (const struct mock *m, const char *fmt, ...)
 {
   va_list args;
@@ -1591,7 +1591,7 @@ static pthread_mutex_t messages_lock = PTHREAD_MUTEX_INITIALIZER;
 static unsigned errors, infos;
 static char last_error[1024];
 
-static void
+__attribute__ ((format (printf, 2, 0))) static void
 print (const char *prefix, const char *fmt, va_list args)
 {
   char line[1024];
@@ -1601,7 +1601,7 @@ print (const char *prefix, const char *fmt, va_list args)
     fprintf (stderr, "%s: %s\n", prefix, line);
 }
 
-static void
+__attribute__ ((format (printf, 1, 0))) static void
 on_error (const char *fmt, va_list args)
 {
   va_list copy;
@@ -1617,7 +1617,7 @@ on_error (const char *fmt, va_list args)
   print ("error", fmt, args);
 }
 
-static void
+__attribute__ ((format (printf, 1, 0))) static void
 on_info (const char *fmt, va_list args)
 {
   LOCK_FOR_SCOPE (&messages_lock);
@@ -1626,7 +1626,7 @@ on_info (const char *fmt, va_list args)
   print ("info", fmt, args);
 }
 
-static void
+__attribute__ ((format (printf, 1, 0))) static void
 on_debug (const char *fmt, va_list args)
 {
   print ("debug", fmt, args);

@@ -196,7 +196,8 @@ START_TEST (stress)
 {
   struct mock_thread *thread[VISITORS + 2];
 
-  number = ended = 0;
+  number = 0;
+  ended = 0;
   for (unsigned i = 0; i < VISITORS + 2; ++i)
     thread[i] = mock_thread (i < VISITORS ? visitor : closer, NULL);
   for (unsigned i = 0; i < VISITORS + 2; ++i)

@@ -267,8 +267,9 @@ is_true (void *opaque)
 static bool
 notice_loss (void *opaque)
 {
-  return server_is_lost =
+  server_is_lost =
     backend_state (mock_backend (lost_server ())) == BACKEND_LOST;
+  return server_is_lost;
 }
 
 static void
@@ -289,8 +290,11 @@ client_main (void *opaque)
   client_flush (cl);
 
   /* In the end all is well again. */
-  for (unsigned i = 0; i < TRIES && !done; ++i)
-    done = write_part (cl, 2, false) & client_flush (cl);
+  for (unsigned i = 0; i < TRIES && !done; ++i) {
+    const bool written = write_part (cl, 2, false);
+
+    done = client_flush (cl) && written;
+  }
   if (!done && cell.end == BACK)
     wrong ("a client can still not write and flush after %u times", TRIES);
 }
