@@ -11,10 +11,10 @@
 #include "base/rounding.h"
 #include "clone/private.h"
 
-/* What a server that is lost would have to tell is data. */
+/* Ask a backend.  While its server is lost the range is data. */
 static int
-ask_extents (struct backend *b, uint64_t count, uint64_t offset,
-             unsigned flags, struct extents *list)
+status_ask (struct backend *b, uint64_t count, uint64_t offset,
+            unsigned flags, struct extents *list)
 {
   if (backend_extents (b, count, offset, flags, list) == 0)
     return 0;
@@ -24,22 +24,22 @@ ask_extents (struct backend *b, uint64_t count, uint64_t offset,
   return extents_add (list, offset, count, 0);
 }
 
-/* Asking the destination costs a round trip where it is a server, so that a
- * request with many runs gets a shorter answer.
+/* Questions to the destination for one request.  If it is a server each costs a
+ * round trip; a request with more runs gets a shorter answer.
  */
 #define MAX_ASKED 16
 
-/* Append what list says about [start, end) to result, after b was asked about
- * [start, ask_end) where list is empty.  1 where it says all, 0 where it ends
- * earlier, -1 on error.
+/* Append to result what list says about [start, end).  If list is empty, ask b
+ * about [start, ask_end) first.  1 if list covers all of the range, 0 if it
+ * ends earlier, -1 on error.
  */
 static int
-add_extents (struct backend *b, uint64_t start, uint64_t end,
-             uint64_t ask_end, unsigned flags, struct extents *list,
-             struct extents *result)
+status_add (struct backend *b, uint64_t start, uint64_t end,
+            uint64_t ask_end, unsigned flags, struct extents *list,
+            struct extents *result)
 {
   if (list->len == 0 &&
-      ask_extents (b, ask_end - start, start, flags, list) == -1)
+      status_ask (b, ask_end - start, start, flags, list) == -1)
     return -1;
   for (size_t i = 0; i < list->len && start < end; ++i) {
     const struct extent *e = &list->extent[i];
@@ -55,8 +55,8 @@ add_extents (struct backend *b, uint64_t start, uint64_t end,
 }
 
 static int
-extents_once (struct clone *c, uint32_t count, uint64_t offset,
-              unsigned flags, struct extents *list)
+status_once (struct clone *c, uint32_t count, uint64_t offset,
+             unsigned flags, struct extents *list)
 {
   CLEANUP_EXTENTS_FREE struct extents from_source = EXTENTS_INIT;
   CLEANUP_EXTENTS_FREE struct extents from_dest = EXTENTS_INIT;
@@ -69,17 +69,18 @@ extents_once (struct clone *c, uint32_t count, uint64_t offset,
 
   for (uint64_t pos = offset; pos < end && r == 1; pos += n) {
     n = region_map_run_bytes (c->map, pos, end, &valid);
-    /* The source never changes, so one answer does for all runs.  Without a
-     * source all is valid, whatever an older look said.
+    /* The source never changes, so one answer serves all runs.  If the source
+     * is closed, all is valid by now.
      */
     if (!valid && source)
-      r = add_extents (source, pos, pos + n, end, flags, &from_source, list);
-    /* The destination is asked after the look and for this run only: an older
-     * or longer answer could call a hole what has been hydrated meanwhile.
+      r = status_add (source, pos, pos + n, end, flags, &from_source, list);
+    /* The destination is asked after the look at the map, and about this run
+     * only: an older or longer answer could show a hole where hydration has
+     * written data since.
      */
     else if (asked++ < MAX_ASKED) {
       extents_clear (&from_dest);
-      r = add_extents (c->dest, pos, pos + n, pos + n, flags, &from_dest, list);
+      r = status_add (c->dest, pos, pos + n, pos + n, flags, &from_dest, list);
     }
     else
       break;
@@ -92,8 +93,8 @@ extents_once (struct clone *c, uint32_t count, uint64_t offset,
   return r == -1 ? -1 : 0;
 }
 
-/* All of it again where the map was set back meanwhile: the destination may
- * have been asked about a region that is invalid.
+/* If the map was set back meanwhile, the destination may have been asked about
+ * an invalid region: ask again.
  */
 int
 clone_extents (struct clone *c, uint32_t count, uint64_t offset,
@@ -105,7 +106,7 @@ clone_extents (struct clone *c, uint32_t count, uint64_t offset,
   do {
     closings = gate_closings (&c->gate);
     extents_clear (list);
-    r = extents_once (c, count, offset, flags, list);
+    r = status_once (c, count, offset, flags, list);
   } while (r == 0 && closings != gate_closings (&c->gate));
   return r;
 }

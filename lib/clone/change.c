@@ -13,7 +13,7 @@
 #include "clone/private.h"
 #include "clone/retry.h"
 
-/* What a client wants done to a range. */
+/* A client's change of a range. */
 struct change {
   enum { CHANGE_WRITE, CHANGE_ZERO, CHANGE_TRIM } type;
   const uint8_t *buf; /* CHANGE_WRITE: the byte at offset */
@@ -33,10 +33,10 @@ struct edges {
   uint64_t closings;
 };
 
-/* How FUA is honoured for a range.  Where its regions are durable already, the
- * destination's own FUA is enough, unless it could hide from a commit that data
- * were lost (I8).  Otherwise what is written becomes durable by a commit after
- * the writes, which flushes the destination.
+/* How is FUA honoured for this range?  If its regions are durable, the
+ * destination's own FUA is enough, unless a failing FUA could hide from the
+ * next flush that data were lost (I8).  Otherwise a commit follows the writes:
+ * true, and the flag is cleared.
  */
 static bool
 change_wants_commit (struct clone *c, uint32_t count, uint64_t offset,
@@ -72,11 +72,11 @@ change_valid (struct clone *c, const struct change *ch, uint64_t start,
   __builtin_unreachable ();
 }
 
-/* Where the change needs source bytes around it: e->head before it in its first
- * region, e->tail after it in its last one, 0 where that is valid or covered.
+/* How many source bytes the change needs: e.head before it in its first region,
+ * e.tail after it in its last one.  0 if the region is valid or covered.
  */
 static struct edges
-find_edges (const struct clone *c, uint64_t start, uint64_t end)
+change_find_edges (const struct clone *c, uint64_t start, uint64_t end)
 {
   const uint64_t region_size = region_map_region_size (c->map);
   struct edges e = {
@@ -91,11 +91,11 @@ find_edges (const struct clone *c, uint64_t start, uint64_t end)
   return e;
 }
 
-/* Get them, unowned and outside the gate, since the source never changes.
- * Large ones are copied to the destination right away.
+/* Read them from the source, which never changes, unowned and outside the gate.
+ * Large ones are copied to the destination at once.
  */
 static int
-read_edges (struct clone *c, struct backend *source, struct edges *e)
+change_read_edges (struct clone *c, struct backend *source, struct edges *e)
 {
   const uint64_t total = e->head + e->tail;
   struct segment seg[2] = {
@@ -120,20 +120,21 @@ read_edges (struct clone *c, struct backend *source, struct edges *e)
   return r;
 }
 
-/* Write the change [start, end) and its edges as the owner of its regions.
- * The second look: the regions at the edges may have become valid since the
- * source was read, and then hold newer data around the change.
+/* Write the change [start, end) and its edges, as the owner of its regions.
+ * Look again: a region at an edge may have become valid since the source was
+ * read.  It then holds newer data around the change, and its edge is not
+ * written.
  */
 static int
 change_write_owned (struct clone *c, const struct change *ch, uint64_t start,
                     uint64_t end, const struct edges *e)
 {
-  const struct edges now = find_edges (c, start, end);
+  const struct edges now = change_find_edges (c, start, end);
   const bool head = now.head > 0, tail = now.tail > 0;
   struct segment seg[3];
   size_t n = 0;
 
-  /* Invalid again, after it was valid at the first look: begin anew. */
+  /* Valid at the first look, and set back since: begin again. */
   if ((head && e->head == 0) || (tail && e->tail == 0))
     return clone_fail (ENOTCONN);
 
@@ -146,7 +147,7 @@ change_write_owned (struct clone *c, const struct change *ch, uint64_t start,
   if (tail && !e->copied)
     seg[n++] = (struct segment){ e->buf + e->head, e->tail, end };
 
-  /* A commit follows where one is wanted, so FUA is for valid runs only. */
+  /* Without FUA: a commit follows if the client wants it. */
   if (backend_pwritev (c->dest, seg, n, 0) == -1)
     return -1;
   if (ch->type == CHANGE_ZERO)
@@ -155,7 +156,7 @@ change_write_owned (struct clone *c, const struct change *ch, uint64_t start,
   return 0;
 }
 
-/* Trim whole regions as their owner.  What was invalid must read as zeroes
+/* Trim whole regions, as their owner.  Invalid ones must read as zeroes
  * afterwards, not as what the destination held before the clone (I9).
  */
 static int
@@ -203,8 +204,9 @@ change_invalid (struct clone *c, const struct change *ch, uint64_t start,
   return r;
 }
 
-/* All of it, run by run, and the commit that makes it durable, in one visit: if
- * the destination loses the one before the other, both are done again.
+/* Make the change, run by run, and the commit that it needs, all in one stay
+ * inside the gate: if the destination's server is lost in between, both are
+ * done again.
  */
 static int
 change_inside (struct clone *c, const struct change *ch, uint64_t end,
@@ -240,9 +242,9 @@ change_once (struct clone *c, struct change ch, uint64_t end)
   int r = 0, err;
 
   if (ch.type != CHANGE_TRIM)
-    e = find_edges (c, ch.offset, end);
+    e = change_find_edges (c, ch.offset, end);
   if (e.head + e.tail > 0 && (source = clone_source_get (c)) != NULL) {
-    r = read_edges (c, source, &e);
+    r = change_read_edges (c, source, &e);
     clone_source_put (c);
     if (r == 0 && retry_client_is_gone (c))
       r = clone_fail (ESHUTDOWN);
@@ -277,7 +279,7 @@ int
 clone_zero (struct clone *c, uint32_t count, uint64_t offset, unsigned flags)
 {
   if (flags & BACKEND_FAST) {
-    const struct edges e = find_edges (c, offset, offset + count);
+    const struct edges e = change_find_edges (c, offset, offset + count);
 
     if (e.head + e.tail > 0)
       return clone_fail (EOPNOTSUPP);

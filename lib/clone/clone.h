@@ -35,20 +35,20 @@
 
 struct clone;
 
-/* What the clone tells hydration.  A function may be NULL; it may be called on
- * any thread, until clone_close has returned, and must not wait.
+/* Events for hydration.  A function may be NULL.  It may be called on any
+ * thread until clone_close has returned, and must not wait.
  */
 struct clone_events {
-  /* The clone has become complete.  Once, on whichever thread makes it so. */
+  /* The clone has become complete.  Called once. */
   void (*complete) (void *opaque);
-  /* A commit that the committer was asked for has ended: 0 or an errno. */
+  /* A commit that clone_ask_commit asked for has ended: 0 or an errno. */
   void (*committed) (void *opaque, int error);
-  /* The map was set back; nobody is inside the gate. */
+  /* The map was set back.  The gate is still closed. */
   void (*set_back) (void *opaque);
-  /* A server was lost or is back. */
+  /* A server was lost, or has returned. */
   void (*servers_changed) (void *opaque);
-  /* A client is about to read these bytes from the source; and it has read so
-   * many bytes, which took so many seconds.  On the client's thread.
+  /* Called on a client's thread: before it reads bytes from the source, and
+   * after it has read so many bytes in so many seconds.
    */
   void (*source_read) (void *opaque, uint64_t start, uint64_t end);
   void (*source_was_read) (void *opaque, uint64_t count, double took);
@@ -57,29 +57,28 @@ struct clone_events {
 
 struct clone_options {
   bool discard_passdown; /* trim the destination */
-  /* Keep what clients read from the source: the whole regions of it.  A read
-   * does not fail because that fails.
+  /* Keep the whole regions of what clients read from the source.  If keeping
+   * them fails, the read still succeeds.
    */
   bool copy_on_read;
-  bool source_check; /* compare the source's fingerprint, and again when it
-                      * comes back */
-  /* Is the client gone whose request this thread runs?  A request that has
-   * waited for a server asks before it goes on: what it would write may be
-   * older than what the client has written since over another connection.
-   * NULL: it never is.
+  bool source_check; /* compare the source's fingerprint at the start, and
+                      * when the source returns */
+  /* Has the client disconnected whose request this thread runs?  A request that
+   * has waited for a server asks this before it goes on, because the client may
+   * have written newer data over another connection.  NULL: no.
    */
   bool (*client_is_gone) (void);
   const struct clone_events *events; /* NULL: nobody listens */
 };
 
-/* One of the clone's clients: what it has been told.  See clone_flush. */
+/* One client's state: the setbacks that a flush has reported to it. */
 struct clone_client {
-  _Atomic uint64_t losses; /* of commit_setbacks */
+  _Atomic uint64_t setbacks; /* of commit_setbacks */
 };
 
-/* Make a clone of its parts, which it owns from then on; on failure, with errno
- * ENOMEM, it owns none.  The map is loaded.  source is NULL if and only if the
- * metadata is complete.
+/* Make a clone of its parts, and take ownership of them.  On failure, with
+ * errno ENOMEM, the caller keeps them.  The map is loaded.  source is NULL if
+ * and only if the metadata is complete.
  */
 extern struct clone *clone_new (struct backend *source, struct backend *dest,
                                 struct metadata *md, struct region_map *map,
@@ -93,35 +92,32 @@ struct clone_service {
   unsigned commit_interval; /* seconds between background commits, 0: none */
 };
 
-/* The process has forked for the last time: from now on lost servers are looked
- * for, requests wait for them, and commits are made in the background.  -1,
- * logged.
+/* Start the threads: from now on lost servers are reconnected, requests wait
+ * for them, and the committer commits.  Called after the process has forked for
+ * the last time.  On failure -1, logged.
  */
 extern int clone_start (struct clone *c, const struct clone_service *service);
 
-/* THE END has three steps, between which the caller ends what it has started
- * itself.
+/* THE END has three steps.  Between them the caller ends what it has started.
  *
  * clone_interrupt: the process is about to end.  Requests that wait for a lost
- * server fail with ESHUTDOWN, what the source and the metadata have under way
- * may take a little longer, and a commit is begun.  Waits for nothing.
+ * server fail with ESHUTDOWN.  Requests in flight to the source and the
+ * metadata get a short grace.  A commit is begun.  This waits for nothing.
  *
- * clone_stop: the threads of the clone and the connections to the source end.
- * Only destination and metadata are left.  No client's request is running.
+ * clone_stop: ends the clone's threads and closes the source.  No client's
+ * request may be running.
  *
- * clone_close: commit, mark the metadata clean, and free everything.  -1 where
- * the commit failed (which is logged): the disk is intact but what was not
- * flushed may be lost.
+ * clone_close: commits, marks the metadata clean, and frees everything.  -1 if
+ * the commit failed, which is logged: the disk is intact, but changes that were
+ * not flushed may be gone.
  */
 extern void clone_interrupt (struct clone *c);
 extern void clone_stop (struct clone *c);
 extern int clone_close (struct clone *c);
 
-/* ANOTHER END, for clients that reconnect and send again what was not answered:
- * let no request get to the destination any more, and make everything durable
- * that was.  The caller then ends the process.  Requests that are under way
- * never return, as far as they need the destination.  Metadata that does not
- * answer has a little longer.  -1 with errno where the commit failed, which is
+/* ANOTHER END, for clients that reconnect and repeat unanswered requests: close
+ * the gate for good and commit.  Requests that need the destination never
+ * return after that; the caller ends the process.  On failure -1 with errno,
  * logged; the next process takes over what is not durable (inherit.h).
  */
 extern int clone_halt (struct clone *c);
@@ -141,17 +137,20 @@ extern int clone_zero (struct clone *c, uint32_t count, uint64_t offset,
 extern int clone_trim (struct clone *c, uint32_t count, uint64_t offset,
                        unsigned flags);
 
-/* A new client, which may not know of losses that nobody was told of. */
+/* A new client: setbacks that were reported to an earlier client are not
+ * reported to it, others are.
+ */
 extern void clone_client_init (struct clone *c, struct clone_client *client);
 
-/* Fails once for each client, with EIO, after changes that no flush had made
- * durable were lost with the destination's server.  client may be NULL: then
- * nobody is told.
+/* Make everything durable that was written before.  After changes that were not
+ * durable were lost with the destination's server, this fails once for each
+ * client, with EIO.  client may be NULL: nothing is reported.
  */
 extern int clone_flush (struct clone *c, struct clone_client *client);
 
-/* Ask the committer for a commit now, and wait for nothing; wait until no commit
- * is under way or asked for, so many seconds at most: false if one still is.
+/* clone_ask_commit asks the committer for a commit, and does not wait.
+ * clone_wait_committed waits until no commit is running or asked for, for so
+ * many seconds at most; false if one still is.
  */
 extern void clone_ask_commit (struct clone *c);
 extern bool clone_wait_committed (struct clone *c, double seconds);
@@ -161,8 +160,8 @@ extern bool clone_wait_committed (struct clone *c, double seconds);
  */
 extern int clone_commit (struct clone *c, bool always);
 
-/* Append extents that begin at offset and cover one byte or more of the range
- * to list, which is empty.  What a lost server would have to tell is data.
+/* Append to list, which is empty, extents that begin at offset and cover at
+ * least one byte of the range.  While a server is lost its ranges are data.
  * flags: BACKEND_REQ_ONE
  */
 extern int clone_extents (struct clone *c, uint32_t count, uint64_t offset,
@@ -171,8 +170,8 @@ extern int clone_extents (struct clone *c, uint32_t count, uint64_t offset,
 /* Hydrate the regions of this range now. */
 extern int clone_cache (struct clone *c, uint32_t count, uint64_t offset);
 
-/* Use the source.  NULL where it is closed, and then every region is valid.
- * Each successful get wants a put.
+/* Use the source, and end that use.  NULL if it is closed; then all regions are
+ * valid.
  */
 extern struct backend *clone_source_get (struct clone *c);
 extern void clone_source_put (struct clone *c);
@@ -187,7 +186,7 @@ extern const struct region_map *clone_map (const struct clone *c);
  */
 extern struct backend *clone_destination (const struct clone *c);
 
-/* Complete, and durably so? */
+/* Is the clone complete, durably? */
 extern bool clone_is_complete (const struct clone *c);
 
 /* See commit_may_set. */
@@ -196,19 +195,15 @@ extern bool clone_may_set (const struct clone *c);
 /* Reads and changes that clients have begun while there was a source. */
 extern uint64_t clone_requests (const struct clone *c);
 
-/* The commit's mode (commit.h), but MODE_FAIL when the destination is lost.
- * Waits for nothing.
- */
+/* The commit's mode (commit.h), or MODE_FAIL while the destination is lost. */
 extern enum clone_mode clone_mode (struct clone *c);
 
-/* How is the source?  BACKEND_LOST and no connections where it is closed.
- * Waits for nothing.
- */
+/* The state of the source; BACKEND_LOST and no connections if it is closed. */
 extern enum backend_state clone_source_status (struct clone *c,
                                                unsigned *connections);
 
-/* Why is the source not there?  A text in buf, empty while it is up, and after
- * it was closed.  Waits for nothing.
+/* Why the source is lost: a text in buf, empty while the source is up and after
+ * it was closed.
  */
 extern void clone_source_reason (struct clone *c, char *buf, size_t size);
 

@@ -2,13 +2,12 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* The committer: the thread that commits in the background, periodically and
- * when it is asked to.
+/* The committer: the thread that commits in the background, periodically and on
+ * request.
  *
- * A commit waits for disks and servers, so nothing that must not wait makes
- * one: hydration's loops ask the committer.  When a commit that was asked for
- * fails because a server is lost, it is tried again as soon as something has
- * happened to the servers (outage.h).
+ * A commit waits for disks and servers, so a loop must not make one; hydration
+ * asks the committer instead.  A requested commit that fails because a server
+ * is lost is tried again after the next event (outage.h).
  */
 
 #ifndef CLONE_COMMITTER_H
@@ -41,12 +40,13 @@ extern int committer_start (struct committer *k, unsigned interval);
 /* Commit now.  Waits for nothing. */
 extern void committer_ask (struct committer *k);
 
-/* Wait until no commit is running or asked for, so many seconds at most.  True
- * if it has come to that.
+/* Wait until no commit is running or asked for, for so many seconds at most.
+ * False if one still is.
  */
 extern bool committer_wait (struct committer *k, double seconds);
 
-/* End the thread, after the commit that it is in.  Once, or never started. */
+/* End the thread after the commit it is in.  Does nothing if it is not running.
+ */
 extern void committer_stop (struct committer *k);
 
 #endif /* CLONE_COMMITTER_H */

@@ -12,18 +12,18 @@
 void
 clone_client_init (struct clone *c, struct clone_client *client)
 {
-  client->losses = c->losses_told;
+  client->setbacks = c->setbacks_told;
 }
 
-/* Tell the client of losses that it does not know of, by an error. */
+/* Fail with EIO if there were setbacks that this client does not know of. */
 static int
-tell_losses (struct clone *c, struct clone_client *client)
+flush_report_setbacks (struct clone *c, struct clone_client *client)
 {
-  const uint64_t losses = commit_setbacks (c->commit);
+  const uint64_t setbacks = commit_setbacks (c->commit);
 
-  if (atomic_exchange (&client->losses, losses) == losses)
+  if (atomic_exchange (&client->setbacks, setbacks) == setbacks)
     return 0;
-  c->losses_told = losses;
+  c->setbacks_told = setbacks;
   return clone_fail (EIO);
 }
 
@@ -50,5 +50,5 @@ clone_flush (struct clone *c, struct clone_client *client)
 {
   if (RETRY_WHILE_LOST (c, clone_commit (c, true)) == -1)
     return -1;
-  return client ? tell_losses (c, client) : 0;
+  return client ? flush_report_setbacks (c, client) : 0;
 }

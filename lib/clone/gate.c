@@ -2,10 +2,10 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Why nobody slips through: who enters counts itself and then looks whether the
- * gate is closed; who closes it says so and then looks at the counts.  Both in
- * this order, sequentially consistent, so at least one of the two sees the
- * other.
+/* Why no entry is missed: gate_try_enter counts the entry and then looks
+ * whether the gate is closed; gate_close marks it closed and then looks at the
+ * counts. These operations are sequentially consistent, so at least one of the
+ * two threads sees what the other has done.
  */
 
 #include <config.h>
@@ -58,7 +58,7 @@ gate_try_enter (struct gate *g, struct gate_pass *pass)
   if (atomic_load_explicit (&g->removed, memory_order_acquire))
     return true;
 
-  /* Any stripe will do, also when the thread has changed the processor. */
+  /* Any stripe is right, even if the thread moves to another processor now. */
   pass->inside = &g->stripe[(unsigned)sched_getcpu () % GATE_STRIPES].inside;
   atomic_fetch_add (pass->inside, 1);
   if (!atomic_load (&g->closed))

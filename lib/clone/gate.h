@@ -2,34 +2,36 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* The gate: the one way to the destination, and the way to be alone with the
- * map.
+/* The gate: requests that use the destination pass through it, so that the map
+ * can be set back while no request is using it.
  *
- * Every request, copy and commit that looks at the map and touches the
+ * A request, copy or commit that looks at the map and then touches the
  * destination because of what it saw is inside the gate from that look until
- * the destination has answered.  The map only ever goes from invalid to valid
- * while anybody is inside.
+ * the destination has answered.  While anything is inside, regions only change
+ * from invalid to valid.
  *
- * To set the map back, because the destination has lost what was not durable,
- * gate_close keeps newcomers out and waits until all have left.  Nobody inside
- * waits for anything but the destination, the metadata, and others who are
- * inside, so they leave soon: requests to a server that is lost fail at once.
- * Reads of the source are made outside.
+ * When the destination has lost what was not durable, the map must be set back.
+ * gate_close keeps new requests out and waits until all have left; then the
+ * caller is alone with the map; gate_open lets requests in again.
  *
  *   gate_enter --> inside --> gate_leave          any thread but a loop's
  *   gate_try_enter: false while it is closed      a loop, which never waits
  *   gate_close --> alone --> gate_open            counts one closing
  *
- * Whoever leaves and comes back, to read the source in between, compares
- * gate_closings before and after: if it has changed, the map may have been set
- * back and what was seen before does not count.
+ * The wait is short.  Inside, a thread waits only for the destination, for the
+ * metadata, and for other threads that are inside; requests to a server that is
+ * lost fail at once.  The source is read outside the gate.
  *
- * Order of locks: the gate before ownership (range-lock.h).  A thread is inside
- * at most once.
+ * A request that leaves the gate to read the source, and enters it again,
+ * compares gate_closings before and after.  If the number has changed, the map
+ * may have been set back, and what the request saw before does not count.
+ *
+ * Lock order: the gate before ownership (install.h).  A thread is inside at
+ * most once.
  *
  * Cost: two atomic operations on a cache line that threads on other processors
- * do not use; after gate_remove, when nothing can be set back any more, one
- * look.
+ * rarely use.  After gate_remove, when nothing can be set back any more: one
+ * atomic look.
  */
 
 #ifndef CLONE_GATE_H
@@ -52,19 +54,19 @@ struct gate {
   pthread_cond_t opened;
   pthread_cond_t left;
 
-  /* Who is inside, counted in one of these. */
+  /* How many are inside: the sum of these. */
   struct {
     _Alignas (64) atomic_uint inside;
   } stripe[GATE_STRIPES];
 };
 
-/* Where somebody inside was counted: the caller keeps it until gate_leave. */
+/* Where one entry was counted.  The caller keeps it until gate_leave. */
 struct gate_pass {
   atomic_uint *inside; /* NULL: not counted, there was no gate */
 };
 
 extern void gate_init (struct gate *g);
-/* Nobody may be inside. */
+/* Nothing may be inside. */
 extern void gate_destroy (struct gate *g);
 
 /* Waits while the gate is closed. */
@@ -72,17 +74,17 @@ extern void gate_enter (struct gate *g, struct gate_pass *pass);
 extern bool gate_try_enter (struct gate *g, struct gate_pass *pass);
 extern void gate_leave (struct gate *g, struct gate_pass *pass);
 
-/* How often it has been closed. */
+/* How many times it was closed. */
 extern uint64_t gate_closings (const struct gate *g);
 
-/* Close it and wait until all have left, and others who closed it have opened
- * it.  The caller is not inside.
+/* Close it, and wait until everything inside has left.  If another thread has
+ * closed it, wait for its gate_open first.  The caller is not inside.
  */
 extern void gate_close (struct gate *g);
 extern void gate_open (struct gate *g);
 
-/* The map is never set back again: from now on nobody is counted, and
- * gate_close waits for nobody.
+/* The map is never set back again: from now on entries are not counted, and
+ * gate_close waits only for those that were.
  */
 extern void gate_remove (struct gate *g);
 

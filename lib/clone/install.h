@@ -83,9 +83,10 @@ extern void install_own (struct install *i);
 extern bool install_enter (struct install *i);
 extern void install_leave (struct install *i);
 
-/* Own the range without waiting.  True: it is owned, and i->owned is not called.
- * False: i->owned is called once, when it is owned, on the thread that releases
- * the last range in the way, with no lock held.  The caller is inside the gate.
+/* Own the range without waiting.  True: it is owned, and i->owned is not
+ * called. False: i->owned is called once, when it is owned, on the thread that
+ * releases the last range in the way, with no lock held.  The caller is inside
+ * the gate.
  */
 extern bool install_request (struct install *i);
 

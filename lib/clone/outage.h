@@ -2,19 +2,18 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Waiting for servers that are lost.
+/* The events that a request waits for while a server is lost.
  *
- * A request that fails with ENOTCONN may succeed after something has happened:
- * a connection was made or another one lost, the map was set back.  Whoever
- * wants to try again
+ * A request that failed with ENOTCONN may succeed after the next event: a
+ * connection was made or lost, or the map was set back.  To try again, a thread
  *
- *   1. notes outage_events before the try,
+ *   1. reads outage_events before the try,
  *   2. tries, and gets ENOTCONN,
- *   3. waits until the number is another one.
+ *   3. waits until outage_events has changed.
  *
- * What happens after step 1 is not missed, and nobody tries again before
- * anything has happened.  It does not matter which server the request needs: a
- * try that comes too early fails at once.
+ * An event after step 1 is not missed, and no try is made before there was one.
+ * Events of all servers are counted together: a try that comes too early fails
+ * at once.
  */
 
 #ifndef CLONE_OUTAGE_H
@@ -37,15 +36,15 @@ extern void outage_destroy (struct outage *o);
 
 extern uint64_t outage_events (const struct outage *o);
 
-/* Something has happened.  Any thread; waits for nothing. */
+/* Count an event.  Any thread may call it; it waits for nothing. */
 extern void outage_happened (struct outage *o);
 
-/* From now on nobody waits. */
+/* From now on outage_wait returns at once. */
 extern void outage_end (struct outage *o);
 extern bool outage_has_ended (const struct outage *o);
 
-/* Wait until something has happened since the number was `events', or for so
- * many milliseconds, or until the end.
+/* Wait until the number of events differs from `events', for so many
+ * milliseconds at most, or until outage_end.
  */
 extern void outage_wait (struct outage *o, uint64_t events, int milliseconds);
 

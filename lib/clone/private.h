@@ -44,7 +44,7 @@ struct clone {
   struct inheritance *inheritance; /* NULL: there is none */
   struct outage outage;
   unsigned source_timeout;      /* seconds that a request waits, 0: for ever */
-  _Atomic uint64_t losses_told; /* of commit_setbacks: some client knows */
+  _Atomic uint64_t setbacks_told; /* of commit_setbacks: some client knows */
 
   pthread_mutex_t source_lock; /* protects the two below */
   struct backend *source;      /* NULL when it is closed */
@@ -112,8 +112,8 @@ extern void servers_lost_metadata (void *opaque);
 extern int servers_same_source (void *opaque, struct backend *source,
                                 char **why);
 
-/* A commit has failed: set the map back if its destination flush failed in a way
- * that this makes good, and nobody else has done so.  Outside the gate.
+/* A commit has failed: set the map back if its destination flush failed in a
+ * way that this makes good, and nobody else has done so.  Outside the gate.
  */
 extern void servers_set_back (struct clone *c);
 

@@ -23,9 +23,8 @@
  */
 #define READ_GAP (UINT64_C (64) << 10)
 
-/* Read from b those runs of [offset, end) that are valid, or those that are
- * not, and gaps of at most max_gap between them.  How many bytes that was, or
- * -1.
+/* Read from b the runs of [offset, end) whose state is `wanted', and gaps of at
+ * most max_gap bytes between them.  Returns the number of bytes, or -1.
  */
 static int64_t
 read_runs (struct clone *c, struct backend *b, bool wanted, uint64_t max_gap,
@@ -57,8 +56,8 @@ read_runs (struct clone *c, struct backend *b, bool wanted, uint64_t max_gap,
   return backend_preadv (b, seg, n) == -1 ? -1 : count;
 }
 
-/* Fill from the source what is invalid, and valid gaps, which are replaced
- * later; and tell hydration.
+/* Read the invalid runs from the source, and short valid gaps between them,
+ * which are replaced later.
  */
 static int
 read_invalid (struct clone *c, struct backend *source, uint8_t *buf,
@@ -71,49 +70,49 @@ read_invalid (struct clone *c, struct backend *source, uint8_t *buf,
   TELL (c, source_read, offset, end);
   before = monotonic_seconds ();
   count = read_runs (c, source, false, READ_GAP, buf, offset, end);
-  /* The source may be unable to read what lies in a gap, since a client wrote
-   * there for that very reason.
+  /* Perhaps the source cannot be read in a gap: a client may have written there
+   * for that reason.
    */
   if (count == -1 && errno != ENOTCONN &&
       region_map_run_bytes (c->map, offset, end, &valid) < end - offset)
     count = read_runs (c, source, false, 0, buf, offset, end);
-  /* A read that failed, or that came when all had become valid, does not say
-   * how long the source takes.
+  /* A read that failed, or found everything valid, tells nothing about the
+   * source's speed.
    */
   if (count > 0)
     TELL (c, source_was_read, count, monotonic_seconds () - before);
   return count == -1 ? -1 : 0;
 }
 
-/* What copy-on-read cannot keep is read anyway. */
+/* The read succeeds all the same. */
 static void
-could_not_keep (struct clone *c, uint64_t start, uint64_t end)
+read_log_not_kept (struct clone *c, uint64_t start, uint64_t end)
 {
   log_debug (c->log, LOG_REGION, "bytes %" PRIu64 "+%" PRIu64
              ": read and not kept: %m", start, end - start);
 }
 
-/* copy-on-read, before the read: the region at one end of it is copied whole if
- * the read covers only a part.
+/* copy-on-read, before the read: copy the region at pos, one end of the read,
+ * if the read covers only a part of it.
  */
 static void
-keep_end (struct clone *c, struct backend *source, uint64_t pos)
+read_keep_end (struct clone *c, struct backend *source, uint64_t pos)
 {
   const uint64_t region_size = region_map_region_size (c->map);
   const uint64_t start = round_down (pos, region_size);
   const uint64_t end = MIN (start + region_size, c->size);
 
   if (pos > start && pos < end && copy_regions (c, source, start, end) == -1)
-    could_not_keep (c, start, end);
+    read_log_not_kept (c, start, end);
 }
 
 /* copy-on-read, after the read, which began when the gate had been closed so
- * many times.  A region that is invalid when it is owned has then not been
- * anything else since, so buf has the source's bytes of it.
+ * many times.  A region that is still invalid when it is owned was invalid all
+ * the time, so buf has the source's bytes.
  */
 static void
-keep (struct clone *c, uint64_t closings, const uint8_t *buf, uint64_t offset,
-      uint64_t end)
+read_keep (struct clone *c, uint64_t closings, const uint8_t *buf,
+           uint64_t offset, uint64_t end)
 {
   const uint64_t step = copy_step (c);
   uint64_t start = offset, n;
@@ -124,15 +123,15 @@ keep (struct clone *c, uint64_t closings, const uint8_t *buf, uint64_t offset,
     n = MIN (step, end - start);
     if (copy_install (c, closings, buf + (start - offset), start,
                       start + n) == -1) {
-      could_not_keep (c, start, end);
+      read_log_not_kept (c, start, end);
       return;
     }
   }
 }
 
-/* Some of it was invalid: read that from the source, and what is valid by then
- * from the destination.  A region that becomes valid between the two is read
- * twice, and what a client wrote there wins.
+/* Something was invalid at the first look.  Read the invalid runs from the
+ * source, then the valid ones from the destination.  A region that becomes
+ * valid in between is read from both, and the destination's bytes win.
  */
 static int
 read_both (struct clone *c, struct backend *source, uint8_t *buf,
@@ -144,8 +143,8 @@ read_both (struct clone *c, struct backend *source, uint8_t *buf,
 
   TEST_POINT (READ_CHOSE_SOURCE);
   if (c->options.copy_on_read) {
-    keep_end (c, source, offset);
-    keep_end (c, source, end);
+    read_keep_end (c, source, offset);
+    read_keep_end (c, source, end);
   }
   if (read_invalid (c, source, buf, offset, end) == -1)
     return -1;
@@ -155,7 +154,7 @@ read_both (struct clone *c, struct backend *source, uint8_t *buf,
     r = -1;
   gate_leave (&c->gate, &pass);
   if (r == 0 && c->options.copy_on_read)
-    keep (c, closings, buf, offset, end);
+    read_keep (c, closings, buf, offset, end);
   return r;
 }
 
@@ -171,7 +170,7 @@ read_once (struct clone *c, void *buf, uint32_t count, uint64_t offset)
   if (region_map_run_bytes (c->map, offset, offset + count, &valid) < count ||
       !valid)
     source = clone_source_get (c);
-  if (source == NULL)           /* all is valid, at the latest by now */
+  if (source == NULL)           /* all is valid by now */
     r = backend_pread (c->dest, buf, count, offset);
   gate_leave (&c->gate, &pass);
 

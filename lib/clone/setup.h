@@ -2,11 +2,11 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* From names to a clone: opens or creates what the user asked for.
+/* Setup: open or create the clone that the user's parameters describe.
  *
- * This is where the creation rules and the checks of identity live (I11, I12).
- * Nothing is created or changed before every check that can be made has passed,
- * and what was created is removed when something fails after all.
+ * The creation rules and the identity checks (I11, I12) are here.  All checks
+ * are made before anything is created or changed.  If a later step fails, the
+ * files that were created are removed.
  */
 
 #ifndef CLONE_SETUP_H

@@ -789,7 +789,7 @@ START_TEST (without_proc)
   const struct backend_params params = {
     .role = "metadata", .name = "/file", .lock = true, .nameless = true
   };
-  const unsigned errors = mock_errors ();
+  const unsigned said = mock_errors ();
   const int root = open ("/", O_RDONLY | O_DIRECTORY);
   struct backend *b;
   char byte = 1;
@@ -808,7 +808,7 @@ START_TEST (without_proc)
   ck_assert_int_eq (backend_pwrite (b, &byte, 1, 7, BACKEND_FUA), 0);
   ck_assert_int_eq (backend_flush (b), 0);
   ck_assert_int_eq (backend_file_publish (b), 0);
-  ck_assert_uint_eq (mock_errors (), errors);
+  ck_assert_uint_eq (mock_errors (), said);
   ck_assert_ptr_null (open_path ("/file", false, true));
   ck_assert_int_eq (errno, EBUSY);
   backend_close (b);
