@@ -183,6 +183,16 @@ long_or_short ()
   if is_all; then echo "$1"; else echo "$2"; fi
 }
 
+# make_tests TARGET...: make these in tests/ of the build directory.
+make_tests ()
+{
+  # Without make's own variables, which would make this part of the outer make.
+  env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL make -s -C "$builddir/tests" "$@"
+}
+
+# make_list VARIABLE: the words of a variable of tests/Makefile.am, one a line.
+make_list () { make_tests "print-$1" | tr ' ' '\n'; }
+
 # A test can set tool_wanted before it reads this file.
 if [ -n "${tool_wanted:-}" ]; then
   not_under asan tsan valgrind "this is about $tool_wanted"

@@ -26,13 +26,11 @@ cuts=$(long_or_short 20000 4000)
 # thousand or two; test-scenarios.sh catches these in each run.
 histories=30000
 
-# make's own variables would make these part of the outer make.
-unset MAKEFLAGS MFLAGS MAKELEVEL
-make=(make -s -C "$builddir/tests")
-wanted=(print-crash_controls)
-if is_all; then wanted+=(print-rare_crash_controls); fi
-mapfile -t wanted < <("${make[@]}" "${wanted[@]}" | tr ' ' '\n')
-"${make[@]}" crash/lab "${wanted[@]}"
+mapfile -t wanted < <(make_list crash_controls)
+if is_all; then
+  mapfile -t -O ${#wanted[@]} wanted < <(make_list rare_crash_controls)
+fi
+make_tests crash/lab "${wanted[@]}"
 
 "$builddir/tests/crash/lab" cuts=$cuts faults=1 | sed 's/^/crash: /'
 

@@ -18,9 +18,7 @@ cuts=200 controls=()
 # Under a tool, our own code is what counts.
 if [ -z "$tool" ] && is_all; then
   requires_command make patch
-  # make's own variables would make these part of the outer make.
-  unset MAKEFLAGS MFLAGS MAKELEVEL
-  make -s -C "$builddir/tests" powercut-controls
+  make_tests powercut-controls
   for module in "$modules"/control-*.so; do
     name=$(basename "$module" .so)
     controls+=(--control "${name#control-}=$module")

@@ -14,18 +14,15 @@ not_under asan tsan valgrind "it is about builds that are broken"
 requires_command make patch
 [ -x "$builddir/tests/unit/test-scenarios" ] || skip "there are no unit tests"
 
-# make's own variables would make these part of the outer make.
-unset MAKEFLAGS MFLAGS MAKELEVEL
-make=(make -s -C "$builddir/tests")
-mapfile -t all < <("${make[@]}" print-scenarios_controls print-losses_controls |
-  tr ' ' '\n')
-# test-crash.sh catches the others.
-mapfile -t only_here < <(printf '%s\n' "${all[@]}" |
-  grep -vE "/($("${make[@]}" print-crash_controls |
-                 sed 's,crash/,,g' | tr ' ' '|'))\$")
-wanted=("${only_here[@]}")
-if is_all; then wanted=("${all[@]}"); fi
-"${make[@]}" "${wanted[@]}"
+mapfile -t all < <(make_list scenarios_controls; make_list losses_controls)
+if is_all; then
+  wanted=("${all[@]}")
+else
+  # test-crash.sh catches the others.
+  others=$(make_list crash_controls | sed 's,crash/,,' | paste -sd '|')
+  mapfile -t wanted < <(printf '%s\n' "${all[@]}" | grep -vE "/($others)\$")
+fi
+make_tests "${wanted[@]}"
 
 # A broken build may wait in vain in one of them.
 export MOCK_PATIENCE=20
