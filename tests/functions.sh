@@ -122,6 +122,17 @@ eventually ()
   fail "did not come true: $*"
 }
 
+# run_parts [PART...]: run these functions of the test, or all of the array parts.
+run_parts ()
+{
+  local part
+  if [ $# -eq 0 ]; then set -- "${parts[@]}"; fi
+  for part; do
+    : "$part"
+    $part
+  done
+}
+
 # Tools that look for errors in our code.
 
 # program NAME: prints what to run for NAME of the build directory.
@@ -521,6 +532,22 @@ kill_client ()
   reap_client "$1"
 }
 
+# The clients of kill-all.py, which make a file in $tmp/progress for each request
+# that was acknowledged.  Their process is $clients, their output in
+# $tmp/kill-all.out.
+
+progress_begins () { find "$tmp/progress" -type f -delete; }
+
+# have_answered N: were so many requests acknowledged since progress_begins?
+# shellcheck disable=SC2012
+have_answered ()
+{
+  [ "$(ls "$tmp/progress" | wc -l)" -ge "$1" ] && return 0
+  kill -0 "$clients" 2>/dev/null ||
+    fail "the clients: $(cat "$tmp/kill-all.out")"
+  return 1
+}
+
 # ends_soon NAME: SIGTERM, and the server has ended within twenty seconds, or two
 # minutes under a tool.  The exit status does not matter.
 ends_soon ()
@@ -625,6 +652,19 @@ wait_complete ()
 {
   control GET /wait >/dev/null
   status_is '.state == "complete"' || fail "not complete: $(control GET /status)"
+}
+
+# make_finisher FILE: a script that lets hydration run at full speed, and waits
+# until the clone is complete.
+make_finisher ()
+{
+  cat >"$1" <<EOF
+curl -sS --fail-with-body --max-time 300 --unix-socket "$tmp/clone.ctl" \
+     -X PATCH -d '{"hydration-rate": 0, "hydration-batch-size": 1048576}' \
+     http://localhost/settings >"$1.log" &&
+curl -sS --fail-with-body --max-time 300 --unix-socket "$tmp/clone.ctl" \
+     http://localhost/wait >>"$1.log"
+EOF
 }
 
 # Disks.

@@ -28,13 +28,7 @@ fallocate -p -o 20M -l 2M "$tmp/src"
 serve src --filter=delay file "$tmp/src" rdelay=20ms
 
 # What the clone does when the clients have finished.
-cat >"$tmp/finish" <<EOT
-curl -sS --fail-with-body --max-time 300 --unix-socket "$tmp/clone.ctl" \
-     -X PATCH -d '{"hydration-rate": 0, "hydration-batch-size": 1048576}' \
-     http://localhost/settings >"$tmp/finish.log" &&
-curl -sS --fail-with-body --max-time 300 --unix-socket "$tmp/clone.ctl" \
-     http://localhost/wait >>"$tmp/finish.log"
-EOT
+make_finisher "$tmp/finish"
 
 # start_clone KEY=VALUE...: the destination is the server dest or a file, as
 # $dest says.
@@ -84,9 +78,7 @@ if ! is_all; then
   exit 0
 fi
 requires_command make patch
-# make's own variables would make these part of the outer make.
-unset MAKEFLAGS MFLAGS MAKELEVEL
-make -s -C "$builddir/tests" consistency-controls
+make_tests consistency-controls
 
 # is_caught: one try may be too few, since the moment must come.
 is_caught ()

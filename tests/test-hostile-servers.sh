@@ -150,11 +150,5 @@ huge_replies ()
   stop src
 }
 
-# Arguments are the parts to run.
-if [ $# -eq 0 ]; then
-  set -- no_answer closing one_byte contexts huge_replies
-fi
-for part; do
-  : "$part"
-  $part
-done
+parts=(no_answer closing one_byte contexts huge_replies)
+run_parts "$@"

@@ -31,16 +31,6 @@ start_src ()
   serve src -t 1 --filter=log file "$tmp/src" logfile="$tmp/src.requests"
 }
 
-# Requests that were acknowledged since progress_begins.
-progress_begins () { find "$tmp/progress" -type f -delete; }
-# shellcheck disable=SC2012
-have_answered ()
-{
-  [ "$(ls "$tmp/progress" | wc -l)" -ge "$1" ] && return 0
-  kill -0 $clients 2>/dev/null || fail "the clients: $(cat "$tmp/kill-all.out")"
-  return 1
-}
-
 # After a crash: nothing that was valid at the crash before has been read from
 # the source since then; and remember what is valid now.  The source's
 # connections are numbered, so that the last requests of the old process are not

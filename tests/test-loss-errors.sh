@@ -89,9 +89,5 @@ on_file ()
   done
 }
 
-# Arguments are the parts to run.
-if [ $# -eq 0 ]; then set -- on_server on_file; fi
-for part; do
-  : "$part"
-  $part
-done
+parts=(on_server on_file)
+run_parts "$@"

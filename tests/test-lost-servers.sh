@@ -155,9 +155,5 @@ topped_up ()
   stop clone
 }
 
-# Arguments are the parts to run.
-if [ $# -eq 0 ]; then set -- last_flush told by_itself topped_up; fi
-for part; do
-  : "$part"
-  $part
-done
+parts=(last_flush told by_itself topped_up)
+run_parts "$@"

@@ -13,13 +13,7 @@ tester=$(program tests/consistency/consistency)
 make_disk "$tmp/src" 8M
 fallocate -p -o 5M -l 1M "$tmp/src" || skip "no holes in this file system"
 
-cat >"$tmp/finish" <<EOT
-curl -sS --fail-with-body --max-time 300 --unix-socket "$tmp/clone.ctl" \
-     -X PATCH -d '{"hydration-rate": 0, "hydration-batch-size": 1048576}' \
-     http://localhost/settings >"$tmp/finish.log" &&
-curl -sS --fail-with-body --max-time 300 --unix-socket "$tmp/clone.ctl" \
-     http://localhost/wait >>"$tmp/finish.log"
-EOT
+make_finisher "$tmp/finish"
 
 seed=1
 for options in "" "--no-multi-conn --no-structured" "--reads chunks"; do

@@ -108,9 +108,5 @@ stalled_disk ()
   same "$tmp/d" "$tmp/src"
 }
 
-# Arguments are the parts to run.
-if [ $# -eq 0 ]; then set -- long_flush stalled_disk; fi
-for part; do
-  : "$part"
-  $part
-done
+parts=(long_flush stalled_disk)
+run_parts "$@"

@@ -94,9 +94,5 @@ trickle ()
   kill9 src
 }
 
-# Arguments are the parts to run.
-if [ $# -eq 0 ]; then set -- slow_reads trickle; fi
-for part; do
-  : "$part"
-  $part
-done
+parts=(slow_reads trickle)
+run_parts "$@"

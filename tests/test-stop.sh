@@ -238,11 +238,6 @@ after_sigterm ()
   kill9 meta
 }
 
-if [ $# -eq 0 ]; then
-  set -- idle no_answer bad_metadata after_sigterm under_load
-fi
-for part; do
-  : "$part"
-  $part
-done
+parts=(idle no_answer bad_metadata after_sigterm under_load)
+run_parts "$@"
 is_all || left_to_all "8 of 10 stops and kills under load"
