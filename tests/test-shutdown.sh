@@ -15,6 +15,7 @@ requires "$python" -c 'import nbd'
 # What is freed is overwritten, where no tool does more than that.
 [ -n "$tool" ] || export MALLOC_PERTURB_=165
 make_disk "$tmp/src" 1M
+no_deadline
 
 # new_clone KEY=VALUE...: all three are servers, the source behind a network.
 new_clone ()
@@ -207,9 +208,5 @@ slow_flush ()
   done
 }
 
-# Arguments are the parts to run.
-if [ $# -eq 0 ]; then set -- lost_metadata lost silent hydration slow_flush; fi
-for part; do
-  : "$part"
-  $part
-done
+parts=(lost_metadata lost silent hydration slow_flush)
+run_parts "$@"
