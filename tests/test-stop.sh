@@ -114,20 +114,27 @@ under_load ()
   echo "stop: $rounds stops and $rounds kills, fio verified $(cat "$tmp/passes") times"
 }
 
-# new_clone NAME: with metadata that can be held.
+# new_clone [server]: the metadata is a device that can be held, and so is the
+# destination with `server', else it is a file.
 new_clone ()
 {
-  rm -f "$tmp/d" "$tmp/m" "$tmp/clone.log"
+  rm -rf "$tmp/d" "$tmp/m" "$tmp/clone.log" "$tmp"/*.faults
   make_disk "$tmp/src" 1M
-  truncate -s 1M "$tmp/m"
+  truncate -s 1M "$tmp/d" "$tmp/m"
   serve_device meta "$tmp/m"
+  destination=$tmp/d
+  if [ "${1:-}" = server ]; then
+    serve_device dest "$tmp/d"
+    destination=$(device dest)
+  fi
   start_clone
 }
 
 start_clone ()
 {
-  serve_clone "$tmp/src" destination="$tmp/d" metadata="$(device meta)" \
-              region-size=64K hydration=off commit-interval=0
+  serve_clone "$tmp/src" destination="$destination" \
+              metadata="$(device meta)" region-size=64K hydration=off \
+              commit-interval=0
   # It has started when it answers.
   status_is '.size == 1048576'
 }
@@ -151,24 +158,28 @@ idle ()
   kill9 meta
 }
 
-# While the last commit runs a request gets no answer, and SIGTERM, of which
-# nbdkit would make an answer, does nothing.
+# The process cannot end while the destination holds the last commit's flush: the
+# whole answer to POST /stop has come before that.  A client's request gets no
+# answer meanwhile, and SIGTERM, of which nbdkit would make an answer, does
+# nothing.
 no_answer ()
 {
   local pid rc=0
-  new_clone
+  new_clone server
   start_client a "$tmp/src"
   client a write 1 a
-  hold_device meta flush
+  hold_device dest flush
   pid=$(cat "$tmp/clone.pid")
-  control POST /stop >/dev/null
-  eventually is_held meta flush
+  control POST /stop >"$tmp/answer"
+  jq -e '.size == 1048576 and .hydrated == 1 and .durable == 0' "$tmp/answer"
+  eventually is_held dest flush
+  fails has_ended "$pid"
   tell_client a ENOTCONN write 2 b
   kill -TERM "$pid"
   # A second stop has nothing to do.
   control POST /stop >/dev/null || :
-  let_device_go meta flush
-  eventually has_ended "$pid"
+  fails has_ended "$pid"
+  let_device_go dest flush
   reap clone "$pid" || rc=$?
   test $rc -eq 0
   client_is_done a
@@ -176,6 +187,57 @@ no_answer ()
   start_clone
   status_is '.durable == 1'
   stop_clone
+  kill9 meta
+  kill9 dest
+}
+
+# The end does not begin before the answer is sent, either: here there is no room
+# for it in the socket, which holds answers that the client has not read.
+unread_answers ()
+{
+  local pid
+  new_clone
+  pid=$(cat "$tmp/clone.pid")
+  $python - "$tmp/clone.ctl" <<'PY'
+import fcntl, socket, struct, sys, termios, time
+
+GET = b"GET /status HTTP/1.1\r\nHost: x\r\n\r\n"
+POST = b"POST /stop HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+
+def send(requests):
+    s = socket.socket(socket.AF_UNIX)
+    s.connect(sys.argv[1])
+    s.sendall(requests)
+    return s
+
+def queued(s):
+    """How many bytes have come that were not read?"""
+    return struct.unpack("i", fcntl.ioctl(s, termios.FIONREAD, bytes(4)))[0]
+
+def settled(s):
+    """The same, when it does not change any more."""
+    last = -1
+    while queued(s) != last or last == 0:
+        last = queued(s)
+        time.sleep(0.5)
+    return last
+
+fit = settled(send(GET * 2000)) // settled(send(GET))
+s = send(GET * fit + POST)
+settled(s)
+time.sleep(1) # for an end that comes too early
+answers = b""
+while True:
+    data = s.recv(1 << 20)
+    answers += data
+    if not data:
+        break
+count = answers.count(b"HTTP/1.1 200 ")
+print("%d answers fit, %d of %d have come" % (fit, count, fit + 1))
+if fit == 2000 or count != fit + 1 or not answers.rstrip().endswith(b"}"):
+    sys.exit("POST /stop was not answered")
+PY
+  reap clone "$pid"
   kill9 meta
 }
 
@@ -235,6 +297,6 @@ after_sigterm ()
   kill9 meta
 }
 
-parts=(idle no_answer bad_metadata after_sigterm under_load)
+parts=(idle no_answer unread_answers bad_metadata after_sigterm under_load)
 run_parts "$@"
 is_all || left_to_all "8 of 10 stops and kills under load"
