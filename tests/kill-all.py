@@ -5,7 +5,7 @@
 """Four clients that remember what was acknowledged, while servers are killed.
 
   kill-all.py URI SOURCE EXPECTED PROGRESS STOP [--seed N]
-              [--crash AREA [--ahead N]]
+              [--crash AREA] [--ahead N]
 
 Each writes to sectors of its own, in regions that all of them share, with and
 without FUA, flushes, and reads what it has written.  A client whose connection
@@ -19,14 +19,16 @@ the writes since then, with and without an answer; a flush that fails, and a
 connection that ends, prove nothing about the writes before them.  Anything else
 is the end of the program with an error.
 
+With --ahead the clients wait after N acknowledged requests until PROGRESS is
+emptied.
+
 With --crash only the program is killed, and nothing that was acknowledged may
 be lost: nobody flushes or uses FUA, and a sector's content is its last write that
 was acknowledged, or one without an answer that came later.  The disk is divided
 into areas of AREA bytes, of which every second one is shared by all clients,
 and each of the others belongs to one of them, who writes, zeroes and trims
 ranges of it.  Reads are of one sector, so that none can include another region.
-Nothing is flushed at the end either.  With --ahead they wait when N requests were
-acknowledged, until PROGRESS is emptied.
+Nothing is flushed at the end either.
 """
 
 import argparse
@@ -142,7 +144,9 @@ class Client(threading.Thread):
     def run(self):
         try:
             while not os.path.exists(args.stop):
-                if args.crash:
+                if args.ahead and len(os.listdir(args.progress)) >= args.ahead:
+                    time.sleep(0.01)
+                elif args.crash:
                     self.one_crash_request()
                 else:
                     self.one_request()
@@ -207,9 +211,6 @@ class Client(threading.Thread):
                                 start + area, sectors))
 
     def one_crash_request(self):
-        if args.ahead and len(os.listdir(args.progress)) >= args.ahead:
-            time.sleep(0.01)
-            return
         kind = self.rand.choice(("write", "write", "write", "zero", "trim",
                                  "read"))
         if kind == "read":

@@ -2,14 +2,16 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that no write that was acknowledged with FUA, or covered by a flush that
-# was, is lost, and no byte becomes wrong, when the clone and the servers of
-# source, destination and metadata are killed with SIGKILL, at random and one or
-# two at a time, amid four clients' requests, commits and hydration; and that all
-# goes on by itself when they are back.  With the servers of destination and
-# metadata goes what they had not flushed.
+# Proves that no write that was acknowledged with FUA, or covered by an
+# acknowledged flush, is lost, and that no byte becomes wrong, when the clone and
+# the servers of source, destination and metadata are killed with SIGKILL amid the
+# requests of four clients, commits and hydration; and that everything goes on by
+# itself when they are back.  A round kills one of them, two at the same moment, or
+# a server and then, when the clone has noticed that, the clone.  The servers of
+# destination and metadata take with them what they had not flushed.
 #
-# ROUNDS says how many, SEED which.
+# ROUNDS is the number of rounds, SEED determines the clients' requests and when
+# each round kills.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -18,7 +20,8 @@ not_under asan tsan valgrind "they would take too long to start again and again"
 rounds=${ROUNDS:-$(long_or_short 100 10)}
 RANDOM=${SEED:-1}
 seed=${SEED:-1}
-size=$(((8 << 20) + 1536))
+# So large that regions are invalid, and become valid, in all rounds.
+size=$((((rounds + 8) << 19) + 1536))
 make_disk "$tmp/src" $size
 truncate -s $size "$tmp/d"
 truncate -s 1M "$tmp/m"
@@ -33,7 +36,7 @@ start_meta () { serve meta -t 1 --filter=cache file "$tmp/m" cache=writeback; }
 start_clone ()
 {
   serve_clone "$(uri src)" destination="$(uri dest)" metadata="$(uri meta)" \
-              region-size=16K hydration-rate=$rate hydration-batch-size=64K \
+              region-size=4K hydration-rate=$rate hydration-batch-size=64K \
               commit-interval=1
 }
 
@@ -41,33 +44,31 @@ start_clone ()
 rate=$((size / rounds / 2))
 for name in src dest meta clone; do start_$name; done
 $python "$srcdir/kill-all.py" "$(uri clone)" "$tmp/src" "$tmp/expected" \
-        "$tmp/progress" "$tmp/stop" --seed "$seed" \
+        "$tmp/progress" "$tmp/stop" --seed "$seed" --ahead 110 \
         >"$tmp/kill-all.out" 2>&1 &
 clients=$!
 pids+=("$clients")
 
-# Requests that were acknowledged since progress_begins.
-progress_begins () { find "$tmp/progress" -type f -delete; }
-# shellcheck disable=SC2012
-have_answered ()
-{
-  [ "$(ls "$tmp/progress" | wc -l)" -ge "$1" ] && return 0
-  kill -0 $clients 2>/dev/null || fail "the clients: $(cat "$tmp/kill-all.out")"
-  return 1
-}
+# What is killed in a round, in this order.  After NAME: the clone goes on until it
+# has noticed that this server is lost.
+kinds=(
+  "clone" "dest" "meta" "src"
+  "clone dest" "clone meta" "dest meta" "dest src"
+  "meta: clone" "dest: clone"
+)
+losses () { grep -c ' is lost: ' "$tmp/clone.log" || :; }
+has_noticed () { [ "$(losses)" -gt "$1" ]; }
 
-declare -A killed
-# The destination has the most to lose.
-victims=(clone src dest dest meta)
 for ((round = 1; round <= rounds; round++)); do
-  first=${victims[RANDOM % 5]} second=${victims[RANDOM % 5]}
-  if [ $((RANDOM % 2)) = 0 ]; then second=$first; fi
-  : "round $round of $rounds: $first $second"
+  kind=${kinds[(round - 1) % ${#kinds[@]}]}
+  : "round $round of $rounds: $kind"
   progress_begins
   eventually have_answered $((1 + RANDOM % 100))
-  for name in $first $second; do
-    if [ -s "$tmp/$name.pid" ]; then kill9 $name; fi
-    killed[$name]=1
+  for name in $kind; do
+    is_running "${name%:}" || fail "$name has ended by itself"
+    before=$(losses)
+    kill9 "${name%:}"
+    if [ "$name" != "${name%:}" ]; then eventually has_noticed "$before"; fi
   done
   # The clone does not start without them.
   for name in src dest meta clone; do
@@ -90,5 +91,6 @@ stop clone
 stop dest
 stop meta
 same "$tmp/d" "$tmp/expected"
-echo "kill-all: rounds: $rounds, of ${!killed[*]}; $(cat "$tmp/kill-all.out")"
+printf -v list '%s, ' "${kinds[@]}"
+echo "kill-all: $rounds rounds of ${list%, }; $(cat "$tmp/kill-all.out")"
 is_all || left_to_all "90 of 100 rounds"
