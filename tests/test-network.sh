@@ -37,8 +37,8 @@ nsenter -t "$host" -n qemu-nbd -t -r -f raw -e 16 -b 192.168.77.2 \
 pids+=("$!")
 eventually nbdinfo --size nbd://192.168.77.2/
 serve_clone nbd://192.168.77.2/ destination="$tmp/dest" source-timeout=2 \
-            hydration-rate=1M hydration-batch-size=64K
-has_begun () { status_is '.hydrated >= 64'; }
+            hydration-rate=64K hydration-batch-size=64K
+has_begun () { status_is '.hydrated >= 16'; }
 eventually has_begun
 
 on_host ip link set far down
