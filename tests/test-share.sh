@@ -8,8 +8,16 @@
 # system that goes down as in a power cut; and that the destination needs the
 # source no more.
 
+# In a mount namespace of its own: another test's namespace would keep a copy of
+# this mount, and with it a file system that is shut down, when this one unmounts
+# it.
+if [ -z "${CLONE_IN_NAMESPACE:-}" ] && unshare -m true 2>/dev/null; then
+  CLONE_IN_NAMESPACE=1 exec unshare -m bash "$0"
+fi
+
 . "$(dirname "$0")/functions.sh"
 
+requires test -n "${CLONE_IN_NAMESPACE:-}"
 requires_command mkfs.xfs xfs_io mount filefrag
 # mkfs.xfs makes none smaller than 300M.
 truncate -s 400M "$tmp/xfs"
