@@ -2,14 +2,14 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* A local file that stalls and fails when it is told to: a library to be
- * preloaded, for tests only.
+/* A local file that stalls and fails on demand: a library to be preloaded, for
+ * tests only.
  *
  *   FAILING_DISK        the file's path
- *   FAILING_DISK_RULES  a directory.  As long as it has a file `hold', writes to
- *                       the disk wait; the first one makes a file `held'.  If it
- *                       has a file `fdatasync', which holds an errno, the next
- *                       fdatasync fails with that, and removes the file.
+ *   FAILING_DISK_RULES  a directory.  As long as it has a file `hold', writes
+ *                       to the disk wait; the first one makes a file `held'.
+ *                       If it has a file `fdatasync', which holds an errno, the
+ *                       next fdatasync fails with that, and removes the file.
  */
 
 #include <config.h>

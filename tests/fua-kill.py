@@ -2,21 +2,22 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-"""Kill a server amid FUA writes, and see what is left.
+"""Kill a server amid FUA writes, and check what is left.
 
   fua-kill.py MODEL URI kill PID WRITES [--seed N] [--signal KILL|TERM|NONE]
               [--vandals N]
   fua-kill.py MODEL URI check
 
-MODEL is a file that holds what the export should read as, or its beginning.
-`kill' writes from four connections at once, unaligned and with FUA, sends the
-signal to PID when WRITES of them were acknowledged, and brings MODEL up to date
-with what was.  The writes without an answer go to MODEL.pending: there, `check'
-accepts each byte of the old and of the new content, and takes over what it
-finds.
+MODEL is a file with the content that the export, or its beginning, should
+have. `kill' writes from four connections at once, unaligned and with FUA,
+sends the signal to PID when WRITES of these were acknowledged, and updates
+MODEL with them. The writes without an answer go to MODEL.pending: where they
+are, `check' accepts each byte of the old and of the new content, and updates
+MODEL with what it finds.
 
-Meanwhile N vandals, processes of their own, ask for anything behind MODEL's
-end, many requests at a time, and are killed amid it, one after the other.
+Meanwhile N vandals, which are processes, send requests of all kinds for the
+disk behind MODEL's end, many at a time, and are killed amid them, one after
+the other.
 """
 
 import argparse
@@ -56,7 +57,7 @@ def connect():
 
 
 def vandal(seed):
-    """Never ends by itself, but with the server."""
+    """Ends only when it is killed, or with the server."""
     rand = random.Random(seed)
     h = connect()
     end = h.get_size()
@@ -97,7 +98,7 @@ def kill():
     alive = list(vandals)
 
     def acknowledge():
-        """Another one was.  The lock is held."""
+        """Count a write.  The lock is held."""
         nonlocal acknowledged, killed
         acknowledged += 1
         if alive and acknowledged >= (args.writes * (len(vandals) -

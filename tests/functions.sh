@@ -2,27 +2,31 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # shellcheck shell=bash
 
-# What the shell tests have in common.  A test begins with
+# Functions that the shell tests share.  A test begins with
 #
 #   . "$(dirname "$0")/functions.sh"
 #
-# and then has a directory of its own, $tmp, which goes away with it, together
-# with every server that it started.  A test that cannot run here says so with
-# `skip' or `requires'.  It fails with the first command that fails.
+# and then has a directory of its own, $tmp, which is removed when it ends.
+# Every server that it started is killed then.  A test that cannot run on this
+# machine calls `skip' or `requires'.  A test fails when a command fails.
 #
 # Servers have names.  The server NAME listens on the unix socket
 # $tmp/NAME.sock, its messages are in $tmp/NAME.log, its process in
-# $tmp/NAME.pid.  Only these processes are ever killed.
+# $tmp/NAME.pid.  No other processes are killed.
 #
-# No test depends on the clock: what must happen is waited for, and the bound
-# of every wait is only there so that a broken program does not hang the suite.
+# No test depends on the clock.  A test waits for what must happen, and the only
+# purpose of a bound is that a broken program does not hang the suite.
+#
+# Tests run at the same time.  A test that mounts a file system does so in a
+# mount namespace of its own, else another test's namespace may keep a copy of
+# the mount.
 
 set -eu -o pipefail
 export LC_ALL=C
 PATH=$PATH:/usr/sbin:/sbin
 
 srcdir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-# The build tree: where `make check' says, or the default one.
+# The build tree: `make check' sets it; else it is the default one.
 builddir=${CLONE_BUILDDIR:-$srcdir/../build}
 plugin=$builddir/plugin/.libs/nbdkit-clone-plugin.so
 python=/usr/bin/python3
@@ -98,21 +102,22 @@ requires_command ()
   done
 }
 
-# The opposite of a command, for which `!' is no use: it hides the failure
-# from `set -e'.
+# fails COMMAND...: the command must fail.  (`! COMMAND' is no use with `set
+# -e', which ignores its status.)
 fails ()
 {
   if "$@"; then fail "should not succeed: $*"; fi
 }
 
-# Run a command until it succeeds, for a minute at most, or ten under a tool.
+# eventually COMMAND...: run it until it succeeds, for at most a minute, or ten
+# under a tool.
 eventually ()
 {
   local i
   { set +x; } 2>/dev/null
   for ((i = 0; i < ${tool:+10 *} 1200; i++)); do
     if "$@"; then set -x; return 0; fi
-    # Perhaps the server that it waits for is gone.
+    # The tool may have ended the server that the command waits for.
     if [ -n "$tool_dir" ] && found_something >/dev/null; then
       sleep 2 # the report may not be complete
       break
@@ -122,7 +127,8 @@ eventually ()
   fail "did not come true: $*"
 }
 
-# run_parts [PART...]: run these functions of the test, or all of the array parts.
+# run_parts [PART...]: run these functions of the test, or all of the array
+# parts.
 run_parts ()
 {
   local part
@@ -135,7 +141,7 @@ run_parts ()
 
 # Tools that look for errors in our code.
 
-# program NAME: prints what to run for NAME of the build directory.
+# program NAME: print the command that runs NAME of the build directory.
 program ()
 {
   local file=$builddir/$1
@@ -153,7 +159,7 @@ run_under ()
   chmod +x "$1"
 }
 
-# Print the reports.  Are there any?
+# Print the tool's reports.  Fails if there is none.
 found_something ()
 {
   local report found=1
@@ -167,7 +173,7 @@ found_something ()
   return $found
 }
 
-# fewer NUMBER: of what is tried, where a tool makes it slow a tenth will do.
+# fewer NUMBER: print it, or a tenth of it under a tool, which makes tests slow.
 fewer ()
 {
   if [ -n "$tool" ]; then echo $((($1 + 9) / 10)); else echo "$1"; fi
@@ -179,8 +185,7 @@ is_all ()
   [ -n "${CLONE_ALL:-}" ]
 }
 
-# left_to_all WHAT: says in the log what this run has not tried; tests/run
-# prints it.
+# left_to_all WHAT: log what this run leaves out; tests/run prints it.
 left_to_all ()
 {
   { local traced=${-//[^x]/}; set +x; } 2>/dev/null
@@ -188,7 +193,7 @@ left_to_all ()
   [ -z "$traced" ] || set -x
 }
 
-# long_or_short LONG SHORT: how many are tried with --all, and without.
+# long_or_short LONG SHORT: print the first with --all, else the second.
 long_or_short ()
 {
   if is_all; then echo "$1"; else echo "$2"; fi
@@ -210,7 +215,7 @@ if [ -n "${tool_wanted:-}" ]; then
   tool=$tool_wanted
 fi
 
-# Whoever runs nbdkit, by that name and with our code in it, is under the tool.
+# The command `nbdkit' runs under the tool where it loads our code.
 if [ -n "$tool" ]; then
   tool_dir=$(mktemp -d "${TMPDIR:-/tmp}/clone-tool-XXXXXX")
   export CLONE_TOOL=$tool CLONE_BUILDDIR=$builddir
@@ -223,14 +228,15 @@ fi
 # Valid bits in shared memory, which a clone that is killed leaves to the next
 # one (lib/store/inherit.h).
 
-# bits_of METADATA: the file that they are in.
+# bits_of METADATA: print the name of their file.
 bits_of ()
 {
   od -An -v -tx1 -j16 -N16 "$1" | tr -d ' \n' |
     sed -E 's,(.{8})(.{4})(.{4})(.{4})(.*),/dev/shm/nbdkit-clone-\1-\2-\3-\4-\5,'
 }
 
-# note_bits PID: what this process has must not outlive the test.
+# note_bits PID: remember the bits of this process, which are removed when the
+# test ends.
 note_bits ()
 {
   local file
@@ -240,7 +246,7 @@ note_bits ()
   done
 }
 
-# All that the test has left, and those of all metadata in $tmp.
+# Remove the bits that the test has left, and those of all metadata in $tmp.
 remove_bits ()
 {
   local file
@@ -264,7 +270,7 @@ is_running ()
   kill -0 "$(cat "$tmp/$1.pid")" 2>/dev/null
 }
 
-# For eventually: does the server listen?  It may have failed instead.
+# server_is_up NAME PID: does the server listen?  For eventually.
 server_is_up ()
 {
   [ -s "$tmp/$1.pid" ] && [ -S "$tmp/$1.sock" ] && return 0
@@ -272,8 +278,8 @@ server_is_up ()
   return 1
 }
 
-# server NAME COMMAND...: run it in the background, wait until it listens.  If
-# COMMAND is a function, it ends with exec.
+# server NAME COMMAND...: run it in the background, and wait until it listens.
+# A COMMAND that is a function ends with exec.
 server ()
 {
   local name=$1 pid
@@ -312,8 +318,8 @@ serve_clone ()
          "${nbdkit_args[@]}" "$plugin" control="$tmp/clone.ctl" "$@"
 }
 
-# start_proxy NAME UPSTREAM: the server NAME is the server UPSTREAM, behind a
-# network that fails when it is told to: proxy NAME COMMAND..., see proxy.py.
+# start_proxy NAME UPSTREAM: the server NAME is the server UPSTREAM behind a
+# network that fails on command: proxy NAME COMMAND..., see proxy.py.
 start_proxy ()
 {
   server "$1" $python "$srcdir/proxy.py" serve "$tmp/$1.sock" "$tmp/$2.sock" \
@@ -327,8 +333,8 @@ proxy ()
   $python "$srcdir/proxy.py" tell "$tmp/$name.proxy" "$@"
 }
 
-# serve_odd NAME FILE [OPTION...]: a server that is odd, or lies, see
-# odd-server.py.
+# serve_odd NAME FILE [OPTION...]: a server that behaves in unusual or wrong
+# ways, see odd-server.py.
 serve_odd ()
 {
   local name=$1
@@ -338,7 +344,7 @@ serve_odd ()
 }
 
 # serve_pausable NAME NBDKIT-ARGUMENT...: a server whose requests can be held.
-# Those that arrive are in $tmp/NAME.requests, also while they are held.
+# $tmp/NAME.requests logs requests when they arrive, held or not.
 serve_pausable ()
 {
   local name=$1
@@ -349,7 +355,7 @@ serve_pausable ()
         pause-control="$tmp/$name.pause" logfile="$tmp/$name.requests"
 }
 
-# hold NAME: answers nothing from now on, until `let_go NAME'.
+# hold NAME: the server answers nothing until `let_go NAME'.
 hold () { tell_pause_filter "$1" p; }
 let_go () { tell_pause_filter "$1" r; }
 
@@ -365,16 +371,16 @@ with socket.socket(socket.AF_UNIX) as s:
 PY
 }
 
-# requests NAME [TYPE]: how many have arrived, of one type (Read, ...) or all
-# that touch data.
+# requests NAME [TYPE]: print how many have arrived: of one type (Read, ...), or
+# of all types that touch data.
 requests ()
 {
   grep -c -E " ${2:-(Read|Write|Zero|Trim|Extents|Cache)} id=[0-9]+ offset=" \
        "$tmp/$1.requests" || :
 }
 
-# reads NAME: of each read that has arrived, offset and length in bytes.  For a
-# server behind nbdkit's log filter, with logfile=$tmp/NAME.requests.
+# reads NAME: print offset and length, in bytes, of each read that has arrived.
+# For a server behind nbdkit's log filter, with logfile=$tmp/NAME.requests.
 reads ()
 {
   $python - "$tmp/$1.requests" <<'PY'
@@ -385,8 +391,8 @@ with open(sys.argv[1]) as f:
 PY
 }
 
-# Of reads, on standard input: how many bytes they have, and how many were read
-# by an earlier one, too.
+# For reads on standard input: how many bytes they have, and how many of these
+# an earlier read has, too.
 bytes_of () { awk '{ n += $2 } END { print n + 0 }'; }
 
 bytes_again ()
@@ -398,12 +404,11 @@ bytes_again ()
     END { print n + 0 }'
 }
 
-# Devices that fail and stall when they are told to, see
-# powercut/powercut-plugin.c.
+# Devices that fail and stall on command, see powercut/powercut-plugin.c.
 
-# serve_device NAME FILE [KEY=VALUE...]: the server NAME serves FILE as the
-# export that `device NAME' is the URI of.  The requests that arrive are in
-# $tmp/NAME.requests.
+# serve_device NAME FILE [KEY=VALUE...]: the server NAME serves FILE; `device
+# NAME' prints the export's URI.  $tmp/NAME.requests logs requests when they
+# arrive.
 serve_device ()
 {
   local name=$1 file=$2
@@ -417,7 +422,7 @@ serve_device ()
 
 device () { echo "nbd+unix:///dest?socket=$tmp/$1.sock"; }
 
-# fault NAME REQUEST [ERROR [START END]]: requests of a device fail, REQUEST is
+# fault NAME REQUEST [ERROR [START END]]: requests of a device fail.  REQUEST is
 # `write' or `flush.once', for example.
 fault ()
 {
@@ -429,8 +434,8 @@ fault ()
 
 no_fault () { rm -f "$tmp/$1.faults/dest.$2"; }
 
-# hold_device NAME REQUEST [N]: requests of this kind are held, after N that are
-# not, until `let_device_go'.  Is one?
+# hold_device NAME REQUEST [N]: requests of this kind are held until
+# `let_device_go', except for the first N.  is_held: is one?
 hold_device ()
 {
   rm -f "$tmp/$1.faults/dest.$2.held"
@@ -441,11 +446,11 @@ hold_device ()
 let_device_go () { rm -f "$tmp/$1.faults/dest.$2.hold"; }
 is_held () { [ -e "$tmp/$1.faults/dest.$2.held" ]; }
 
-# flushes NAME: how many have arrived at a device.
+# flushes NAME: print how many have arrived at a device.
 flushes () { grep -c ' Flush id=[0-9]* \.\.\.' "$tmp/$1.requests" || :; }
 
-# lose NAME FILE: kill the device's server.  FILE is then what it was when
-# `remember FILE' was called: the rest was in the server's cache.
+# lose NAME FILE: kill the device's server, with its cache: FILE becomes what it
+# was when `remember FILE' was called.
 remember () { cp --sparse=always "$1" "$1.durable"; }
 
 lose ()
@@ -454,7 +459,7 @@ lose ()
   cat "$2.durable" >"$2"
 }
 
-# Clients that stay connected, see told-client.py.
+# Clients that stay connected and do what they are told, see told-client.py.
 
 # start_client NAME SOURCE: a client of the server `clone'.
 declare -A client_in client_out client_pid
@@ -471,8 +476,8 @@ start_client ()
   client_in[$1]=$in client_out[$1]=$out
 }
 
-# client NAME REQUEST...: each must end as is said.  With tell_client and
-# client_is_done there can be something in between.
+# client NAME REQUEST...: each request must end as specified.  tell_client and
+# client_is_done do the same in two steps.
 client ()
 {
   tell_client "$@"
@@ -494,8 +499,8 @@ client_is_done ()
   [ "$answer" = ok ] || fail "client $1: $answer"
 }
 
-# leave NAME: it disconnects when it has done what it was told; a server waits for
-# clients when it is to end.
+# leave NAME: it disconnects when it has done what it was told; a server waits
+# for clients when it is to end.
 leave ()
 {
   [ -n "${client_in[$1]}" ] || return 0
@@ -510,7 +515,7 @@ drop_client_pipe ()
   exec {in}>&-
 }
 
-# end_client NAME: the same, and wait for that.
+# end_client NAME: the same, and wait for its end.
 end_client ()
 {
   leave "$1"
@@ -524,7 +529,7 @@ reap_client ()
   exec {out}<&-
 }
 
-# kill_client NAME: it vanishes without a word.
+# kill_client NAME: it vanishes without disconnecting.
 kill_client ()
 {
   drop_client_pipe "$1"
@@ -532,8 +537,8 @@ kill_client ()
   reap_client "$1"
 }
 
-# The clients of kill-all.py, which make a file in $tmp/progress for each request
-# that was acknowledged.  Their process is $clients, their output in
+# The clients of kill-all.py, which make a file in $tmp/progress for each
+# request that was acknowledged.  Their process is $clients, their output in
 # $tmp/kill-all.out.
 
 progress_begins () { find "$tmp/progress" -type f -delete; }
@@ -557,15 +562,16 @@ ends_soon ()
   reap "$1" "$pid" || :
 }
 
-# messages PATTERN: how many there are in the log of `clone'.
+# messages PATTERN: print how many there are in the log of `clone'.
 messages () { grep -c -e "$1" "$tmp/clone.log" || :; }
 
 # deadline MILLISECONDS: the next clone waits this long for a silent server; the
 # default is half a minute.
 deadline () { nbdkit_args+=(-D "clone.deadline=$1"); }
 
-# no_deadline: the next clone waits for a day.  A test that proves that something
-# does not wait for a silent server then hangs, and fails, where it does.
+# no_deadline: the next clone waits for a day.  A test that proves that
+# something does not wait for a silent server then hangs, and fails, where it
+# does.
 no_deadline () { deadline 86400000; }
 
 # stop NAME: SIGTERM; the result is the server's exit status.
@@ -583,14 +589,14 @@ kill9 ()
   local pid
   pid=$(cat "$tmp/$1.pid")
   note_bits "$pid"
-  # Perhaps somebody else has been faster.
+  # It may have ended already.
   kill -KILL "$pid" 2>/dev/null || :
   reap "$1" "$pid" || :
 }
 
 has_ended ()
 {
-  # A zombie has: our wait is all that it waits for.
+  # A zombie has: it only waits for our wait.
   ! kill -0 "$1" 2>/dev/null ||
     [ "$(cut -d' ' -f3 "/proc/$1/stat" 2>/dev/null || echo Z)" = Z ]
 }
@@ -608,8 +614,8 @@ reap ()
 
 # The control interface.
 
-# control METHOD PATH [CURL-ARGUMENT...]: prints the body.  It fails where the
-# answer is not 2xx.
+# control METHOD PATH [CURL-ARGUMENT...]: print the body.  Fails unless the
+# status code is 2xx.
 control ()
 {
   local method=$1 path=$2
@@ -618,7 +624,8 @@ control ()
        -X "$method" "$@" "http://localhost$path"
 }
 
-# http_code METHOD PATH [CURL-ARGUMENT...]: the body goes to $tmp/body.
+# http_code METHOD PATH [CURL-ARGUMENT...]: print the status code.  The body
+# goes to $tmp/body.
 http_code ()
 {
   local method=$1 path=$2
@@ -627,13 +634,13 @@ http_code ()
        -w '%{http_code}' -X "$method" "$@" "http://localhost$path"
 }
 
-# status FILTER: one value of /status, by a jq filter.
+# status FILTER: print the result of a jq filter on /status.
 status ()
 {
   control GET /status | jq -r "$1"
 }
 
-# status_is FILTER: is it true of the status?
+# status_is FILTER: does the jq filter return true for /status?
 status_is ()
 {
   [ "$(status "$1")" = true ]
@@ -665,7 +672,7 @@ EOF
 
 # Disks.
 
-# make_disk FILE SIZE [SEED]: bytes without structure, the same for a seed.
+# make_disk FILE SIZE [SEED]: random bytes, which the seed determines.
 make_disk ()
 {
   rm -f "$1"
@@ -681,7 +688,7 @@ with open(path, "wb") as f:
 PY
 }
 
-# garbage FILE SIZE: what must never be seen again, and is easy to recognise.
+# make_garbage FILE SIZE: old content of a destination, easy to recognise.
 make_garbage ()
 {
   rm -f "$1"
@@ -689,21 +696,21 @@ make_garbage ()
     head -c "$(numfmt --from=iec "$2")" >"$1" || :
 }
 
-# same FILE FILE: equal in every byte, and in size.
+# same FILE FILE: they are equal.
 same ()
 {
   cmp "$1" "$2" || fail "$1 and $2 differ"
 }
 
-# export_to NAME FILE: read all of a server's export.
+# export_to NAME FILE: copy a server's export to a file.
 export_to ()
 {
   rm -f "$2"
   nbdcopy "$(uri "$1")" "$2"
 }
 
-# refused WORD KEY=VALUE...: nbdkit says one error, in which WORD (a regular
-# expression, case ignored) is found, has exit status 1, and creates and changes
+# refused WORD KEY=VALUE...: nbdkit prints one error, which matches WORD (a
+# regular expression, case ignored), exits with status 1, and creates or changes
 # nothing in $tmp.
 refused ()
 {
@@ -711,7 +718,7 @@ refused ()
   shift
   rm -f "$tmp/refused.out"
   : >"$tmp/refused.out"
-  # Its own output is not what it must leave alone.
+  # Except for its own output.
   before=$(find "$tmp" -mindepth 1 ! -name 'refused.*' ! -name '*.log' \
              -printf '%p %y %s %T@ %C@ %i\n' | sort)
   timeout ${refused_after:-300} nbdkit -f -U "$tmp/refused.sock" -P "$tmp/refused.pid" \

@@ -2,33 +2,33 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-"""Four clients that remember what was acknowledged, while servers are killed.
+"""Four clients that remember what was acknowledged while servers are killed.
 
   kill-all.py URI SOURCE EXPECTED PROGRESS STOP [--seed N]
               [--crash AREA] [--ahead N]
 
-Each writes to sectors of its own, in regions that all of them share, with and
-without FUA, flushes, and reads what it has written.  A client whose connection
-has ended connects again.  PROGRESS is a directory, which gets a file for each
-request that was acknowledged (and is emptied by whoever looks at it); when the
-file STOP is there, they flush until that succeeds, read the whole disk, and
-write to EXPECTED what they found.
+Each client writes to sectors of its own, in regions that all of them share,
+with and without FUA, flushes, and reads what it has written.  A client whose
+connection has ended connects again.  PROGRESS is a directory in which a file
+is created for each acknowledged request; the test empties it.  When the file
+STOP exists, the clients flush until that succeeds, the whole disk is read, and
+EXPECTED is created with its content.
 
-A sector's content is what it was when a flush or FUA last covered it, or one of
-the writes since then, with and without an answer; a flush that fails, and a
-connection that ends, prove nothing about the writes before them.  Anything else
-is the end of the program with an error.
+A sector must have the content that a flush or FUA last covered, or that of a
+later write, answered or not.  A flush that fails, and a connection that ends,
+prove nothing about the writes before them.  Other content ends the program
+with an error.
 
 With --ahead the clients wait after N acknowledged requests until PROGRESS is
 emptied.
 
 With --crash only the program is killed, and nothing that was acknowledged may
-be lost: nobody flushes or uses FUA, and a sector's content is its last write that
-was acknowledged, or one without an answer that came later.  The disk is divided
-into areas of AREA bytes, of which every second one is shared by all clients,
-and each of the others belongs to one of them, who writes, zeroes and trims
-ranges of it.  Reads are of one sector, so that none can include another region.
-Nothing is flushed at the end either.
+be lost.  The clients never flush or use FUA, not even at the end.  A sector
+must have the content of its last acknowledged write, or of a later one without
+an answer.  The disk is divided into areas of AREA bytes.  All clients share
+every second area; each of the others belongs to one client, which writes,
+zeroes and trims ranges of it.  A read has one sector, so that it does not
+touch another region.
 """
 
 import argparse
@@ -76,9 +76,9 @@ def source_sector(i):
 
 
 class Sector:
-    """durable: what a power cut leaves at least.  later: the writes since then,
-    the latest last.  certain: how many of them, at its end, a successful flush
-    would make durable."""
+    """durable: the content that a power cut cannot take away.  later: the
+    writes since then, the latest last.  certain: how many of the last ones a
+    successful flush would make durable."""
 
     def __init__(self, content):
         self.durable = content
@@ -96,7 +96,7 @@ class Sector:
             self.certain = 0
 
     def crash_write(self, content, acknowledged):
-        """In a program that may crash: what was acknowledged stays."""
+        """With --crash: an acknowledged write stays."""
         if acknowledged:
             self.durable = content
             self.later = []
@@ -104,16 +104,16 @@ class Sector:
             self.later.append(content)
 
     def trimmed(self):
-        """It promises nothing, but that it is one or the other."""
+        """A trim may zero the sector or do nothing."""
         self.later.append(ZEROES)
 
     def was_read(self, content):
-        """A request without an answer is over with the process."""
+        """Requests without an answer have ended with their process."""
         self.durable = content
         self.later = []
 
     def doubt(self):
-        """What was written before may be lost, and no flush will say so."""
+        """Earlier writes may be lost although a later flush succeeds."""
         self.certain = 0
 
     def allows(self, content):
@@ -172,7 +172,7 @@ class Client(threading.Thread):
             pass
 
     def request(self, function):
-        """None, or the error."""
+        """Return None or the error."""
         self.serial += 1
         if self.h is None:
             self.connect()
@@ -199,7 +199,7 @@ class Client(threading.Thread):
             self.write(self.rand.choice(list(self.mine)), kind == "fua")
 
     def some_range(self):
-        """Sectors that belong to this client, one after the other."""
+        """Consecutive sectors that belong to this client."""
         first = self.rand.choice(self.numbers)
         area = args.crash // SECTOR
         if first // area % 2 == 0: # shared

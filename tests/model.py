@@ -7,11 +7,11 @@
   model.py MODEL URI [--seed N] [--writes N] [--ops N] [--max-length N]
                      [--align N]
 
-MODEL is a file that holds what the export should read as.  First the whole
+MODEL is a file with the content that the export should have.  First the whole
 export is compared with it.  Then come N random writes at unaligned offsets
-(--writes), or N random requests of all kinds (--ops), each checked against
-the model, and another comparison at the end.  MODEL is brought up to date,
-so that a later call can go on, or compare a file with it.
+(--writes), or N random requests of all kinds (--ops), each checked against the
+model, and another comparison at the end.  MODEL is updated, so that a later
+call can go on, or a file can be compared with it.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def compare_all(what):
 
 def some_range():
     """Lengths of all magnitudes; offsets aligned to anything, or to nothing;
-    the end of the disk more often than chance would have it."""
+    the end of the disk more often than by chance."""
     length = rand.randint(1, min(size, 1 << rand.randint(0, 22),
                                  args.max_length))
     offset = rand.randint(0, size - length)

@@ -2,11 +2,12 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that clients that vanish, SIGTERM, and both at once, amid writes, trims,
-# copies, commits and hydration, lose nothing that was acknowledged with FUA, and
-# make no byte wrong.  The plugin has test points here, and everybody is delayed
-# at each of them, so that there is always somebody in the middle of something;
-# the points' counters prove it.
+# Proves that nothing that was acknowledged with FUA is lost, and that no byte
+# becomes wrong, when clients vanish, when the process gets SIGTERM, and when
+# both happen at once, amid writes, trims, copies, commits and hydration.  The
+# plugin is built with test points and delays every thread at each of them, so
+# that there is always some operation half done; the points' counters show that
+# every point was reached.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -26,7 +27,7 @@ for region_size in 4K 256K; do
   for round in 1:NONE:4 2:TERM:0 3:TERM:4; do
     IFS=: read -r seed signal vandals <<<"$round"
     # nbdkit before 1.34 can abort when a client vanishes with requests in
-    # flight, but not with one thread for each connection.
+    # flight, unless each connection has only one thread.
     nbdkit_args=()
     if [ "$vandals" -gt 0 ]; then nbdkit_args=(-t 1); fi
     serve_clone source="$(uri src)" destination="$tmp/dest" \
@@ -36,7 +37,7 @@ for region_size in 4K 256K; do
     "${fua[@]}" kill "$(cat "$tmp/clone.pid")" 250 --seed "$seed" \
                 --signal "$signal" --vandals "$vandals"
     if [ "$signal" = NONE ]; then
-      # It goes on, and has not lost a thing.
+      # The clone goes on, and nothing is lost.
       "${fua[@]}" check
       status_is '.mode == "rw"'
       stop clone
@@ -55,7 +56,7 @@ for region_size in 4K 256K; do
   cmp -n 9000001 "$tmp/dest" "$tmp/model"
 done
 
-# Everybody has been everywhere.
+# Every point was reached.
 awk '{ n[$1] += $2 } END { for (p in n) print p, n[p] }' "$tmp/counts" |
   sort >"$tmp/sums"
 cat "$tmp/sums"

@@ -2,8 +2,8 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that what cannot work gets one clear error and exit status 1, and that
-# nothing is created or changed by it.
+# Proves that parameters, files and servers that cannot work are refused with
+# one clear error and exit status 1, and that nothing is created or changed.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -94,13 +94,13 @@ refused 'source.*oldstyle' "$(uri oldstyle)" "$dest"
 refused 'destination.*oldstyle' "$tmp/src" destination="$(uri oldstyle)" \
         metadata="$tmp/meta"
 refused 'metadata.*oldstyle' "$tmp/src" "$dest" metadata="$(uri oldstyle)"
-# Someone else's data where the metadata should be.
+# A file with other data where the metadata should be.
 refused "$tmp/small" "$tmp/src" "$dest" metadata="$tmp/small"
 
 test ! -e "$tmp/dest"
 test ! -e "$tmp/meta"
 
-# A disk of no bytes is refused, or works: it does not crash.
+# An empty disk may be refused or work, but must not crash the program.
 : >"$tmp/empty"
 rc=0
 timeout 300 nbdkit -f -U "$tmp/e.sock" "$plugin" "$tmp/empty" \

@@ -2,11 +2,12 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that a source that cannot read some sectors stops nothing else: the
-# rest is hydrated, and durable; the status lists what is bad, to the region; it
-# is tried again, but seldom; a client's read of it fails, once; a client's write
-# heals it, and so does a source that can read it again; and that the log says
-# what matters, and no more.
+# Proves that sectors which the source cannot read stop nothing else.  The rest
+# is hydrated and becomes durable.  The status lists the bad ranges, to the
+# region.  They are tried again, with pauses that grow.  A client's read of a
+# bad range fails after one attempt.  A client's write heals a bad range, and so
+# does a source that can read it again.  The log has one message for each range,
+# not one for each attempt.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -16,8 +17,9 @@ requires "$python" -c 'import nbd'
 make_disk "$tmp/src" 8M
 cp "$tmp/src" "$tmp/model"
 
-# A source that cannot read 512 bytes while $tmp/bad1 exists, and another 8 KiB
-# while $tmp/bad2 does.  $tmp/reads has the offset and length of all reads.
+# A source that cannot read 512 bytes while the file $tmp/bad1 exists, and 8 KiB
+# elsewhere while $tmp/bad2 exists.  $tmp/reads has the offset and length of
+# each read.
 bad1=$(((3 << 20) + 70 * 1024 + 512))
 bad2=$(((5 << 20) + 64 * 1024))
 region1=$(((3 << 20) + 68 * 1024))
@@ -39,7 +41,7 @@ EOS
 serve src eval get_size="echo 8M" can_multi_conn='exit 0' \
       thread_model='echo parallel' pread="sh $tmp/pread \$3 \$4"
 
-# reads_of OFFSET LENGTH: how many reads of the source have touched that.
+# reads_of OFFSET LENGTH: how many reads of the source have touched this range.
 reads_of ()
 {
   awk -v start="$1" -v end=$(($1 + $2)) \
@@ -69,8 +71,8 @@ status_is '.state == "hydrating" and .mode == "rw" and .hydrated == 2045'
 test "$(messages 'source .*: cannot read .*bytes at offset')" -eq 2
 test "$(messages 'error:')" -eq 2
 
-# It is tried again after 1, 2, 4... seconds: in n rounds, of which the first
-# may begin at once, 2^(n-1) - 1 seconds have gone by.
+# The ranges are tried again after 1, 2, 4... seconds.  The first of n rounds
+# may come at once, so n rounds take 2^(n-1) - 1 seconds or more.
 : >"$tmp/reads"
 SECONDS=0
 sleep 4
@@ -81,7 +83,7 @@ test "$(wc -l <"$tmp/reads")" -le $((3 * (rounds + 1)))
 bad_is "$both"
 test "$(messages 'error:')" -eq 2
 
-# Clients: one error, where it belongs.
+# A client's read fails where the range is bad, and nowhere else.
 cat >"$tmp/client.py" <<'PY'
 import errno, nbd, sys
 uri, source, bad1, bad2 = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:5])
@@ -106,7 +108,7 @@ $python "$tmp/client.py" "$(uri clone)" "$tmp/src" $bad1 $bad2
 test "$(grep -c "^$bad1 512\$" "$tmp/reads")" -eq 1
 test "$(grep -c "^$((bad2 + 4096)) 1000\$" "$tmp/reads")" -eq 1
 
-# What is bad is not remembered; what is hydrated is durable.
+# Bad ranges are not remembered over a restart; hydrated regions are durable.
 kill9 clone
 serve_clone "${args[@]}" hydration=off
 status_is '.hydrated == 2045 and .bad.regions == 0'
@@ -117,7 +119,7 @@ eventually bad_is "$both"
 fails grep -v -E "^($region1 4096|$bad2 (4096|8192)|$((bad2 + 4096)) 4096)\$" \
       "$tmp/reads"
 
-# A client writes what cannot be read.
+# A client writes to a bad range.
 for disk in "$(uri clone)" "$tmp/model"; do
   qemu-io -f raw -c "write -P 7 $region1 4k" "$disk"
 done
@@ -132,7 +134,7 @@ test "$(messages 'all that the source could not be read at has been')" -eq 1
 stop clone
 same "$tmp/dest" "$tmp/model"
 
-# Nothing can be read for a while, of regions in pieces: no flood.
+# All reads fail for a while, in pieces of a region: the log is not flooded.
 serve broken --filter=error file "$tmp/src" error-pread-rate=100% \
       error-file="$tmp/inject"
 rm "$tmp/dest" "$tmp/dest.clone" "$tmp/clone.log"

@@ -2,8 +2,8 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that bench/run knows the rows P1 to P11 and no others, and tells which
-# lines of the table hold.
+# Proves that bench/run knows the rows P1 to P11 and no others, and that it
+# judges correctly which lines of the table hold.
 
 . "$(dirname "$0")/functions.sh"
 

@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 # Proves that a source that breaks the protocol in the middle of its work, or
-# shuts down, gives no wrong byte to a client, nor to the destination: what is
-# read meanwhile is right or an error, the clone lives, ends with SIGTERM, and
-# is completed by a source that works.
+# shuts down, causes no wrong byte, neither for a client nor in the destination.
+# Reads return right bytes or an error meanwhile, the clone lives on, it ends
+# with SIGTERM, and a source that works completes it.
 
 . "$(dirname "$0")/functions.sh"
 

@@ -5,13 +5,14 @@
 # Proves that each sector of a clone is a linearizable register for clients on
 # several connections while it hydrates (consistency/main.c): with small and
 # large regions, with a file and a server as the destination, with and without
-# copy-on-read.  When it is complete each sector has a legal last value, and the
-# destination alone is what the clone read.
+# copy-on-read.  When the clone is complete each sector has a legal last value,
+# and the destination alone has the bytes that the clone returned.
 #
-# And that the tester which says so can tell: each build that is broken by a
-# patch, so that somebody does not look again at what it owns, it finds illegal.
-# These builds are left to --all; test-crash.sh catches them, too.
-# OPS says how many requests for each clone, SEED which.
+# With --all it also proves that the tester finds a broken clone: it must catch
+# each build in which one party does not look at a region again after it took
+# ownership.  test-crash.sh catches these builds in each run.
+#
+# OPS is the number of requests for each clone, SEED determines them.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -21,17 +22,17 @@ seed=${SEED:-1}
 [ -x "$builddir/tests/consistency/consistency" ] || fail "it is not built"
 tester=$(program tests/consistency/consistency)
 
-# Slow, so that much can happen between the first look and the second.  A part
-# of it is a hole.
+# A slow source, so that much can happen between the first look at a region and
+# the second.  A part of the disk is a hole.
 make_disk "$tmp/src" $size
 fallocate -p -o 20M -l 2M "$tmp/src"
 serve src --filter=delay file "$tmp/src" rdelay=20ms
 
-# What the clone does when the clients have finished.
+# Run when the clients have finished.
 make_finisher "$tmp/finish"
 
-# start_clone KEY=VALUE...: the destination is the server dest or a file, as
-# $dest says.
+# start_clone KEY=VALUE...: the destination is a file, or the server dest, as
+# the variable $dest says (file, nbd).
 start_clone ()
 {
   local args=()
@@ -71,7 +72,7 @@ for config in "4K file true" "1M file false" "4K nbd false" "1M nbd true"; do
   seed=$((seed + 1))
 done
 
-# Under a tool, our own code is what counts.
+# A tool checks our own code, not broken builds.
 [ -z "$tool" ] || exit 0
 if ! is_all; then
   left_to_all "controls, which test-crash.sh catches"
@@ -80,7 +81,8 @@ fi
 requires_command make patch
 make_tests consistency-controls
 
-# is_caught: one try may be too few, since the moment must come.
+# is_caught: does the tester find this build illegal?  One try may be too few,
+# because the race has to happen.
 is_caught ()
 {
   local try status
@@ -108,7 +110,7 @@ for control in "${controls[@]}"; do
   plugin=$builddir/tests/consistency/.libs/control-$control.so
   [ -f "$plugin" ] || fail "$plugin is not built"
   copy_on_read=false
-  # It comes after reads, too.
+  # This bug is in copies after reads.
   if [ $control = copy-looks-once ]; then copy_on_read=true; fi
   is_caught || fail "$control: not caught"
 done

@@ -3,10 +3,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 # Proves that with copy-on-read=true each byte that clients read is read from
-# the source once, is kept, durably, and completes the clone; that a write which
-# overtakes a slow read does not wait for it and is not overwritten by it
-# (nbdkit's cow filter with cow-on-read loses it); and that a read does not fail
-# because its data cannot be kept.
+# the source once, is kept, becomes durable, and completes the clone; that a
+# write that overtakes a slow read does not wait for the read and is not
+# overwritten by its copy (nbdkit's cow filter with cow-on-read loses such a
+# write); and that a read does not fail because its data cannot be kept.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -16,7 +16,7 @@ fallocate -p -o 2M -l 1M "$tmp/src" || skip "no holes in this file system"
 truncate -s $(((8 << 20) + 1536)) "$tmp/src"
 serve_pausable src file "$tmp/src"
 
-# Bytes that were read from the source since the server was started.
+# Bytes that were read from the source since its server started.
 source_bytes ()
 {
   $python - "$tmp/src.requests" <<'PY'
@@ -30,12 +30,12 @@ for region_size in 4K 256K; do
   rm -f "$tmp/dest" "$tmp/dest.clone"
   serve_clone "$(uri src)" destination="$tmp/dest" hydration=off \
               region-size=$region_size copy-on-read=true
-  : >"$tmp/src.requests" # the fingerprint
+  : >"$tmp/src.requests" # forget the fingerprint's reads
 
-  # Nothing is kept of what is not read; all regions of what is.
+  # The regions that were read are kept, and no others.
   qemu-io -r -f raw -c 'read 1000 10' -c 'read 1M 1M' "$(uri clone)"
   status_is ".hydrated * .region_size <= $(((1 << 20) + (256 << 10)))"
-  # A crash loses nothing of it once a flush has said so.
+  # After a flush they survive a crash.
   qemu-io -f raw -c 'flush' "$(uri clone)"
   status_is '.durable == .hydrated'
   kill9 clone
@@ -45,7 +45,7 @@ for region_size in 4K 256K; do
   qemu-io -r -f raw -c 'read 1000 10' -c 'read 1M 1M' "$(uri clone)"
   let_go src
 
-  # The rest, in requests of odd sizes, and the clone is complete.
+  # Reading the rest, in requests of odd sizes, completes the clone.
   $python - "$(uri clone)" "$tmp/src" <<'PY'
 import nbd, random, sys
 h = nbd.NBD()
@@ -63,7 +63,7 @@ h.flush()
 h.shutdown()
 PY
   wait_complete
-  # A fingerprint of the restart is in it.
+  # This includes the reads for the fingerprint at the restart.
   test "$(source_bytes)" -le $(((8 << 20) + 1536 + (128 << 10)))
   stop clone
   same "$tmp/dest" "$tmp/src"
@@ -71,8 +71,8 @@ PY
   test "$(stat -c %b "$tmp/dest")" -lt $(((8 << 20) / 512))
 done
 
-# A read has been sent to the source.  Before that answers, the regions are
-# written, zeroed and trimmed; then it answers.
+# The source holds a read while a client writes, zeroes and trims the same
+# regions, and answers it then.
 for region_size in 4K 1M; do
   rm -f "$tmp/dest" "$tmp/dest.clone"
   serve_clone "$(uri src)" destination="$tmp/dest" hydration=off \
@@ -102,7 +102,7 @@ for region_size in 4K 1M; do
   same "$tmp/dest" "$tmp/model"
 done
 
-# The destination is full: the client reads what there is to read.
+# The destination is full: the client's reads succeed.
 mkdir "$tmp/small"
 if mount -t tmpfs -o size=3m tmpfs "$tmp/small"; then
   at_exit () { umount "$tmp/small"; }

@@ -2,18 +2,18 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that no power cut loses what was flushed or shows what was never
-# written (crash/lab.c), and that the laboratory which says so can tell: of each
-# build that is broken by one of controls/*.patch it finds an image that
-# is not legal.  A patch that does not apply to lib/ any more fails the test,
-# and so does a build that is not caught.
+# Proves that no power cut loses data that was flushed, or shows data that was
+# never written (crash/lab.c).  And that the laboratory finds such bugs: it must
+# find an illegal image of each build that is broken by one of controls/*.patch.
+# A patch that does not apply to lib/ fails the test, and so does a build that
+# is not caught.
 
 . "$(dirname "$0")/functions.sh"
 
 requires_command make patch
 
-# Under a tool, our own code is what counts.  Each cut takes long there, so a
-# history has few of them.
+# A tool checks our own code, not broken builds.  Each cut takes long there, so
+# a history has few of them.
 if [ -n "$tool" ]; then
   "$(program tests/crash/lab)" histories=8 every=40 faults=1 |
     sed 's/^/crash: /'
@@ -21,9 +21,10 @@ if [ -n "$tool" ]; then
 fi
 
 cuts=$(long_or_short 20000 4000)
-# A few cut points of many histories: most controls are caught in one of the
-# first ten.  The rare ones, which need a loss at the right moment, may need a
-# thousand or two; test-scenarios.sh catches these in each run.
+# Controls are tried at a few cut points of many histories.  Most are caught in
+# one of the first ten histories.  The rare ones need a loss at the right
+# moment, which may take a thousand or two; test-scenarios.sh catches these in
+# each run.
 histories=30000
 
 mapfile -t wanted < <(make_list crash_controls)
@@ -46,7 +47,7 @@ for control in "${wanted[@]}"; do
     caught=$((caught + 1))
     echo "$name: caught, $(cat "$tmp/$name.out")"
   elif [ $status -eq 134 ] || [ $status -eq 139 ]; then
-    # A build in which nothing is true any more may well crash.
+    # A broken build may crash as well.
     caught=$((caught + 1))
     echo "$name: caught, it crashed, status $status"
   else

@@ -2,10 +2,10 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves the rules of create=: auto makes metadata only for a destination that
-# is new or holds no data, always also for one with content, never does not; and
-# none of them overwrites valid metadata, nor what lies behind the clone in a
-# larger destination.
+# Proves the rules of create=.  `auto' creates metadata only for a destination
+# that is new or holds no data, `always' also for one with content, and `never'
+# does not.  None of them overwrites valid metadata, or what a larger
+# destination holds beyond the source's size.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -39,7 +39,7 @@ dd if=/dev/zero of="$tmp/dest" bs=1M count=2 status=none
 serve_clone "$tmp/src" destination="$tmp/dest"
 finish
 
-# auto and never leave a destination with one byte in it alone.
+# auto and never refuse a destination with one byte in it.
 rm -f "$tmp"/dest*
 truncate -s 2M "$tmp/dest"
 printf x | dd of="$tmp/dest" bs=1 seek=1999999 conv=notrunc status=none
@@ -47,7 +47,7 @@ refused create=always "$tmp/src" destination="$tmp/dest"
 refused create=always "$tmp/src" destination="$tmp/dest" create=auto
 refused metadata "$tmp/src" destination="$tmp/dest" create=never
 
-# always: the content is lost, what lies behind the source's size is not.
+# always: the content is lost, but not beyond the source's size.
 make_garbage "$tmp/dest" 3M
 cp "$tmp/dest" "$tmp/garbage"
 serve_clone "$tmp/src" destination="$tmp/dest" create=always hydration=off
@@ -56,7 +56,7 @@ control POST /resume
 finish
 cmp -i 2M "$tmp/dest" "$tmp/garbage"
 
-# Valid metadata are used by all of them.
+# All of them use valid metadata.
 rm -f "$tmp"/dest*
 serve_clone "$tmp/src" destination="$tmp/dest" hydration=off
 qemu-io -f raw -c 'write -P 0x77 0 1M' "$(uri clone)"

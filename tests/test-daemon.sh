@@ -2,9 +2,9 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that a clone works in the background, where nbdkit has forked and gone
-# to the root directory: relative names, hydration, the control socket, and the
-# last commit.
+# Proves that a clone works when nbdkit has gone to the background, and so to
+# the root directory: relative names, hydration, the control socket and the last
+# commit.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -29,7 +29,7 @@ test ! -e "$tmp/clone.ctl"
 # nbdkit's --run hangs with ThreadSanitizer.
 [ "$tool" != tsan ] || exit 0
 
-# --run, and a command that fails: its exit status is nbdkit's.
+# With --run, nbdkit's exit status is that of the command.
 rm "$tmp/dest" "$tmp/dest.clone"
 nbdkit -U - "$plugin" "$tmp/src" destination="$tmp/dest" --run '
   nbdcopy "$uri" "'"$tmp/out"'"'

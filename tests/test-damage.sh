@@ -2,10 +2,9 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that metadata which were damaged are refused with a message, and never
-# read as "invalid", which would bring the source's old content back; and that
-# one damaged superblock of the two does no harm; in both versions of the
-# format.
+# Proves that damaged metadata is refused with a message.  It is never read as
+# "invalid", which would bring back the source's old content.  Damage to one of
+# the two superblocks does no harm.  This holds for both versions of the format.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -44,12 +43,13 @@ for version in 2 1; do
     $python "$srcdir/metadata.py" version-1 "$tmp/good"
   fi
 
-  # A bit of the bitmap: in each sector, in the bits and behind them.
+  # One bit of the bitmap: in each sector, among the regions' bits and after
+  # them.
   for offset in 8192 8500 8695 8696 8703 8704 9215 9216 9727; do
     flip $offset
     bad 'damage|corrupt|checksum|crc'
   done
-  # A sector that was lost, or is another's.
+  # A sector that was lost, or has another sector's content.
   cp "$tmp/good" "$meta"
   dd if=/dev/zero of="$meta" bs=512 seek=17 count=1 conv=notrunc status=none
   bad 'damage|corrupt|checksum|crc|bitmap'
@@ -57,7 +57,7 @@ for version in 2 1; do
   dd if="$tmp/good" of="$meta" bs=512 skip=16 seek=17 count=1 conv=notrunc \
      status=none
   bad 'damage|corrupt|checksum|crc|bitmap'
-  # Shorter than it was.
+  # Truncated.
   used=$((8192 + 3 * 512))
   test "$size" -ge $used
   for length in 0 1 511 512 4095 4096 4607 4608 8191 8192 8703 8704 \
@@ -66,8 +66,8 @@ for version in 2 1; do
     truncate -s $length "$meta"
     bad .
   done
-  # Both superblocks, each in its own way; or both gone, with a destination that
-  # was written to.
+  # Both superblocks are damaged in different ways; or both are gone, with a
+  # destination that has data.
   flip 20
   dd if=/dev/zero of="$meta" bs=512 seek=8 count=1 conv=notrunc status=none
   bad 'damage|corrupt|checksum|crc|superblock|metadata'

@@ -2,8 +2,8 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that the debug flags -D clone.NAME=1 are there, and that each prints
-# something that the others don't.
+# Proves that the debug flags -D clone.NAME=1 exist, and that each makes nbdkit
+# print more than it does without any.
 
 . "$(dirname "$0")/functions.sh"
 

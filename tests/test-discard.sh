@@ -2,9 +2,9 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that bytes which the destination held before the clone never reach a
-# client, whether trimmed, zeroed or half overwritten, with discard-passdown
-# and without (I9).
+# Proves that bytes that the destination held before the clone never reach a
+# client, after trims, zeroes and partial writes, with discard-passdown and
+# without (I9).
 
 . "$(dirname "$0")/functions.sh"
 
@@ -44,7 +44,7 @@ h.shutdown()
 PY
     export_to clone "$tmp/out"
     no_garbage "$tmp/out"
-    # Each byte is the source's or zero; what was not trimmed is the source's.
+    # Trimmed bytes are the source's or zero; all others are the source's.
     $python - "$tmp/src" "$tmp/out" <<'PY'
 import sys
 src = open(sys.argv[1], "rb").read()
@@ -77,7 +77,7 @@ PY
   done
 done
 
-# Passed down, a trim frees space; not passed down, it does not.
+# A trim frees space if it is passed down, and else does not.
 rm -f "$tmp/dest" "$tmp/dest.clone"
 serve_clone "$tmp/src" destination="$tmp/dest"
 wait_complete

@@ -2,9 +2,9 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that --dump-plugin names the plugin, its version and the version of
-# the metadata's format, without any parameter; and that --help and --version
-# work.
+# Proves that --dump-plugin prints the plugin's name, its version and the
+# version of the metadata format, without any parameter; and that --help and
+# --version work.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -19,6 +19,6 @@ version=$(sed -n 's/^version=//p' "$tmp/dump")
 test -n "$version"
 nbdkit --version "$plugin" | grep -F "clone $version"
 nbdkit --help "$plugin" | grep -F destination=
-# What is said of features is yes or no.
+# Each feature is yes or no.
 sed -n '/^clone_has_/p' "$tmp/dump" >"$tmp/has"
 fails grep -v -E '=(yes|no)$' "$tmp/has"

@@ -4,8 +4,8 @@
 
 # Proves what clients see of devices that fail (I8, and the manual page's "MODES
 # AND ERRORS"): which requests fail and which go on, what the mode says and how
-# one gets out of it; that memory never goes back to the source's content; and
-# what is left by a power cut after each failure.
+# the clone leaves it, that memory never goes back to the source's content, and
+# what a power cut leaves after each failure.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -17,7 +17,7 @@ mkdir "$faults"
 make_disk "$tmp/src" $size
 make_garbage "$tmp/garbage" $size
 
-# Devices as new: a destination with old content, empty metadata.
+# New devices: a destination with old content, empty metadata.
 new_devices ()
 {
   cp "$tmp/garbage" "$tmp/dest"
@@ -25,7 +25,7 @@ new_devices ()
   truncate -s 64K "$tmp/meta"
 }
 
-# What a power cut leaves is computed from what the devices held at their start.
+# Power cuts are computed from the devices' content at the start.
 serve_devices ()
 {
   cp "$tmp/dest" "$tmp/dest.before"
@@ -35,7 +35,7 @@ serve_devices ()
         log="$tmp/recording" faults="$faults"
 }
 
-# The periodic commit must not do the work, but where a test wants it to.
+# Without periodic commits, unless a test sets commit-interval.
 start ()
 {
   serve_clone "$tmp/src" create=always region-size=64K hydration=off \
@@ -44,8 +44,8 @@ start ()
               commit-interval=3600 "$@"
 }
 
-# power_cut KIND: what is kept of what is not durable: that of meta, dest, none
-# or all.
+# power_cut KIND: KIND says whose data is kept where it is not durable: meta,
+# dest, none or all.
 power_cut ()
 {
   kill9 clone
@@ -75,7 +75,7 @@ no_fault ()
   rm -f "$faults/$1"
 }
 
-# client REQUEST...: on one connection, one after the other, with
+# client REQUEST...: send these on one connection, one after the other:
 #   write REGION BYTE   zero REGION   trim REGION   cache REGION   flush
 #   part REGION BYTE    512 bytes in the region's middle
 #   fua REGION BYTE     as write, with FUA
@@ -151,7 +151,7 @@ failed_flush ()
   client EIO "$@"
   test ! -e "$faults/dest.flush.once"
   status_is '.mode == "ro" and .hydrated == 2 and .durable == 1'
-  # What is valid is read and written; nothing else becomes valid.
+  # Valid regions are read and written; no other region becomes valid.
   client read 1 a read 2 b read 3 source \
          write 1 c part 2 b read 1 c read 2 b \
          EIO write 3 d EIO part 3 d EIO zero 3 EIO trim 3 EIO cache 3 \
@@ -159,7 +159,7 @@ failed_flush ()
   # The destination's flush works again, but proves nothing about region 2.
   client EIO flush EIO fua 2 b read 2 b
   status_is '.mode == "ro" and .hydrated == 2 and .durable == 1'
-  # Hydration cannot get on either, even if it is asked to.
+  # Hydration cannot go on either, even if it is told to.
   control POST /resume >/dev/null
   eventually status_is '.state == "failed"'
   status_is '.hydrated == 2'
@@ -223,7 +223,7 @@ for request in write flush; do
       continue
     fi
     no_fault meta.$request
-    # The periodic commit finds out, and hydration goes on by itself.
+    # The periodic commit finds that it works, and hydration goes on by itself.
     eventually status_is '.mode == "rw" and .hydrated > 2'
     client read 1 a read 2 c write 3 d flush
     power_cut $kind
@@ -241,7 +241,7 @@ serve_devices
 start
 client write 1 a flush write 1 b
 fault dest.flush.once
-# Whose writes were lost is not known, so no flush of anybody's succeeds again.
+# Which writes were lost is not known, so no client's flush succeeds again.
 client EIO flush EIO flush EIO fua 1 c EIO write 2 d read 1 c
 status_is '.mode == "ro" and .durable == 1'
 power_cut none
@@ -305,8 +305,8 @@ end
 
 : "A write fails in the middle of a batch."
 
-# One batch of the hydration, of which one region cannot be written: with
-# regions that are valid in between it takes several writes.
+# One region of a batch of hydration cannot be written.  Because some of its
+# regions are valid the batch needs several writes.
 new_devices
 serve_devices
 start hydration-batch-size=1M
@@ -415,7 +415,7 @@ end
 
 : "The metadata device fails, is full or read-only at the start."
 
-# does_not_start WORD [METADATA]: one message, which has the WORD in it.
+# does_not_start WORD [METADATA]: one message, which matches WORD.
 does_not_start ()
 {
   local rc=0
@@ -437,12 +437,12 @@ for f in "meta.write EIO" "meta.write ENOSPC" "meta.flush EIO"; do
   # shellcheck disable=SC2086
   fault $f
   does_not_start "metadata .*: cannot create it: "
-  # What a failed creation leaves is no store, and does no harm.
+  # A failed creation leaves no store, and does no harm.
   kill9 devices
   serve_devices
   start
   client read 0 source write 1 a flush
-  # After a normal end the first thing to write is that it is in use again.
+  # The first write after a normal end marks the store as in use.
   stop clone
   # shellcheck disable=SC2086
   fault $f

@@ -2,8 +2,8 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that nbdkit's filters work on top of the clone, and that one clone can
-# be the source, and the destination, of another.
+# Proves that nbdkit's filters work on top of the clone, and that a clone can be
+# the source, and the destination, of another one.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -40,7 +40,7 @@ stop clone
 stop below
 same "$tmp/dest" "$tmp/model"
 
-# Read-only at nbdkit's option: clients cannot write, hydration goes on.
+# With nbdkit -r clients cannot write, and hydration goes on.
 rm "$tmp/dest" "$tmp/dest.clone"
 nbdkit_args=(-r)
 serve_clone "$tmp/src" destination="$tmp/dest"

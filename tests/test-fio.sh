@@ -2,8 +2,9 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that jobs of fio which verify what they wrote find no error while the
-# clone hydrates: neighbours in one region, block sizes from 512 bytes to 64K.
+# Proves that fio jobs that verify what they wrote find no error while the clone
+# hydrates.  Neighbouring jobs share a region, and block sizes are 512 bytes to
+# 64K.
 
 . "$(dirname "$0")/functions.sh"
 

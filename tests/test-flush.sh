@@ -2,23 +2,24 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that after a flush, or a write with FUA, the regions that were written
-# are durable, bits included: a server that is killed right after it finds them
-# durable (I6; it finds the others, too, see test-inherit.sh); and that flushes
-# with nothing to commit leave the metadata alone.
+# Proves that the regions of a flushed write, or of a write with FUA, are
+# durable, bits included: when the server is killed right after it, the next one
+# finds their bits in the metadata (I6).  (It finds other valid bits, too, in
+# shared memory, see test-inherit.sh.) And that flushes with nothing to commit
+# do not touch the metadata.
 
 . "$(dirname "$0")/functions.sh"
 
 make_disk "$tmp/src" 4M
 cp "$tmp/src" "$tmp/model"
-# The periodic commit must not do the work.
+# The periodic commit must not do the work of a flush.
 args=("$tmp/src" destination="$tmp/dest" region-size=64K hydration=off
       commit-interval=3600)
 
 serve_clone "${args[@]}"
 status_is '.hydrated == 0 and .durable == 0'
 qemu-io -f raw -c 'write -P 1 0 64k' "$(uri clone)"
-# At its end qemu-io has flushed.
+# qemu-io flushes at its end.
 status_is '.hydrated == 1 and .durable == 1'
 kill9 clone
 serve_clone "${args[@]}"
@@ -63,7 +64,7 @@ control GET /status
 test "$before" = "$(md5sum <"$tmp/dest.clone"; stat -c %y "$tmp/dest.clone")"
 stop clone
 
-# The periodic commit makes durable what nobody flushes.
+# The periodic commit makes writes durable that no client flushes.
 serve_clone "$tmp/src" destination="$tmp/dest" hydration=off commit-interval=1
 $python - "$(uri clone)" <<'PY'
 import nbd, sys

@@ -2,9 +2,9 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that a destination without space left gives clients ENOSPC and nothing
-# worse: reads stay right, what was acknowledged is kept, and the clone goes on
-# as soon as there is space.
+# Proves that a full destination makes clients' writes fail with ENOSPC and does
+# nothing worse: reads return right bytes, acknowledged writes are kept, and the
+# clone goes on as soon as there is space.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -39,7 +39,7 @@ serve_clone "${args[@]}" hydration=off
 "${model[@]}" --writes 20 --max-length 100000
 touch "$tmp/is-full"
 $python "$tmp/enospc.py" "$(uri clone)"
-# The writes that failed were of b'?' : each byte there is old or new.
+# The failed writes were of b'?' (077): each byte is the old one or that.
 export_to clone "$tmp/out"
 cmp -l "$tmp/out" "$tmp/model" | awk '$2 != 77 { exit 1 }' ||
   fail "a failed write left something else"
@@ -47,7 +47,7 @@ rm "$tmp/is-full"
 cp "$tmp/out" "$tmp/model"
 "${model[@]}" --writes 20
 
-# Hydration: it cannot get on, and does not fail anybody's reads.
+# Hydration stops, and clients' reads do not fail.
 touch "$tmp/is-full"
 control POST /resume
 "${model[@]}"

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 # Proves the same as test-full-destination.sh for a destination that is a file
-# in a file system which is really full.
+# in a full file system.
 
 if [ "${1:-}" != --inside ]; then
   . "$(dirname "$0")/functions.sh"

@@ -2,10 +2,10 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that 16 clients, each of which writes and flushes, share commits: that
-# neither metadata nor destination is flushed more than once for four flushes of
-# theirs (P7).  The metadata's server holds the first commit until all have
-# asked for theirs.
+# Proves that 16 clients, each of which writes and flushes, share commits (P7):
+# the metadata and the destination are flushed at most once for four of the
+# clients' flushes.  The metadata's server holds the first commit until all
+# clients have asked for theirs.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -48,7 +48,7 @@ sys.exit(not all(served))
 PY
 clients_pid=$!
 eventually all_have_asked
-# Nobody is told that it is durable as long as it is not.
+# No flush is acknowledged before its data is durable.
 status_is '.durable == 0'
 let_go meta
 wait "$clients_pid"

@@ -2,10 +2,10 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that a source which does not answer, or closes each connection, or sends
-# without end, costs little: the start fails in time with an error that says what
-# is wrong; connections are tried again seldom, and the log stays short; memory
-# has a bound; and extents of one byte each, which are allowed, are copied.
+# Proves that a source that does not answer, closes each connection, or sends
+# without end, does little harm: the start fails in time, with an error that
+# says what is wrong; reconnections have pauses, and the log stays short; memory
+# is bounded; and extents of one byte each, which are allowed, are copied.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -21,7 +21,8 @@ restart ()
 
 is_complete () { status_is '.state == "complete"'; }
 
-# A server that accepts and says nothing; and one that answers no request.
+# A server that accepts connections and sends nothing; and one that answers no
+# request.
 no_answer ()
 {
   restart
@@ -38,7 +39,7 @@ no_answer ()
   stop deaf
 }
 
-# A server that ends each connection, at once or when it has shaken hands.
+# A server that closes each connection at its start.
 closing ()
 {
   local check allowed begin=$SECONDS first
@@ -53,12 +54,12 @@ closing ()
     serve_odd src "$tmp/src" --handshake close
     proxy far cut
     first=$(proxy far accepted)
-    # Each of these takes a second.
+    # Each of these waits for a second.
     client a EIO read 1 source EIO read 2 source EIO read 3 source
     allowed=$((4 * (8 + SECONDS - begin)))
     test $(($(proxy far accepted) - first)) -le $allowed
     test "$(wc -l <"$tmp/clone.log")" -le $allowed
-    # It is the right one again.
+    # The server works again.
     kill9 src
     serve_odd src "$tmp/src"
     control POST /resume >/dev/null
@@ -71,7 +72,7 @@ closing ()
   done
 }
 
-# make_stripes FILE MIB: each other byte is zero.
+# make_stripes FILE MIB: every other byte is zero.
 make_stripes ()
 {
   $python -c 'import sys
@@ -96,8 +97,8 @@ one_byte ()
   stop src
 }
 
-# measure COMMAND...: run it, with no more than 2 GiB, and for a minute at most.
-# $rss is how many KiB it had, $rc its exit status.
+# measure COMMAND...: run it with a memory limit of 2 GiB, for at most a minute.
+# Sets rss to the memory that it used, in KiB, and rc to its exit status.
 measure ()
 {
   read -r rc rss < <($python - "$tmp/measured.out" "$@" <<'PY'
@@ -119,10 +120,10 @@ PY
   cat "$tmp/measured.out"
 }
 
-# Metadata contexts without end, of which libnbd keeps each.
+# Metadata contexts without end, which libnbd keeps all.
 contexts ()
 {
-  [ -z "$tool" ] || return 0 # it has memory of its own
+  [ -z "$tool" ] || return 0 # a tool needs memory of its own
   restart
   serve_odd src "$tmp/src" --handshake contexts
   measure nbdkit -f -U "$tmp/refused.sock" -D clone.deadline=300 "$plugin" \
@@ -133,7 +134,7 @@ contexts ()
   stop src
 }
 
-# Two replies of 64 MiB for a disk of 16.
+# Two replies of 64 MiB for a disk of 16 MiB.
 huge_replies ()
 {
   local rss

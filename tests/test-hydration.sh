@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 # Proves that hydration=off, a threshold of 0 and /pause stop hydration and
-# nothing else, that /resume and PATCH start it, and that `cache' hydrates a
-# range without it.
+# nothing else, that /resume and PATCH start it, and that clients' `cache'
+# requests hydrate a range while it is stopped.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -13,8 +13,8 @@ cp "$tmp/src" "$tmp/model"
 args=("$tmp/src" destination="$tmp/dest" region-size=64K)
 model=("$python" "$srcdir/model.py" "$tmp/model" "$(uri clone)")
 
-# There is no proof that something will never happen; but a commit, a whole
-# read of the disk and as many requests as that are time enough.
+# That hydration never starts cannot be proved; but a commit, a read of the
+# whole disk and a second are enough time for it to start.
 stays ()
 {
   local hydrated
@@ -28,7 +28,7 @@ stays ()
 serve_clone "${args[@]}" hydration=off
 status_is '.hydrated == 0'
 stays
-# A read does not hydrate; a write does, and cache.
+# A read does not hydrate; a write and a cache request do.
 $python - "$(uri clone)" <<'PY'
 import nbd, sys
 h = nbd.NBD()
@@ -48,7 +48,7 @@ status_is '.hydrated == 18'
 stays
 stop clone
 
-# It is not what the metadata remember, but what the command says.
+# The command line counts, not what the last process did.
 serve_clone "${args[@]}" hydration=off
 stays
 control POST /resume
@@ -70,7 +70,7 @@ eventually status_is '.hydrated > 0'
 control POST /pause
 eventually status_is '.hydrating == 0 and .state == "paused"'
 stays
-# Settings do not resume.
+# New settings do not resume.
 set_settings '{"hydration-rate": 0, "hydration-threshold": 4194304}'
 stays
 control POST /resume

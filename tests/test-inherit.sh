@@ -2,15 +2,16 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that a crash of the program is no power cut where the destination is a
-# file or a block device: whatever four clients that never flush had been told
-# is done is there after kill -9 at random moments, with commits and without,
-# amid hydration and copy-on-read, and nothing that was valid is read from the
-# source again.  Also as another user; and that a clone does without where there
-# is no room in shared memory, says so once, and is not deceived by what another
+# Proves that a crash of the program is not a power cut where the destination is
+# a file or a block device.  Everything that was acknowledged to four clients
+# that never flush is there after kill -9 at random moments, with and without
+# commits, amid hydration and copy-on-read, and no valid region is read from the
+# source again.  The same as another user.  A clone goes on without this where
+# shared memory has no room, says so once, and does not trust what another
 # process has left there.
 #
-# ROUNDS says how many, SEED which, and arguments which parts.
+# ROUNDS is the number of crashes, SEED determines them, and arguments are the
+# parts to run.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -31,10 +32,10 @@ start_src ()
   serve src -t 1 --filter=log file "$tmp/src" logfile="$tmp/src.requests"
 }
 
-# After a crash: nothing that was valid at the crash before has been read from
-# the source since then; and remember what is valid now.  The source's
-# connections are numbered, so that the last requests of the old process are not
-# taken for those of the new one.
+# Run after each crash: no region that was valid at the last crash has been read
+# from the source since then.  Then it remembers which regions are valid now.
+# The source's connections are numbered, which tells the old process's last
+# requests from those of the new one.
 cat >"$tmp/check-reads.py" <<'PY'
 import json, os, re, sys
 decoded, bits, log, state = sys.argv[1:]
@@ -100,7 +101,7 @@ crashes ()
   local name=$1 dest=$2 area=65536 requests=200 round rc=0 size
   meta=$3
   size=$(((16 << 20) + 1536))
-  # With large regions all would soon be valid.
+  # With large regions everything would soon be valid.
   if [ "$4" = 1M ]; then
     area=$((1 << 20)) requests=10 size=$(((48 << 20) + 1536))
   fi
@@ -129,7 +130,7 @@ crashes ()
   for ((round = 1; round <= $5; round++)); do
     : "$name, regions of $region_size, round $round of $5"
     progress_begins
-    # In some rounds there was a commit, or one is under way.
+    # In some rounds there was a commit before, or one is under way.
     case $((round > 1 ? RANDOM % 3 : 2)) in
       0) flush_clone ;;
       1) flush_clone 2>/dev/null & flusher=$! ;;
@@ -139,7 +140,8 @@ crashes ()
     [ -z "$flusher" ] || wait "$flusher" || :
     flusher=
     check_reads
-    # At the end the clients read all, which must leave something to hydrate.
+    # At the end the clients read everything, which must leave regions to
+    # hydrate.
     if [ "$round" -eq "$5" ]; then
       start_clone "$5" copy-on-read=false
     else
@@ -151,7 +153,7 @@ crashes ()
   cat "$tmp/kill-all.out"
   test $rc -eq 0
 
-  # A large read may include small valid gaps, so these are not checked.
+  # A large read may include small valid gaps, so its regions are not checked.
   rm "$tmp/reads.state"
   kill9 clone
   check_reads
@@ -211,7 +213,8 @@ os._exit(0) # a client that disconnects may flush
 PY
 }
 
-# is_there FIRST SECOND: which of them; the other reads as the source.
+# is_there FIRST [SECOND]: these regions have what was written; others read as
+# the source.
 is_there ()
 {
   cp "$tmp/small" "$tmp/model"
@@ -227,7 +230,7 @@ make_disk "$tmp/small" 1M
 simple=("$tmp/small" destination="$tmp/simple" region-size=64K hydration=off
         commit-interval=0)
 
-# It has started, and said what there was to say, when it answers.
+# When the status comes, the clone has started and logged its messages.
 has_started () { status_is '.size == 1048576'; }
 start_simple ()
 {
@@ -254,7 +257,7 @@ another_user ()
        "$tmp/clone.log"
   is_there 1 2
   kill9 clone
-  # Somebody else's is not used; and does no harm.
+  # Another user's shared memory is not used, and does no harm.
   nbdkit_args=()
   : >"$tmp/clone.log"
   start_simple
@@ -283,8 +286,8 @@ in_namespace ()
     control="$tmp/clone.ctl" "${simple[@]}"
 }
 
-# No room, or no shared memory at all: it is the power cut that it would have
-# been, after which what was flushed is there.
+# No room, or no shared memory at all: a crash is then like a power cut, and
+# what was flushed is there.
 no_room ()
 {
   local options
@@ -306,8 +309,8 @@ no_room ()
     stop clone
   done
 
-  # Another process serves the clone in between and sees nothing of the first
-  # one's memory, nor the first one of that.
+  # Another process serves the clone in between.  Neither of the two sees the
+  # other's shared memory.
   rm -f "$tmp/simple" "$tmp/simple.clone"
   start_simple
   write_two
@@ -331,7 +334,7 @@ for part; do
   : "$part"
   $part
   if [[ $part = *_d* ]]; then
-    # Otherwise nothing was tried.
+    # Otherwise nothing was proved.
     test $not_durable -gt 0
   fi
 done

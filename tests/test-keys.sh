@@ -2,8 +2,8 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that the keys which the plugin accepts are those that its manual page
-# and its --help describe, no more and no fewer.
+# Proves that the plugin accepts exactly the keys that its manual page and
+# --help describe.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -20,11 +20,11 @@ test "$(wc -l <"$tmp/code")" -ge 17
 diff "$tmp/code" "$tmp/manual"
 diff "$tmp/code" "$tmp/help"
 
-# The synopsis, too, names them all.
+# The synopsis has all of them.
 sed -n '/^=head1 SYNOPSIS/,/^=head1 DESCRIPTION/p' "$pod" >"$tmp/synopsis"
 while read -r key; do
   grep -q "$key=" "$tmp/synopsis"
-  # And it is really taken: the complaint is about something else.
+  # The plugin accepts the key: its error is about something else.
   nbdkit -f -U "$tmp/x.sock" "$plugin" "$key=%" nonsense=1 \
          >"$tmp/out" 2>&1 </dev/null || :
   fails grep -i -q "unknown parameter '$key'" "$tmp/out"

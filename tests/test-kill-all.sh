@@ -3,12 +3,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 # Proves that no write that was acknowledged with FUA, or covered by an
-# acknowledged flush, is lost, and that no byte becomes wrong, when the clone and
-# the servers of source, destination and metadata are killed with SIGKILL amid the
-# requests of four clients, commits and hydration; and that everything goes on by
-# itself when they are back.  A round kills one of them, two at the same moment, or
-# a server and then, when the clone has noticed that, the clone.  The servers of
-# destination and metadata take with them what they had not flushed.
+# acknowledged flush, is lost, and that no byte becomes wrong, when the clone
+# and the servers of source, destination and metadata are killed with SIGKILL
+# amid the requests of four clients, commits and hydration; and that everything
+# goes on by itself when they are back.  A round kills one of them, two at the
+# same moment, or a server and then, when the clone has noticed that, the clone.
+# The servers of destination and metadata take with them what they had not
+# flushed.
 #
 # ROUNDS is the number of rounds, SEED determines the clients' requests and when
 # each round kills.
@@ -27,8 +28,8 @@ truncate -s $size "$tmp/d"
 truncate -s 1M "$tmp/m"
 mkdir "$tmp/progress"
 
-# A cache that is lost with its server.  With more threads, nbdkit before 1.34 can
-# abort when its client, the clone, vanishes.
+# A cache that is lost with its server.  With more threads, nbdkit before 1.34
+# can abort when its client, the clone, vanishes.
 start_src () { serve src -t 1 file "$tmp/src"; }
 start_dest () { serve dest -t 1 --filter=cache file "$tmp/d" cache=writeback; }
 start_meta () { serve meta -t 1 --filter=cache file "$tmp/m" cache=writeback; }
@@ -49,8 +50,8 @@ $python "$srcdir/kill-all.py" "$(uri clone)" "$tmp/src" "$tmp/expected" \
 clients=$!
 pids+=("$clients")
 
-# What is killed in a round, in this order.  After NAME: the clone goes on until it
-# has noticed that this server is lost.
+# What is killed in a round, in this order.  After NAME: the clone goes on until
+# it has noticed that this server is lost.
 kinds=(
   "clone" "dest" "meta" "src"
   "clone dest" "clone meta" "dest meta" "dest src"

@@ -3,12 +3,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 # Proves that nothing that was acknowledged is lost when the program is killed
-# at any of the moments at which a race is decided (lib/base/test-point.h), one after
-# the other: before and after a change's or a copy's bytes and its bit, and
-# between any two steps of a commit.  Four clients that never flush go on all
-# the time; and the next process is always killed, too, so that bits are taken
-# over again and again.  Each point has three turns, in which it is passed a
-# random number of times before; SEED says which.
+# at any test point (lib/base/test-point.h), one after the other: before and
+# after the bytes and the bit of a change or a copy, and between any two steps
+# of a commit.  Four clients that never flush run all the time, and each process
+# is killed, so that the bits are taken over again and again.  The program is
+# killed three times at each point, each time after a random number of passes.
+# SEED determines these numbers.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -35,9 +35,9 @@ start ()
       hydration-rate="$2" commit-interval=0
 }
 
-# Whoever flushes makes commits.  The clients go on with some requests each
-# time, so that a slow machine does not get to the end of hydration before; if
-# it does there is nothing more to see.
+# A flush makes a commit.  The clients get on by a few requests each time, so
+# that they do not complete the clone before the process is killed on a slow
+# machine; if they do, this seed is over.
 has_died ()
 {
   has_ended "$pid" && return 0
@@ -64,7 +64,7 @@ kill_at ()
     hydrate-*) start "$1":$((1 + RANDOM % 5)) 100K ;;
     *) start "$1":$((1 + RANDOM % 10)) 20K ;;
   esac
-  # It may be gone already.
+  # The process may have ended already.
   pid=${pids[-1]}
   eventually has_died "$1"
   if [ -n "$complete" ]; then
@@ -90,7 +90,8 @@ all_points ()
   clients=$!
   pids+=("$clients")
   kill9 clone
-  # Those of a commit come last, because the disk must not be all valid before.
+  # A commit's points come last: its flushes are many, and the disk must not be
+  # all valid before.
   for turn in 1 2 3; do
     for point in "${points[@]:0:13}"; do
       : "$point, turn $turn"

@@ -2,9 +2,9 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that no write that was acknowledged with FUA is lost, and no byte
+# Proves that no write that was acknowledged with FUA is lost, and that no byte
 # becomes wrong, when the server is killed with SIGKILL amid writes and
-# hydration: five rounds, then the destination alone.
+# hydration, five times.  In the end the destination alone is right.
 
 . "$(dirname "$0")/functions.sh"
 

@@ -2,9 +2,9 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that a sparse disk of 5 TiB works, with data beyond 4 TiB: offsets
-# and region numbers keep all their bits, holes are not copied, and the
-# automatic region size keeps the bitmap within 32 MiB.
+# Proves that a sparse disk of 5 TiB with data beyond 4 TiB works: no bits of
+# offsets and region numbers are lost, holes are not copied, and the automatic
+# region size keeps the bitmap within 32 MiB.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -59,9 +59,9 @@ wait_complete
 $python "$tmp/look.py" "$(uri clone)" after
 stop clone
 test "$(stat -c %s "$tmp/dest")" -eq $((5 << 40))
-# Nothing but the data takes space: 64 MiB are plenty for that.
+# Only the data takes space, for which 64 MiB is plenty.
 test "$(stat -c %b "$tmp/dest")" -le $((64 << 11))
-# The bitmap, two superblocks, and change.
+# The bitmap, two superblocks, and a margin.
 test "$(stat -c %s "$tmp/dest.clone")" -le $((33 << 20))
 
 serve file file "$tmp/dest"

@@ -3,10 +3,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 # Proves that the folders of lib/ are layers: a file includes headers of its own
-# folder and of those on its left, by their full names, and no header includes
-# itself through others.  plugin/ and tools/ stand on top of them and do not
-# know each other; nothing in lib/ knows nbdkit.  The tests of this test: a tree
-# with an arrow in the wrong direction, and one with a circle, are refused.
+# folder and of the folders on its left only, by their full names, and no header
+# includes itself through others.  plugin/ and tools/ stand on top of lib/ and
+# do not include each other's headers; nothing in lib/ includes nbdkit's.  It
+# also proves that the check works: a tree with an include in the wrong
+# direction, and one with a circle, are refused.
 
 . "$(dirname "$0")/functions.sh"
 requires_command "$python"
@@ -42,7 +43,7 @@ for name in sorted(glob.glob(top + "/**/*.[ch]", recursive=True)):
             wrong.append("%s includes %s, which does not exist"
                          % (file, header))
     if folder.startswith("lib") and re.search(r"nbdkit-plugin\.h", text):
-        wrong.append("%s knows nbdkit" % file)
+        wrong.append("%s includes nbdkit-plugin.h" % file)
 
 done = set()
 
@@ -63,7 +64,7 @@ sys.exit(1 if wrong or count == 0 else 0)
 END
 }
 
-# Sources and nothing else: the build directory may be inside the tree.
+# The sources only: the build directory may be inside the tree.
 mkdir "$tmp/tree"
 for folder in lib plugin tools; do
   cp -r "$srcdir/../$folder" "$tmp/tree/$folder"

@@ -2,8 +2,9 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that one process has a destination and its metadata to itself: from
-# before nbdkit goes into the background until it ends, however it ends (I11).
+# Proves that one process has a destination and its metadata to itself, from
+# before nbdkit goes to the background until the process ends, however it ends
+# (I11).
 
 . "$(dirname "$0")/functions.sh"
 
@@ -14,7 +15,7 @@ in_use='lock|in use|another process'
 second_is_refused ()
 {
   refused "$in_use" "${args[@]}"
-  # The same destination or metadata with another partner.
+  # The same destination with other metadata, and the other way round.
   refused "$in_use" "${args[@]}" metadata="$tmp/other.clone" create=always
   refused "$in_use" "$tmp/src" destination="$tmp/other" \
           metadata="$tmp/dest.clone" create=always
@@ -25,7 +26,7 @@ second_is_refused
 # Several clones may have one source.
 serve other "$plugin" "$tmp/src" destination="$tmp/dest2"
 stop other
-# Not even with SIGKILL does the lock outlive its process.
+# The lock does not outlive its process, not even after SIGKILL.
 kill9 clone
 serve_clone "${args[@]}"
 stop clone
@@ -34,7 +35,7 @@ stop clone
 nbdkit -P "$tmp/daemon.pid" -U "$tmp/daemon.sock" "$plugin" "${args[@]}"
 eventually test -s "$tmp/daemon.pid"
 daemon=$(cat "$tmp/daemon.pid")
-# It has its own generation of the metadata when it serves.
+# When it serves it has written its generation to the metadata.
 eventually nbdinfo --size "$(uri daemon)"
 at_exit () { kill -9 "$daemon" 2>/dev/null; }
 second_is_refused
@@ -48,7 +49,7 @@ stop clone
 # nbdkit's --run hangs with ThreadSanitizer.
 [ "$tool" != tsan ] || exit 0
 
-# With --run the command sees a clone that has the lock.
+# With --run the lock is taken before the command runs.
 nbdkit -U - "$plugin" "${args[@]}" --run '
   nbdinfo --size "$uri" &&
   ! nbdkit -f -U - "'"$plugin"'" source="'"$tmp/src"'" \

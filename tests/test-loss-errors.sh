@@ -2,18 +2,19 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that a destination that is full says so in its flush, and that this is no
-# end: the client's flush fails with ENOSPC, or, where a quota is exceeded, with
-# ENOSPC too, since NBD has no other word for it; what may be lost is told to each
-# client, once; then the clone is writable as before, what is written again is
-# there, and the clone becomes complete.
+# Proves that a destination whose flush fails because it is full recovers.  The
+# client's flush fails with ENOSPC, also where a quota is exceeded, because NBD
+# has no other error for it.  Each client is told once that writes may be lost.
+# Then the clone is writable as before, what is written again is kept, and the
+# clone becomes complete.
 
 . "$(dirname "$0")/functions.sh"
 
 requires "$python" -c 'import nbd'
 make_disk "$tmp/src" 1M
 
-# goes_on MAKE-IT-FULL...: with the clone that has been started.
+# goes_on COMMAND...: tests the running clone; the command makes its destination
+# full.
 goes_on ()
 {
   start_client a "$tmp/src"
@@ -22,14 +23,14 @@ goes_on ()
   client b write 3 c
   "$@"
   client a ENOSPC flush
-  # Neither of them knows which writes were lost.
+  # Neither client can know which writes were lost.
   client a maybe flush
   client b EIO flush flush
   client a flush flush
   status_is '.mode == "rw"'
   client a write 2 d flush read 1 a read 2 d
   client b write 3 e fua 4 f read 3 e
-  # The same in a request with FUA.
+  # The same with FUA.
   client a write 5 g
   "$@"
   client a ENOSPC fua 6 h
@@ -37,10 +38,10 @@ goes_on ()
   client a write 5 g fua 6 h flush
   client b EIO flush flush
   status_is '.mode == "rw"'
-  # Who was not there is not told.
+  # A client that connects later is not told.
   start_client c "$tmp/src"
   client c flush
-  # Hydration finds it out, in its last flush for example.
+  # Hydration meets the full destination, for example in its last flush.
   "$@"
   control POST /resume >/dev/null
   eventually was_full
@@ -76,7 +77,7 @@ on_file ()
 {
   local disk=$builddir/tests/.libs/failing-disk.so error
   [ -f "$disk" ] || fail "$disk is not built"
-  # It would have to be preloaded beside the tool's library.
+  # The tool's library is preloaded already.
   [ "$tool" != asan ] && [ "$tool" != tsan ] || return 0
   for error in 28 122; do # ENOSPC, EDQUOT
     rm -rf "$tmp/d" "$tmp/m" "$tmp/clone.log" "$tmp/rules"

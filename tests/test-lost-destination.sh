@@ -2,11 +2,11 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that clients only wait while the servers of destination and metadata are
-# away, and that a server which comes back without what it had not flushed does
-# no harm: what was not durable is copied again, what clients had written and not
-# flushed reads as the source or as older data, never as something else, and the
-# next flush of each client fails, once.
+# Proves that clients wait while the servers of destination and metadata are
+# away, and that a server that comes back without what it had not flushed does
+# no harm: regions that were not durable are copied again; what clients had
+# written and not flushed reads as the source or as older data, never as
+# anything else; and the next flush of each client fails, once.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -20,8 +20,8 @@ args=("$tmp/src" destination="$(uri dest)" metadata="$(uri meta)"
       commit-interval=3600)
 serve_clone "${args[@]}" hydration=off
 
-# crash NAME FILE: the server dies, and what it had not flushed with it: FILE is
-# what it was when `flushed' was called.
+# crash NAME FILE: the server dies and loses what it had not flushed: FILE
+# becomes what it was when `flushed' was called.
 flushed () { cp "$1" "$1.flushed"; }
 crash ()
 {
@@ -30,7 +30,8 @@ crash ()
 }
 is_lost () { [ "$(grep -c "$1.*is lost" "$tmp/clone.log")" = "$2" ]; }
 
-# Two clients, who are told in which order to go on: they read it from a pipe.
+# Two clients in one process, which goes on when it reads the name of the next
+# step from a pipe.
 cat >"$tmp/client.py" <<'PY'
 import nbd, sys
 def connect():
@@ -66,18 +67,18 @@ step("crash")
 must(b"f" * 64 * K, 0, "what was flushed")
 must(b"F" * 4 * K, 1024 * K, "what had FUA")
 must(source[64 * K:320 * K], 64 * K, "what was lost is not the source's")
-flush_fails(a, "one who wrote")
-flush_fails(b, "the other")
+flush_fails(a, "the first client")
+flush_fails(b, "the second client")
 a.flush()
 b.flush()
-connect().flush()                   # who was not there need not know
+connect().flush()                   # a new client is not told
 step("again")
 a.pwrite(b"x" * 1000, 301 * K + 7, flags=nbd.CMD_FLAG_FUA)
 a.pwrite(b"y" * 3 * K, 2048 * K + 512)
 a.flush()
 step("flushed")
 step("crash")
-a.flush()                           # nothing of clients' was lost
+a.flush()                           # no client's write was lost
 expected = bytearray(source)
 expected[:64 * K] = b"f" * 64 * K
 expected[1024 * K:1028 * K] = b"F" * 4 * K
@@ -101,13 +102,13 @@ go_on flushed
 eventually is_at crash
 crash dest "$tmp/d"
 eventually is_lost destination 1
-# It reads while the server is away.
+# The client reads while the server is away.
 go_on crash
 serve dest file "$tmp/d"
 eventually is_at again
 grep "regions that were not durable are copied again" "$tmp/clone.log"
 
-# Hydration, and a commit that the metadata's server gets only half of.
+# The destination is lost while hydration has regions that are not durable.
 status_is '.hydrated == .durable and .mode == "rw"'
 go_on again
 eventually is_at flushed
@@ -125,7 +126,7 @@ serve dest file "$tmp/d"
 go_on crash
 wait $client || fail "the client: $(tail -n 1 "$tmp/client.out")"
 
-# The metadata's server forgets, too.
+# The metadata's server loses what it had not flushed, too.
 flushed "$tmp/m"
 eventually has_hydrated 64
 crash meta "$tmp/m"

@@ -2,12 +2,13 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that a server of the destination or of the metadata may be lost at the
-# worst moment: in the last flush of hydration the clone becomes complete all the
-# same; between a commit's flush of the destination and its metadata, clients are
-# told by their next flush, once, that writes are gone; and when both servers are
-# well again the clone becomes writable by itself, with nothing to commit.  And
-# that all connections come back after one of them could not be made again.
+# Proves that the server of the destination or the metadata may be lost at the
+# worst moment.  In the last flush of hydration: the clone becomes complete all
+# the same.  Between a commit's flush of the destination and its write of the
+# metadata: each client is told once, by its next flush, that writes are lost.
+# When both servers work again the clone becomes writable by itself, even with
+# nothing to commit.  And all connections come back after one of them could not
+# be made again.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -53,7 +54,7 @@ last_flush ()
   let_device_go dest flush
   serve_device dest "$tmp/d"
   eventually status_is '.state == "complete" and .mode == "rw"'
-  # No write of a client's was lost.
+  # No client's write was lost.
   client a read 3 a read 15 source flush write 4 b flush
   end_client a
   {
@@ -101,7 +102,7 @@ told ()
   done
 }
 
-# The same, and no client asks for anything: the mode is rw again.
+# The same, but no client sends a request: the mode becomes rw by itself.
 by_itself ()
 {
   new_clone hydration=off commit-interval=1
@@ -122,7 +123,7 @@ by_itself ()
   end
 }
 
-# Of four connections two can be made again at once, the others later.
+# Of four connections, two can be made again at once and two later.
 connections_are () { [ "$(proxy "$1" open)" = "$2" ]; }
 has_dropped () { [ "$(proxy "$1" dropped)" -ge 1 ]; }
 topped_up ()
@@ -142,7 +143,7 @@ topped_up ()
     proxy $net limit 2
     proxy $net cut
     eventually has_dropped $net
-    # It goes on with those that there are.
+    # The clone goes on with two.
     client a part 8 a read 9 source
     proxy $net normal
     eventually connections_are $net 4

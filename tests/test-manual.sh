@@ -2,8 +2,8 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that the manual pages are in order, and that nbdclone(1) and what
-# nbdclone --help prints know the same commands and options.
+# Proves that the manual pages have no syntax errors, and that nbdclone(1) and
+# nbdclone --help have the same commands and options.
 
 . "$(dirname "$0")/functions.sh"
 

@@ -2,9 +2,9 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that 64 clients with 16 requests each for a source that answers nothing
-# block nobody who does not need it, on another connection, and that all of them
-# get the right bytes when it goes on.
+# Proves that 64 clients with 16 requests each, for a source that does not
+# answer, do not hold up a client on another connection that does not need the
+# source, and that all of them get the right bytes when the source answers.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -43,7 +43,7 @@ $python "$tmp/clients.py" "$tmp/src" "$(uri clone)" "$clients" "$tmp/asked" &
 client=$!
 pids+=("$client")
 eventually test -e "$tmp/asked"
-# As many as the source has threads for.
+# As many as the source's server has threads for.
 arrived () { [ "$(requests src Read)" -ge $((before + 16)) ]; }
 eventually arrived
 pid=$(cat "$tmp/clone.pid")

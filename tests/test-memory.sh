@@ -2,8 +2,8 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that memory grows by no more than 2.5 bits for each region (P10): two
-# empty disks are compared that differ by 2^28 regions.
+# Proves that memory grows by at most 2.5 bits for each region (P10), by
+# comparing two empty disks that differ by 2^28 regions.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -12,7 +12,8 @@ not_under asan tsan valgrind "it measures memory"
 requires truncate -s 4T "$tmp/dest-would-fit"
 rm -f "$tmp/dest-would-fit"
 
-# Kilobytes of memory of a clone of this size, with every region valid.
+# memory_of SIZE REGION-SIZE HYDRATION: sets kb to the memory of a clone in KiB;
+# with hydration on, of a complete one.
 memory_of ()
 {
   serve src null "$1"
@@ -33,6 +34,6 @@ for hydration in off on; do
   memory_of 1T 4K $hydration
   large=$kb
   regions=$(((1 << 28) - (1 << 18)))
-  # A megabyte for chance.
+  # A megabyte for other allocations.
   test $((large - small)) -le $((regions * 5 / 2 / 8 / 1024 + 1024))
 done

@@ -2,17 +2,17 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# The models in model/: spin looks at every state that they can be in, and finds
-# the invariants true in all of them.  With --all it does so with more
-# parameters, which takes minutes, and finds each bug of a list, which shows that
-# the invariants say something.
+# Proves the invariants for the models in model/: spin searches all of their
+# states and finds no violation.  With --all it searches with more parameters,
+# which takes minutes, and finds each bug of a list, which proves that the
+# invariants can fail.
 
 . "$(dirname "$0")/functions.sh"
 not_under asan tsan valgrind "none of our code runs in it"
 requires_command spin gcc
 set +x
 
-# build NAME MODEL DEFINITION...: makes $tmp/NAME/pan, with $cflags.
+# build NAME MODEL DEFINITION...: build $tmp/NAME/pan, with $cflags.
 build ()
 {
   local dir=$tmp/$1 model=$2
@@ -24,7 +24,7 @@ build ()
     >"$dir.log" 2>&1 || fail "cannot build $model $*"
 }
 
-# search NAME OPTION...: looks until there is nothing new, or an error.
+# search NAME OPTION...: search until there is no new state, or an error.
 search ()
 {
   local name=$1
@@ -32,7 +32,7 @@ search ()
   (cd "$tmp/$name" && ./pan -m100000 "$@") >>"$tmp/$name.log" 2>&1
 }
 
-# holds MODEL DEFINITION...: all states, and no error.
+# holds MODEL DEFINITION...: the search of all states finds no error.
 states=0
 holds ()
 {
@@ -40,7 +40,7 @@ holds ()
   build good "$@"
   search good || fail "spin has failed: $*"
   grep -q 'errors: 0$' "$tmp/good.log" || fail "an invariant is broken: $*"
-  # What spin says when it did not look everywhere.
+  # spin's messages when it did not search all states.
   fails grep -E -i 'too small|not completed|MEMLIM|out of memory|bit state' \
         "$tmp/good.log"
   n=$(sed -n 's/^ *\([0-9]*\) states, stored.*/\1/p' "$tmp/good.log")
@@ -52,8 +52,8 @@ holds ()
   rm -r "$tmp/good" "$tmp/good.log"
 }
 
-# finds MODEL BUG [DEFINITION...]: an assertion does not hold.
-# hangs MODEL BUG [DEFINITION...]: nothing more can happen, and it is not over.
+# finds MODEL BUG [DEFINITION...]: an assertion fails.
+# hangs MODEL BUG [DEFINITION...]: the model comes to a deadlock.
 bugs=0
 bug ()
 {
@@ -71,10 +71,9 @@ bug ()
 finds () { bug 'assertion violated' "$@"; }
 hangs () { bug 'invalid end state' "$@"; }
 
-# The parameters are small, and each search has what the others lack: two
-# regions in one sector and in two, more requests, hydration, lost servers, a
-# full destination, a commit of several rounds, a life after a crash of the
-# process.
+# The parameters are small.  Each search has something that the others lack: two
+# regions in one sector or in two, more requests, hydration, lost servers, a
+# full destination, a commit of several rounds, a process after a crash.
 cflags=(-O2)
 holds clone READS
 holds commit MORE=1
@@ -97,14 +96,14 @@ holds commit MORE=1 SECTORS=2 CRASHED
 holds commit REGIONS=1 NO_HYDRATION DEST_LOSSES=1 META_LOSSES=1
 holds commit REQUESTS=0 SECTORS=2 COMMIT_SECTORS=1 DEST_LOSSES=1
 
-# The same with more at a time, for minutes.
+# The same with more of them at a time, which takes minutes.
 cflags=(-O2 -DCOLLAPSE)
 holds commit
 holds commit REGIONS=1 DEST_LOSSES=1
 holds commit NO_HYDRATION SECTORS=2 COMMIT_SECTORS=1 DEST_LOSSES=1 \
       META_LOSSES=1
 
-# Soon found, so that gcc takes longer than the search.
+# These are found soon: gcc takes longer than the search.
 cflags=(-O0)
 finds clone BIT_BEFORE_DATA
 finds clone CANCELLED_IS_DONE

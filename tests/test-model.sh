@@ -6,8 +6,8 @@
 # do to a plain disk, before, while and after the clone hydrates, and after
 # restarts: for disks of any size in bytes, which the export and the destination
 # have exactly; for every region size; and for files and servers of all kinds as
-# source, destination and metadata.  The destination alone is what the clients
-# have written.
+# source, destination and metadata.  In the end the destination alone has the
+# clients' data.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -85,7 +85,7 @@ always  8388608  4K    strict  file    150
 always  8388608  4K    file    strict  150
 '
 
-# A server that has a smallest block: a request that is not aligned fails.
+# A server with a minimum block size: requests that are not aligned fail.
 strict=(--filter=blocksize-policy file)
 strict_args=(blocksize-minimum=4096 blocksize-preferred=65536
              blocksize-maximum=1M blocksize-error-policy=error)
@@ -102,7 +102,7 @@ start_source ()
   esac
 }
 
-# start_destination DEST: sets dest, meta and servers, those to stop.
+# start_destination DEST: sets dest, meta, and servers, which are to be stopped.
 start_destination ()
 {
   local d=$tmp/d m=$tmp/m
@@ -127,7 +127,7 @@ start_destination ()
       serve dest "${strict[@]}" "$d" "${strict_args[@]}"
       serve meta "${strict[@]}" "$m" "${strict_args[@]}" ;;
     qemu) serve_qemu dest -f raw -e 0 "$d"; serve_qemu meta -f raw -e 0 "$m" ;;
-    # These serve one client only.
+    # Servers for one client only.
     qcow2)
       serve_qemu dest -f qcow2 --discard=unmap "$d"
       serve_qemu meta -f raw "$m" ;;
@@ -137,8 +137,8 @@ start_destination ()
   esac
 }
 
-# make_source FILE SIZE: with a hole and zeroes, which hydration treats
-# specially, where there is room.
+# make_source FILE SIZE: with a hole and zeroes where there is room, because
+# hydration treats them specially.
 make_source ()
 {
   make_disk "$1" "$2"
@@ -169,7 +169,7 @@ try ()
              .regions == $(((size + r - 1) / r))"
   test "$(nbdinfo --size "$(uri clone)")" -eq "$size"
   "${model[@]}" --ops "$ops" --seed $seed
-  # The client alone may have made all of few regions valid.
+  # If there are few regions, the client may have made all of them valid.
   status_is '.state == "paused" or .hydrated == .regions'
   stop clone
 
@@ -190,7 +190,7 @@ try ()
     status_is '.state == "complete"'
     stop clone
     nbdcopy "$dest" "$tmp/out"
-    # A larger destination ends as it did.
+    # The destination may be larger than the disk.
     cmp -n "$size" "$tmp/out" "$tmp/model"
     rm "$tmp/out"
   fi

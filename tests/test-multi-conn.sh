@@ -2,8 +2,8 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that several clients at once, each with several connections, get right
-# data while the clone hydrates: nbdcopy, qemu-img and libnbd.
+# Proves that several clients at once, each with several connections, read and
+# write the right data while the clone hydrates: nbdcopy, qemu-img and libnbd.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -23,7 +23,7 @@ qemu-img convert -f raw -O raw "$(uri clone)" "$tmp/out3" & c=$!
 wait $a; wait $b; wait $c
 for i in 1 2 3; do same "$tmp/out$i" "$tmp/src"; done
 
-# What one connection flushed, another one reads, as does a second server.
+# What one connection wrote and another one flushed, a third one reads.
 $python - "$(uri clone)" <<'PY'
 import nbd, sys
 hs = []
@@ -40,7 +40,7 @@ for h in hs:
     h.shutdown()
 PY
 
-# A whole disk is written to from several connections.
+# Several connections write the whole disk.
 nbdcopy --connections=4 "$tmp/new" "$(uri clone)" & a=$!
 qemu-img bench -q -c 200 -d 8 -s 64k -f raw "$(uri clone)" & b=$!
 wait $a; wait $b

@@ -2,9 +2,9 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that each address of a source's name gets its turn, at the start and
-# after a loss: the first one is a black hole, where nobody answers.  It needs a
-# /etc/hosts of its own, and so a mount namespace.
+# Proves that each address of a source's host name is tried, at the start and
+# after a loss, when the first address does not answer at all.  The test needs
+# an /etc/hosts of its own, and so a mount namespace.
 
 if [ -z "${CLONE_IN_NAMESPACE:-}" ] && unshare -rm true 2>/dev/null; then
   CLONE_IN_NAMESPACE=1 exec unshare -rm bash "$0"
@@ -23,8 +23,8 @@ read -r first other < <(getent ahostsv4 $name | awk '!seen[$1]++ { print $1 }' |
   [ "$first $other" = "127.0.0.3 127.0.0.2" ] || skip "no two addresses"
 
 make_disk "$tmp/src" 1M
-# The hole: a queue of connections that is full, so that the kernel drops what
-# asks for another.  Its port is the server's.
+# The address that does not answer: its queue of connections is full, so that
+# the kernel drops requests for another one.  The server has the same port.
 cat >"$tmp/hole.py" <<'PY'
 import socket, sys, time
 hole, other = socket.socket(), socket.socket()
@@ -48,7 +48,7 @@ pids+=("$!")
 eventually test -s "$tmp/port"
 port=$(cat "$tmp/port")
 
-# Behind the other address, with the socket that `serve' waits for.
+# The server is behind the other address, by way of a proxy.
 serve src file "$tmp/src"
 start_source ()
 {

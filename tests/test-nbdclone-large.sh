@@ -2,9 +2,9 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that nbdclone is quick with the metadata of 64 TiB, in a memory that
-# does not grow with them; that region numbers and offsets keep all their bits;
-# and that thousands of damaged sectors make a message of bounded length.
+# Proves that nbdclone reads the metadata of 64 TiB quickly, in memory that does
+# not grow with it; that no bits of region numbers and offsets are lost; and
+# that thousands of damaged sectors make a message of bounded length.
 
 . "$(dirname "$0")/functions.sh"
 not_under asan tsan valgrind "it measures time and memory"
@@ -28,7 +28,8 @@ h.flush()
 PY
 stop clone
 
-# limited STATUS COMMAND...: within a minute, and 64 MiB of memory.
+# limited STATUS COMMAND...: it has this exit status, within a minute and 64 MiB
+# of memory.
 limited ()
 {
   $python - "$nbdclone" "$@" >"$tmp/out" <<'PY'
@@ -54,8 +55,8 @@ limited 0 dump "$tmp/new"
 grep '^  553648128 valid' "$tmp/out"
 rm "$tmp/new"
 
-# Every other sector of the first 20000 damaged, and everything cut off after
-# the first 100000.
+# Every other one of the first 20,000 sectors is damaged, and the store is cut
+# off after 100,000.
 $python - "$meta" <<'PY'
 import sys
 with open(sys.argv[1], "r+b") as f:

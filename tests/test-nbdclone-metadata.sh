@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 # Proves that nbdclone-metadata(5) is enough to read a store: a reader that was
-# written from it alone says the same as nbdclone of stores that the plugin has
-# made, of both versions, and of the manual page's own example.
+# written from it alone agrees with nbdclone on stores of both versions that the
+# plugin has made, and on the manual page's own example.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -12,7 +12,7 @@ nbdclone=$(program tools/nbdclone)
 pod=$srcdir/../tools/nbdclone-metadata.pod
 reader=("$python" "$srcdir/metadata.py")
 
-# compare FILE: both readers say the same.
+# compare FILE: both readers agree.
 compare ()
 {
   "$nbdclone" dump --json "$1" >"$tmp/json"
@@ -33,7 +33,7 @@ jq -e '.uuid == "6ba7b810-9dad-11d1-80b4-00c04fd430c8" and .size == 37864 and
        .runs == [{first: 0, count: 3, state: "valid"},
                  {first: 9, count: 1, state: "valid"}]' "$tmp/json"
 
-# has_fingerprint WHAT: the store of the last comparison has that of $tmp/src.
+# has_fingerprint WHAT: the store compared last has the fingerprint of $tmp/src.
 has_fingerprint ()
 {
   [ "$(jq -c .fingerprint "$tmp/json")" = \
@@ -72,7 +72,7 @@ for kind in mbr logical gpt gpt-4096; do
   stop clone
   compare "$tmp/dest.clone"
   has_fingerprint "$kind"
-  # The partitions are in it.
+  # The partitions are part of the fingerprint.
   [ "$("${reader[@]}" fingerprint "$tmp/src")" != \
     "$("${reader[@]}" old-fingerprint "$tmp/src")" ]
 done
@@ -98,7 +98,7 @@ fails "${reader[@]}" decode "$tmp/dest.clone"
 fails "$nbdclone" check "$tmp/dest.clone"
 cp "$tmp/good" "$tmp/dest.clone"
 
-# And the reader does not accept what nbdclone refuses.
+# The reader refuses what nbdclone refuses.
 "${reader[@]}" flip "$tmp/dest.clone" 8200
 fails "${reader[@]}" decode "$tmp/dest.clone"
 fails "$nbdclone" check "$tmp/dest.clone"

@@ -2,10 +2,10 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that nbdclone finds every kind of damage and says where it is, that its
-# exit statuses can be relied on, that it never changes what it looks at, and
-# that what repair writes is what it says: a store that the plugin serves, with
-# the right bytes, and that claims nothing which is not so.
+# Proves that nbdclone finds every kind of damage and says where it is, that
+# scripts can rely on its exit statuses, that it never changes the store it
+# reads, and that repair writes what it promises: a store that the plugin
+# serves, with the right bytes, and that claims nothing false.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -26,11 +26,11 @@ expect ()
   [ $rc -eq "$status" ] || fail "exit status $rc, not $status: nbdclone $*"
   [ "$(md5sum "$meta" 2>&1 || :)" = "$before" ] || fail "$meta was changed"
   fails grep -v '^nbdclone: ' "$tmp/err"
-  # Trouble is one message, and nothing else.
+  # Status 2 comes with one message, and nothing else.
   if [ $rc -ge 2 ]; then test "$(wc -l <"$tmp/err")" -eq 1; fi
 }
 
-# said WORDS...: each is in the output of the last nbdclone.
+# said WORDS...: each of them is in the output of the last nbdclone.
 said ()
 {
   local word
@@ -39,7 +39,7 @@ said ()
   done
 }
 
-# runs FILE: those of a store, as FIRST+COUNT STATE.
+# runs FILE: the runs of a store, as FIRST+COUNT STATE.
 runs ()
 {
   { "$nbdclone" dump --json "$1" 2>/dev/null || :; } |
@@ -59,7 +59,7 @@ json ()
     fail "$1: not true: $2"
 }
 
-# fresh STORE: a copy of it to damage.
+# fresh STORE: make a copy of it to damage.
 fresh ()
 {
   rm -f "$new"
@@ -75,7 +75,7 @@ serve_clone "$tmp/src" destination="$tmp/dest" metadata="$meta" \
             region-size=4K hydration=off
 qemu-io -f raw -c 'write -P 1 0 64k' -c 'write -P 2 16510976 8k' \
         -c 'write -P 3 41938944 4k' "$(uri clone)"
-# In use: nothing is said about it, and nothing written.
+# A store in use: it is refused, and not written to.
 expect 3 check "$meta"
 said 'in use'
 expect 3 dump "$meta"
@@ -99,14 +99,14 @@ json "$meta" '.valid == 19 and .unknown == 0 and .regions == 10240 and
               .region_size == 4096 and .size == 41943040 and .flags.clean and
               (.flags.complete or .damaged | not)'
 has_runs "$meta" "$all"
-# A copy of it is the same but for the UUID.
+# A repaired copy is the same, except for the UUID.
 expect 0 repair "$meta" "$new"
 said 'written: 19 of 10240'
 expect 0 check "$new"
 has_runs "$new" "$all"
 json "$new" '.flags.clean'
 test "$(json "$new" .uuid)" != "$(json "$meta" .uuid)"
-# Never over what is there: a file, itself, a link to nowhere.
+# Repair never overwrites: a file, its input, a dangling link.
 cp "$new" "$tmp/new-before"
 expect 3 repair "$meta" "$new"
 same "$new" "$tmp/new-before"
@@ -125,8 +125,8 @@ has_runs "$new" "$all"
 stop meta
 truncate -s 1M "$meta"
 expect 0 check "$meta"
-# Bytes that are not used are noted and do no harm; so does a superblock that
-# is older, as after a crash.
+# Unused bytes that are not zero are noted and do no harm, and so is an older
+# superblock, as after a crash.
 fresh "$tmp/good"
 for offset in 600 4700 12000; do "${edit[@]}" flip "$meta" $offset; done
 expect 0 check "$meta"
@@ -142,7 +142,7 @@ done
 
 # ---- one superblock
 
-# serves STORE: the plugin takes it, and clients see what they wrote.
+# serves STORE: the plugin serves it, and clients read what they wrote.
 serves ()
 {
   serve_clone "$tmp/src" destination="$tmp/dest" metadata="$1" hydration=off
@@ -192,8 +192,8 @@ for s in 0 1 2; do
     test ! -e "$new"
   done
 done
-# A sector in another's place, and of another store; a bit past the end with a
-# right CRC.
+# A sector in another's place, one of another store, and a bit past the end with
+# a right CRC.
 fresh "$tmp/good"
 dd if="$tmp/good" of="$meta" bs=512 skip=16 seek=17 count=1 conv=notrunc
 expect 1 check "$meta"
@@ -208,8 +208,8 @@ fresh "$tmp/good"
 expect 1 check "$meta"
 said 'sector 2 ' 'past the end of the disk'
 
-# The user decides about the middle one. Region 4032, which a client wrote, and
-# 4033, which nobody did, are in it.
+# The user decides about the middle sector, which has region 4032, which a
+# client wrote, and 4033, which none did.
 fresh "$tmp/good"
 "${edit[@]}" flip "$meta" 8800
 expect 0 repair --unknown=invalid "$meta" "$new"
@@ -232,7 +232,8 @@ cmp -n $((4033 * 4096)) -i 16510976 "$tmp/image" "$tmp/dest"
 cmp -n 4096 -i 16515072:0 "$tmp/image" <(yes | tr 'y\n' '\2\2' | head -c 4096)
 stop clone
 serves "$new"
-# With the complete bitmap unknown, valid does not mean complete.
+# Where the bitmap is unknown, assuming it valid does not make the store
+# complete.
 fresh "$tmp/good"
 "${edit[@]}" zero "$meta" 8192 1536
 expect 0 repair --unknown=valid "$meta" "$new"
@@ -262,7 +263,7 @@ for version in 0 3; do
   fresh "$tmp/good"
   for copy in 0 1; do
     "${edit[@]}" superblock "$meta" $copy 8 4 $version
-    # Not even with a good copy beside it.
+    # Not even with a good copy in the other superblock.
     expect 2 check "$meta"
     said "format version $version" 'not damaged' 'newer'
     expect 2 dump "$meta"
@@ -288,7 +289,7 @@ set_features ()
     "${edit[@]}" superblock "$meta" $copy 192 4 "$1"
     "${edit[@]}" superblock "$meta" $copy 196 4 "$2"
     "${edit[@]}" superblock "$meta" $copy 200 4 "$3"
-    # What belongs to a feature.
+    # The feature's bytes.
     "${edit[@]}" superblock "$meta" $copy 500 4 0x12345678
   done
 }
@@ -296,11 +297,11 @@ set_features ()
 json "$tmp/good" ".version == 2 and
                   .features == {compat: 0, ro_compat: 0, incompat: 0} and
                   .destination.inode == $(stat -c %i "$tmp/dest")"
-# Nothing belongs to no feature.
+# Bytes of the feature area without a feature.
 set_features 0 0 0
 expect 2 check "$meta"
 said 'should be zero'
-# compat: used, noted, kept by the plugin, given up by repair.
+# compat: served, noted, kept by the plugin, dropped by repair.
 set_features 0x80000001 0 0
 expect 0 check "$meta"
 said 'note: it has compat features' 0x80000001
@@ -326,7 +327,7 @@ said 0x10
 test ! -e "$new"
 refused 'ro_compat features 0x10.*newer' "$tmp/src" destination="$tmp/dest" \
         metadata="$meta"
-# incompat: not even read.
+# incompat: not read.
 set_features 1 1 0x40
 for command in check dump 'dump --json'; do
   # shellcheck disable=SC2086
@@ -359,7 +360,7 @@ for damage in 'flip 20' 'zero 0 512' 'flip 4160' 'flip 500'; do
 done
 serves "$new"
 json "$new" '.version == 1 and .generation > 1'
-# Byte 192 is of no use in this version.
+# Byte 192 is unused in this version.
 fresh "$tmp/good-1"
 for copy in 0 1; do "${edit[@]}" superblock "$meta" $copy 192 1 1; done
 expect 2 check "$meta"
@@ -376,7 +377,7 @@ cp "$meta" "$tmp/complete"
 expect 0 check "$meta"
 said 'complete'
 has_runs "$meta" '0+10240 valid'
-# Every bit is known to have been 1.
+# Every bit must have been 1.
 "${edit[@]}" flip "$meta" 8800
 "${edit[@]}" zero "$meta" 9216 512
 expect 1 check "$meta"
@@ -385,12 +386,12 @@ expect 0 repair "$meta" "$new"
 said 'written: 10240 of 10240 regions are valid, complete'
 expect 0 check "$new"
 json "$new" '.flags.complete and .valid == 10240'
-# It needs no source.
+# A complete store needs no source.
 serve_clone destination="$tmp/dest2" metadata="$new"
 export_to clone "$tmp/image"
 stop clone
 same "$tmp/image" "$tmp/dest2"
-# A valid sector that contradicts the flag: nothing can be believed.
+# A sector with a right CRC contradicts the flag: neither can be trusted.
 fresh "$tmp/complete"
 "${edit[@]}" flip "$meta" 8800
 "${edit[@]}" bitmap "$meta" 2 2 0xfe
@@ -432,8 +433,8 @@ has_runs "$new" "$all"
 
 # ---- anything at all
 
-# Every byte of superblocks and bitmap that is changed is found; and files of
-# garbage, and stores with a lot of it, never crash it, nor give bad JSON.
+# A change of any byte of superblocks and bitmap is found.  Files of garbage,
+# and stores with much of it, never crash nbdclone or make it print bad JSON.
 one_of=$(long_or_short 1 5)
 [ -z "$tool" ] || one_of=10
 [ "$one_of" -eq 1 ] || left_to_all "all but one of $one_of damaged stores"
@@ -510,7 +511,7 @@ grep stdout "$tmp/err"
 
 # ---- errors of devices
 
-# They say nothing of the store, and leave nothing behind.
+# They say nothing about the store, and leave no file behind.
 serve meta -r --filter=error file "$meta" error-pread=EIO \
       error-pread-rate=100% error-pread-file="$tmp/broken"
 expect 0 check "$(uri meta)"

@@ -2,10 +2,10 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that a source on a host which cannot be reached any more, because a
-# network interface went down, is noticed though nobody says a word, and that
-# the clone goes on when the interface is up again.  The two hosts are network
-# namespaces: this one, and that of a process of its own.
+# Proves that the loss of a source is noticed when its host cannot be reached
+# any more, because a network interface went down and no packet says so; and
+# that the clone goes on when the interface is up again.  The two hosts are
+# network namespaces: the test's own and another process's.
 
 if [ -z "${CLONE_IN_NAMESPACE:-}" ] && unshare -n true 2>/dev/null; then
   CLONE_IN_NAMESPACE=1 exec unshare -n bash "$0"
@@ -30,8 +30,8 @@ on_host ip address add 192.168.77.2/24 dev far
 on_host ip link set far up
 
 make_disk "$tmp/src" 8M
-# nbdkit 1.32 may abort when it answers a client that has gone.  Not by on_host:
-# $! must be the server, not a shell that waits for it.
+# qemu-nbd, because nbdkit 1.32 may abort when it answers a client that has
+# gone. Not by on_host: $! must be the server, not a shell that waits for it.
 nsenter -t "$host" -n qemu-nbd -t -r -f raw -e 16 -b 192.168.77.2 \
         "$tmp/src" >"$tmp/src.log" 2>&1 &
 pids+=("$!")
@@ -49,7 +49,7 @@ fails qemu-io -f raw -r -c 'read 6M 64k' "$(uri clone)"
 is_lost
 
 on_host ip link set far up
-# Not the status, which has no source any more when all has been copied.
+# The log, because the status has no source any more when everything is copied.
 is_back () { grep -q ' is back$' "$tmp/clone.log"; }
 eventually is_back
 set_settings '{"hydration-rate": 0}'

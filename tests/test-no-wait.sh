@@ -2,12 +2,12 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that clients do not wait for what they do not need.  Hydration has as
-# many reads under way as it may, and the source answers nothing any more:
-# meanwhile valid regions are read and written, whole invalid ones are written,
-# zeroed and trimmed for the first time, and all of it is flushed.  Nothing of
-# that waits for an answer of the source, since there is none, and nothing of it
-# asks the source for anything.
+# Proves that clients do not wait for the source where they do not need it.
+# Hydration has as many reads under way as it may have, and the source stops
+# answering.  Then valid regions are read and written, whole invalid regions are
+# written, zeroed and trimmed, and all of it is flushed.  None of these requests
+# can wait for the source, since it does not answer, and none sends it a
+# request.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -33,8 +33,8 @@ what_clients_do ()
           -c 'read -P 0 13M 1M' -c 'read -P 5 15M 4k' "$1"
 }
 
-# The source with several connections, and with one that all must share; the
-# destination as a file, and as a server.
+# The source has several connections, or one that all must share; the
+# destination is a file, or a server.
 for config in multi:file single:file multi:nbd single:nbd; do
   : "source and destination: $config"
   case ${config%:*} in
@@ -56,7 +56,7 @@ for config in multi:file single:file multi:nbd single:nbd; do
     qemu-io -f raw -c 'write -P 7 1M 1M' "$f"
   done
 
-  # It knows the source's extents by now.
+  # Hydration knows the source's extents by now.
   eventually status_is '.bytes_hydrated > 1048576'
   control POST /pause
   eventually status_is '.hydrating == 0'

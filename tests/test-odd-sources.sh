@@ -2,21 +2,22 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that a clone hydrates to a right copy from sources that are odd, or lie
-# about their extents beyond what was asked, while clients change it; that it
-# asks them for nothing that they do not allow; and that those of which it can
-# make nothing are refused.
+# Proves that a clone hydrates to a right copy from sources that behave in
+# unusual ways, or send extents beyond what was asked for, while clients change
+# it; that it sends no request that a source does not allow; and that sources
+# that cannot be used are refused.
 
 . "$(dirname "$0")/functions.sh"
 
-# Data, holes, and zeroes that are none; not a multiple of any block.
+# Data, holes, and zeroes that are no hole; the size is no multiple of any block
+# size.
 make_disk "$tmp/src" 3145000
 fallocate -p -o 1M -l 256K "$tmp/src" || skip "no holes in this file system"
 fallocate -p -o 2M -l 300K "$tmp/src"
 dd if=/dev/zero of="$tmp/src" bs=64K seek=26 count=3 conv=notrunc status=none
 
-# right_copy SOURCE-OPTION...: with unaligned requests of a client before and
-# during hydration.
+# right_copy SOURCE-OPTION...: a client sends unaligned requests while the clone
+# hydrates from this source.
 region_size=4K
 right_copy ()
 {
@@ -37,26 +38,27 @@ right_copy ()
   fails grep violation "$tmp/src.log"
 }
 
-# Each answers with what is true, in its own way.
+# Correct answers, in unusual forms.
 right_copy --no-structured --no-go
 right_copy --reads chunks --extents flags
-# Replies in another order than the requests.
+# Replies in another order than that of the requests.
 right_copy --reverse
 fails grep 'overtaken: 0$' "$tmp/src.log"
 right_copy --reverse --no-multi-conn --no-structured
 fails grep 'overtaken: 0$' "$tmp/src.log"
-# Blocks: larger requests, and those of parts of blocks, are violations.
+# Block sizes: larger requests, and requests for parts of blocks, are
+# violations.
 right_copy --maximum 65536
 right_copy --minimum 4096 --maximum 4096 --no-multi-conn
 region_size=64K
 right_copy --minimum 65536 --preferred 65536 --maximum 65536 --extents more
 region_size=4K
-# Extents, as far as the protocol goes and beyond it.
+# Extents that the protocol allows, and some that it does not.
 for extents in short beyond empty nothing silence twice context error holes; do
   right_copy --extents $extents
 done
 
-# Sizes that cannot be.
+# Impossible sizes.
 rm -f "$tmp/dest" "$tmp/dest.clone" "$tmp/src.log"
 for size in $((1 << 62)) 9223372036854775808 18446744073709551615; do
   : "source's size: $size"

@@ -2,11 +2,11 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that a source that comes back different, in size or content, is never
-# mixed in: the state is "failed", the message says what differs, reads of
-# invalid regions fail, and valid data is served and written as always.  When
-# the right one is back, the clone goes on.  Neither does a sample of the content
-# that cannot be read make a source another one.
+# Proves that a source that comes back with another size or content is never
+# used: the state is "failed", the message says what differs, reads of invalid
+# regions fail, and valid data is read and written as always.  When the right
+# source is back, the clone goes on.  And a sample of the content that cannot be
+# read does not make a source another one.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -47,14 +47,14 @@ for other in content larger smaller; do
   test "$(grep -c "came back and " "$tmp/clone.log")" -eq 1
 
   if [ $other = content ]; then
-    # It looks again, every ten seconds.
+    # The clone looks again every ten seconds.
     kill9 src
     serve src file "$tmp/src"
     set_settings '{"hydration-rate": 0}'
     eventually status_is '.state == "complete"'
     stop clone
   else
-    # Nothing of it was taken.
+    # No byte of the other source was copied.
     stop clone
     kill9 src
     serve src file "$tmp/src"
@@ -62,13 +62,13 @@ for other in content larger smaller; do
     wait_complete
     stop clone
   fi
-  # nbdkit 1.32 may have aborted when a client left it with a reply on the way.
+  # nbdkit 1.32 may abort when a client disconnects with a reply on its way.
   kill9 src
   same "$tmp/dest" "$tmp/model"
 done
 
-# One sample of the content that cannot be read says nothing about the source: it
-# comes back, and another disk is refused all the same.
+# One sample of the content that cannot be read says nothing about the source:
+# it comes back, and another disk is refused all the same.
 rm -f "$tmp/dest" "$tmp/dest.clone" "$tmp/clone.log"
 cp "$tmp/src" "$tmp/served"
 cp "$tmp/src" "$tmp/model"

@@ -2,20 +2,20 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that a power cut at any point leaves what I7 allows: real nbdkit
-# processes, threads and connections on devices that record what reaches them,
-# and a restart on what a cut could have left.  Cuts are made in creation, amid
-# clients and hydration, in the last commit, and in a run after a crash.  With
-# --all it also proves that three ways to break the order of a commit are caught
-# here; test-crash.sh catches them, too.  See powercut/powercut.py.  CUTS says
-# how many cut points, SEED which.
+# Proves that a power cut at any point leaves what I7 allows.  Real nbdkit
+# processes run on devices that record their requests, and the clone is started
+# again on what a cut could have left (powercut/powercut.py).  Cuts are made
+# while the store is created, while clients and hydration are busy, in the last
+# commit, and in a run after a crash.  With --all it also proves that three ways
+# to break the order of a commit are caught here; test-crash.sh catches them in
+# each run.  CUTS is the number of cut points, SEED determines them.
 
 . "$(dirname "$0")/functions.sh"
 
 requires "$python" -c 'import nbd'
 modules=$builddir/tests/powercut/.libs
 cuts=200 controls=()
-# Under a tool, our own code is what counts.
+# A tool checks our own code, not broken builds.
 if [ -z "$tool" ] && is_all; then
   requires_command make patch
   make_tests powercut-controls

@@ -2,10 +2,10 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that with hydration-priority=access, the default, what a client reads
-# from the source is hydrated next, with a batch of what follows, and with
-# `sequential' when its turn comes; and that hydration reads nothing twice in
-# either case.
+# Proves that with hydration-priority=access, the default, regions that a client
+# reads from the source are hydrated next, together with those that follow them;
+# that with `sequential' they are hydrated in order of the disk; and that
+# hydration reads nothing twice in either case.
 
 . "$(dirname "$0")/functions.sh"
 

@@ -4,8 +4,8 @@
 
 # Proves that a source that is a local file is refused while a program with
 # QEMU's image locking has it open for writing, with a message that names the
-# process; that one which only reads it does no harm; and that the clone starts
-# when the writer is gone.
+# process; that a program that only reads it does not matter; and that the clone
+# starts when the writer is gone.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -14,7 +14,8 @@ make_disk "$tmp/src" 4M
 make_disk "$tmp/other" 4M 2
 args=("$tmp/src" destination="$tmp/dest" hydration=off)
 
-# writer_is_refused NAME: with the server NAME, which has it open for writing.
+# writer_is_refused NAME: the source is refused because the server NAME has it
+# open for writing.
 writer_is_refused ()
 {
   refused "$tmp/src: qemu-nbd \(process $(cat "$tmp/$1.pid")\).*writing" \
@@ -29,18 +30,18 @@ grep -q OFDLCK "/proc/$(cat "$tmp/writer.pid")/fdinfo"/* ||
 writer_is_refused writer
 ln -s src "$tmp/link"
 refused 'link.*open for writing' "$tmp/link" destination="$tmp/dest"
-# The source of a clone that goes on, too.
+# The same when a clone goes on.
 stop writer
 serve_clone "${args[@]}"
 stop clone
 serve_qemu writer -f raw "$tmp/src"
 writer_is_refused writer
-# Served by that process, it can be the source.
+# Served by that process it can be the source.
 serve_clone "$(uri writer)" destination="$tmp/dest" hydration=off
 stop clone
 stop writer
 
-# One that shares writing with others is a writer like any other.
+# A writer that lets others write, too, is a writer like any other.
 serve_qemu sharing --image-opts \
            driver=raw,file.driver=file,file.filename="$tmp/src" --shared=2
 writer_is_refused sharing

@@ -2,8 +2,8 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that a source may be a qcow2 image behind qemu-nbd, which serves one
-# client with one connection by default, and that it is only read.
+# Proves that a source may be a qcow2 image behind qemu-nbd, which by default
+# serves one client with one connection, and that the image is only read.
 
 . "$(dirname "$0")/functions.sh"
 

@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 # Proves that each sector stays a linearizable register (consistency/main.c)
-# where the source answers each request after another time, so that its replies
-# overtake each other all the time: clients and hydration share one connection
-# to it, or have several.
+# where the source answers each request after a random delay, so that replies
+# overtake each other.  Clients and hydration share one connection to it, or
+# have several.
 
 . "$(dirname "$0")/functions.sh"
 

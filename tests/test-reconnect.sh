@@ -2,12 +2,13 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that a source may go away and come back: meanwhile what is valid is
-# read, whole regions are written, all of it is flushed, and block status is
-# answered; what needs the source waits, and then has the right bytes; the state
-# is "waiting"; the log says once that it was lost, and once that it is back;
-# hydration goes on by itself.  With source-timeout the waiting ends with an
-# error, and SIGTERM ends it with everything committed.
+# Proves that a source may go away and come back.  While it is away valid
+# regions are read, whole regions are written, writes are flushed, and block
+# status is answered; requests that need the source wait, and then return the
+# right bytes.  The state is "waiting".  The log says once that the source is
+# lost, and once that it is back.  Hydration goes on by itself.  With
+# source-timeout waiting requests fail in the end.  SIGTERM ends the process,
+# with everything committed.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -15,7 +16,7 @@ requires_command qemu-io
 make_disk "$tmp/src" 8M
 size=$((8 << 20))
 
-# A source that is silent is given up after so many seconds.
+# Seconds after which a silent source is given up.
 silence=1
 
 start_source ()
@@ -27,7 +28,7 @@ start_source ()
   esac
 }
 
-# start_all KEY=VALUE...: the first MiB is valid, hydration is slow.
+# start_all KEY=VALUE...: the first MiB becomes valid, and hydration is slow.
 start_all ()
 {
   rm -f "$tmp/dest" "$tmp/dest.clone" "$tmp/clone.log"
@@ -46,7 +47,7 @@ stop_all ()
   stop src
 }
 
-# both QEMU-IO-ARGUMENT...: on the clone and on the model.
+# both QEMU-IO-ARGUMENT...: runs qemu-io on the clone and on the model.
 both ()
 {
   local f
@@ -56,7 +57,7 @@ both ()
 is_lost () { status_is '.state == "waiting" and .source.connected == false'; }
 is_back () { status_is '.state == "hydrating" and .source.connected'; }
 
-# reader FILE OFFSET COUNT: reads the clone in the background.
+# reader FILE OFFSET COUNT: copies these bytes to FILE, in the background.
 readers=()
 reader ()
 {
@@ -79,7 +80,7 @@ wait_readers ()
   readers=()
 }
 
-# What never waits for the source.
+# Requests that never wait for the source.
 others_go_on ()
 {
   both -c 'read 0 1M' -c 'write -P 2 64k 4k' -c 'write -P 3 7M 128k' \
@@ -95,7 +96,7 @@ log_says ()
   test "$(grep -c ': source [^ ]* is back$' "$tmp/clone.log")" -eq "$2"
 }
 
-# How it goes away, and how it comes back.
+# How the source goes away, and how it comes back.
 away_killed () { kill9 src; }
 back_killed () { start_source; }
 away_stopped () { stop src; }
@@ -113,7 +114,7 @@ for config in killed:several killed:one cut:several cut:one stopped:several \
   away_$outage
   eventually is_lost
   reader "$tmp/part" 2000000 3000000
-  # A part of a region: it needs the bytes around it.
+  # A write to a part of a region needs the bytes around it.
   qemu-io -f raw -c 'write -P 4 6300000 1000' "$(uri clone)" &
   writer=$!
   others_go_on
@@ -133,8 +134,8 @@ for config in killed:several killed:one cut:several cut:one stopped:several \
 done
 connections=several
 
-# One outage after the other, with clients and hydration in the midst of it:
-# requests in flight are sent again.
+# One outage after the other, with requests of clients and hydration in flight,
+# which are sent again.
 start_all
 set_settings '{"hydration-rate": 2097152}'
 for i in 1 2 3; do
@@ -151,8 +152,9 @@ wait_complete
 stop_all
 same "$tmp/dest" "$tmp/model"
 
-# Silence is noticed, and then it is an outage like the others; what waits
-# longer than source-timeout fails, and later requests do not.
+# A silent source is noticed, and then this is an outage like the others.
+# Requests that wait longer than source-timeout fail; later ones, when it is
+# back, do not.
 start_all source-timeout=$silence
 proxy net hole
 fails qemu-io -f raw -c 'read 2M 64k' "$(uri clone)"
@@ -170,8 +172,8 @@ wait_complete
 stop_all
 same "$tmp/dest" "$tmp/model"
 
-# SIGTERM, with readers that wait, and what has not been flushed.  The process does
-# not wait for the source to answer.
+# SIGTERM, with readers that wait, and what has not been flushed.  The process
+# does not wait for the source to answer.
 no_deadline
 for outage in killed cut hole; do
   start_all commit-interval=3600

@@ -2,9 +2,9 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that neither descriptors nor memory grow over connections that are cut
-# and made again, 32 at a time, with clients that read meanwhile: 1,000 with
-# --all, else 200.
+# Proves that neither the number of descriptors nor memory grows over
+# connections that are cut and made again, 32 at a time, while clients read:
+# 1,000 with --all, else 200.
 
 . "$(dirname "$0")/functions.sh"
 

@@ -5,7 +5,7 @@
 # Proves that NBD URIs may name sockets and keys relative to the directory in
 # which nbdkit is started, also when nbdkit has gone to the background, and so
 # to the root directory: the servers of source, destination and metadata are
-# killed, and connected to again when they have come back.
+# killed and started again, and the clone finds them.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -50,7 +50,7 @@ eventually status_is '.mode == "rw"'
 
 kill9 meta
 start meta
-# This needs all three.
+# Hydration needs all three.
 control POST /resume
 wait_complete
 kill -TERM "$daemon"

@@ -2,10 +2,10 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that a clone that was stopped goes on where it was with the same
-# command, with metadata of either version, and that a command which names
-# another disk is refused (I12): another source, or a destination that was
-# deleted and made anew.
+# Proves that the same command goes on with a clone that was stopped, with
+# metadata of either version, and that a command that names another disk is
+# refused (I12): another source, or a destination that was deleted and created
+# again.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -25,7 +25,7 @@ stop clone
 args=(destination="$tmp/dest" hydration=off)
 refused 'other differs from what it was in bytes 0..4095' "$tmp/other" \
         "${args[@]}"
-# It says what may help to find out why.
+# The message has details that help to find out why.
 refused "inode is $(stat -c %i "$tmp/other"), and .*$(date -u +%Y)" \
         "$tmp/other" "${args[@]}"
 refused size "$tmp/longer" "${args[@]}"
@@ -45,11 +45,11 @@ refused 'source.*metadata|same|both' "$tmp/src" destination="$tmp/new" \
         metadata="$tmp/src"
 refused 'destination.*metadata|metadata.*destination|same|both' "$tmp/src" \
         destination="$tmp/dest" metadata="$tmp/dest"
-# The metadata of a destination that is gone: there is nothing in a new one.
+# The metadata's destination is gone: a new one would be empty.
 mv "$tmp/dest" "$tmp/moved"
 refused destination "$tmp/src" "${args[@]}"
 mv "$tmp/moved" "$tmp/dest"
-# And of one that has been cut.
+# The destination was truncated.
 cp "$tmp/dest" "$tmp/whole"
 truncate -s -1 "$tmp/dest"
 refused 'destination.*small' "$tmp/src" "${args[@]}"
@@ -68,13 +68,13 @@ for source in "$tmp/src" "$(uri src)"; do
   done
 done
 
-# On demand the fingerprint is not compared; the size always is.
+# With source-check=false the fingerprint is not compared; the size always is.
 serve_clone "$tmp/other" "${args[@]}" source-check=false
 stop clone
 refused size "$tmp/longer" "${args[@]}" source-check=false
 
-# The first bytes of a partition are in the fingerprint.  Metadata from before
-# they were, of version 1, are used with the same source, and stay as they are.
+# The first bytes of each partition are in the fingerprint.  Metadata of version
+# 1, which does not have them, is used with the same source, and stays as it is.
 metadata=("$python" "$srcdir/metadata.py")
 args3=(destination="$tmp/dest3" hydration=off)
 make_disk "$tmp/parts" 64M
@@ -109,8 +109,9 @@ done
 diff "$tmp/before" "$tmp/after"
 jq -e '.version == 1 and .destination == null' "$tmp/after"
 
-# The destination is known, too: one that was deleted and made anew, empty, is
-# refused.  One with content was moved, or is a copy; that is said once.
+# The metadata knows its destination: one that was deleted and created again is
+# empty, and refused.  One with content was moved or copied, which is logged
+# once.
 said='another file than the one that metadata'
 times_said () { grep -c "$said" "$tmp/clone.log" || :; }
 inode () { "${metadata[@]}" decode "$tmp/dest.clone" | jq .destination.inode; }
@@ -132,7 +133,7 @@ for i in 1 2; do
   test "$(times_said)" -eq 2
   test "$(inode)" -eq "$(stat -c %i "$tmp/dest")"
 done
-# Where nothing is valid there is nothing to be lost.
+# Where no region is valid nothing can be lost.
 rm -f "$tmp"/dest3*
 serve_clone "$tmp/parts" "${args3[@]}"
 stop clone
@@ -148,7 +149,7 @@ wait_complete
 stop clone
 same "$tmp/dest" "$tmp/model"
 
-# A complete clone likewise.
+# The same for a complete clone.
 mv "$tmp/dest" "$tmp/moved"
 truncate -s 8M "$tmp/dest"
 refused 'made anew' "${args[@]}"

@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 # Proves that the scenarios of unit/test-scenarios and the cells of
-# unit/test-losses can tell: each build that is broken by one of
+# unit/test-losses find bugs: each build that is broken by one of
 # controls/*.patch fails at least one of them.  A patch that does not apply to
-# lib/ any more fails the test, and so does a build that passes.  Controls that
+# lib/ fails the test, and so does a build that passes.  Controls that
 # test-crash.sh catches are left to --all.
 
 . "$(dirname "$0")/functions.sh"
@@ -24,7 +24,7 @@ else
 fi
 make_tests "${wanted[@]}"
 
-# A broken build may wait in vain in one of them.
+# A broken build may wait in vain.
 export MOCK_PATIENCE=20
 controls=0 caught=0
 for control in "${wanted[@]}"; do

@@ -2,11 +2,11 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that where source and destination are files of one XFS, the destination
-# shares the source's blocks; that clients' writes, before, meanwhile and after,
-# are in the destination and not in the source, and survive SIGKILL and a file
-# system that goes down as in a power cut; and that the destination needs the
-# source no more.
+# Proves that a destination on the source's XFS shares the source's blocks; that
+# clients' writes before, during and after hydration are in the destination and
+# not in the source, and survive SIGKILL and a file system shutdown, which is
+# like a power cut; and that the destination does not need the source in the
+# end.
 
 # In a mount namespace of its own: another test's namespace would keep a copy of
 # this mount, and with it a file system that is shut down, when this one unmounts
@@ -28,7 +28,7 @@ at_exit () { umount "$tmp/fs"; }
 
 nbdclone=$(program tools/nbdclone)
 src=$tmp/fs/src dest=$tmp/fs/dest
-# Its last bytes are no whole block.
+# The last block is not whole.
 make_disk "$src" $(((64 << 20) + 1536))
 # A hole.
 fallocate -p -o 16M -l 8M "$src"
@@ -50,7 +50,8 @@ ends_well ()
   same "$src" "$tmp/untouched"
 }
 
-# shares START BYTES: so much of the destination is shared from START on.
+# shares START BYTES: at least so many bytes of the destination are shared from
+# START on.
 shares ()
 {
   local bytes
@@ -65,7 +66,7 @@ shares ()
   [ "$bytes" -ge "$2" ] || fail "only $bytes bytes are shared from $1 on"
 }
 
-# Nothing is read, and next to nothing written.
+# A client writes before hydration begins.
 serve_clone "$src" destination="$dest" hydration=off
 $python "$srcdir/model.py" "$tmp/model" "$(uri clone)" --ops 50
 control POST /resume
@@ -74,9 +75,9 @@ ends_well
 # each run.
 shares 0 $((16 << 20))
 
-# It is killed amid sharing.  Clients write to the disk's first half.  How much
-# of that is shared depends on whether they or hydration came first, but of the
-# second half it is all.
+# The clone is killed while hydration shares blocks and clients write to the
+# disk's first half.  How much of that half is shared depends on who came first,
+# but the second half is shared as a whole.
 half=$((32 << 20))
 fua=("$python" "$srcdir/fua-kill.py" "$tmp/half" "$(uri clone)")
 args=("$src" destination="$dest" hydration-batch-size=256K)
@@ -96,7 +97,7 @@ for region_size in 4K 512K; do
   shares $half $half
 done
 
-# The file system forgets all that is not durable.
+# The file system loses everything that is not durable.
 for round in 1 2 3; do
   begin_anew
   serve_clone "$src" destination="$dest" hydration-rate=8M
@@ -111,6 +112,6 @@ for round in 1 2 3; do
   ends_well
 done
 
-# The destination alone.
+# The destination is right without the source.
 rm "$src"
 same "$dest" "$tmp/model"

@@ -3,16 +3,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 # Proves that SIGTERM ends the process, whatever it waits for: a source,
-# destination or metadata that is lost, or silent, and stays so; amid clients'
-# requests, the periodic commit, hydration and its last flush.  And that nothing
-# is used after it was freed when the last flush takes long; what was flushed
-# before is there at the next start.
+# destination or metadata that is lost or silent and stays so, amid clients'
+# requests, the periodic commit, hydration and its last flush.  And that no
+# freed memory is used when the last flush takes long.  What was flushed before
+# is there at the next start.
 
 . "$(dirname "$0")/functions.sh"
 
 export CLONE_LEAKS=0 # of nbdkit's
 requires "$python" -c 'import nbd'
-# What is freed is overwritten, where no tool does more than that.
+# Freed memory is overwritten; a tool does more than that.
 [ -n "$tool" ] || export MALLOC_PERTURB_=165
 make_disk "$tmp/src" 1M
 no_deadline
@@ -36,7 +36,7 @@ start_clone ()
               region-size=64K "$@"
 }
 
-# Whoever was held stays so for the old process only.
+# Requests that are held are held for the old process only.
 end ()
 {
   local name
@@ -46,7 +46,7 @@ end ()
   rm -rf "$tmp"/*.faults
 }
 
-# What the client a had flushed is there after a restart: region 1.
+# After a restart region 1 has what client a had flushed.
 flushed_is_there ()
 {
   end
@@ -62,7 +62,7 @@ flushed_is_there ()
   end
 }
 
-# The periodic commit has written to the destination and waits for metadata.
+# The periodic commit has flushed the destination and waits for the metadata.
 lost_metadata ()
 {
   local before
@@ -81,7 +81,7 @@ lost_metadata ()
   flushed_is_there
 }
 
-# A client waits for each of them, which does not come back.
+# A client waits for a server that is lost and does not come back.
 lost ()
 {
   local who
@@ -110,7 +110,8 @@ lost ()
   done
 }
 
-# A client waits for an answer that does not come, on a connection that stays.
+# A client waits for a reply that does not come, on a connection that stays
+# open.
 silent ()
 {
   local who what
@@ -129,7 +130,7 @@ silent ()
     if [ $who = src ]; then
       ends_soon clone
     else
-      # The destination may take its time, but no longer.
+      # The process waits for the destination, but not after it has answered.
       kill -TERM "$(cat "$tmp/clone.pid")"
       let_device_go $who $what
       ends_soon clone
@@ -139,7 +140,7 @@ silent ()
   done
 }
 
-# In the last flush of hydration, and amid its copies, of which a server is lost.
+# A server is lost amid hydration's copies, or in its last flush.
 hydration ()
 {
   local who
@@ -172,7 +173,7 @@ hydration ()
   done
 }
 
-# One of the last flushes takes longer than the source may take to end.
+# One of the last flushes takes longer than the process waits for the source.
 has_no_source () { [ "$(proxy far open)" = 0 ]; }
 is_held_or_over () { is_held dest flush || has_ended "$1"; }
 slow_flush ()
@@ -187,7 +188,7 @@ slow_flush ()
     hold_device dest flush $n
     kill -TERM "$pid"
     eventually is_held_or_over "$pid"
-    # The source may have been closed; or it is given up after a second.
+    # Wait until the source is closed or given up, which takes a second.
     for ((i = 0; i < 30; i++)); do
       if has_no_source; then break; fi
       sleep 0.05
@@ -195,7 +196,7 @@ slow_flush ()
     let_device_go dest flush
     eventually has_ended "$pid"
     reap clone "$pid"
-    # A normal end commits all.
+    # A normal end commits everything.
     end
     serve_device src "$tmp/src"
     start_proxy far src

@@ -2,8 +2,9 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that SIGTERM commits at once, even though nbdkit waits for a client that
-# is connected and idle; and that a restart finds every region that was valid.
+# Proves that SIGTERM commits at once, although nbdkit waits for a client that
+# is connected and idle; and that the next start finds every region that was
+# valid.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -12,7 +13,7 @@ args=("$tmp/src" destination="$tmp/dest" region-size=64K hydration=off
       commit-interval=3600)
 serve_clone "${args[@]}"
 
-# A client that writes, and stays.
+# A client that writes, and stays connected.
 cat >"$tmp/client.py" <<'PY'
 import nbd, os, sys
 h = nbd.NBD()
@@ -43,7 +44,7 @@ serve_clone "${args[@]}"
 status_is '.hydrated == 5 and .durable == 5'
 stop clone
 
-# The same without a client: nothing is lost by a normal end.
+# The same without a client: a normal end loses nothing.
 serve_clone "${args[@]}"
 $python - "$(uri clone)" <<'PY'
 import nbd, sys

@@ -2,13 +2,13 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that a server which is slow is not taken for one that is lost: a flush,
-# zeroing or trimming that takes longer than the deadline for replies loses
-# nothing, and neither does a local disk that stalls while the source's replies
-# wait to be read.
+# Proves that a slow server is not taken for a lost one: a flush, zeroing or
+# trimming that takes longer than the deadline for replies loses nothing, and
+# neither does a local disk that stalls while the source's replies wait to be
+# read.
 #
-# What goes on for longer than the deadline is measured by a client that reads
-# from a source, a tenth of a second each.  DEADLINE is in milliseconds.
+# The time is measured by a client that reads from a source which takes a tenth
+# of a second for each read.  DEADLINE is in milliseconds.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -16,7 +16,7 @@ requires "$python" -c 'import nbd'
 deadline=${DEADLINE:-$((${tool:+5 *} 1500))}
 make_disk "$tmp/src" 1M
 
-# Regions 8 to 15 are the source's in all of these.
+# Regions 8 to 15 are always read from the source.
 past_the_deadline ()
 {
   local i
@@ -85,7 +85,7 @@ stalled_disk ()
 {
   local disk=$builddir/tests/.libs/failing-disk.so
   [ -f "$disk" ] || fail "$disk is not built"
-  # It would have to be preloaded beside the tool's library.
+  # The tool's library is preloaded already.
   [ "$tool" != asan ] && [ "$tool" != tsan ] || return 0
   restart
   mkdir "$tmp/rules"
@@ -103,7 +103,7 @@ stalled_disk ()
   test "$(messages ' is lost')" -eq 0
   end_client clock
   stop clone
-  # It may be about to notice that nobody needs it.
+  # The source's server may be about to end: its client has gone.
   stop src
   same "$tmp/d" "$tmp/src"
 }

@@ -2,9 +2,9 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that a source which needs long for each read can come back after it was
-# lost; and that one which sends a byte from time to time is given up in time, and
-# holds up neither a client nor the end.  DEADLINE is in milliseconds.
+# Proves that a source that is slow to read can come back after a loss; and that
+# a source that sends one byte from time to time is given up, and holds up
+# neither clients nor the end of the process.  DEADLINE is in milliseconds.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -23,7 +23,8 @@ restart ()
 
 is_back () { [ "$(messages 'source [^ ]* is back$')" -ge 1 ]; }
 
-# comes_back COMMAND...: the source does, as a slow one, by this command.
+# comes_back COMMAND...: the source is lost, and comes back, slow, by this
+# command.
 comes_back ()
 {
   restart
@@ -41,7 +42,7 @@ comes_back ()
   stop src
 }
 
-# Samples that take longer than the deadline together; and each of them.
+# All samples together take longer than the deadline; then each of them does.
 slow_reads ()
 {
   comes_back serve src -t 1 --filter=delay file "$tmp/src" \
@@ -67,7 +68,7 @@ trickle ()
   eventually is_back
   client a read 3 source
 
-  # SIGTERM amid such a request, and amid such a reconnection.
+  # SIGTERM during such a request, and during such a reconnection.
   touch "$tmp/trickle"
   tell_client a EIO read 3 source
   leave a
@@ -85,7 +86,7 @@ trickle ()
   eventually grep -q 'source .* is lost' "$tmp/clone.log"
   serve_odd src "$tmp/src" --trickle 10 --when "$tmp/trickle"
   eventually grep -q trickling "$tmp/src.log"
-  # A client waits for it, too.
+  # A client waits for the source, too.
   start_client a "$tmp/src"
   tell_client a EIO read 3 source
   leave a

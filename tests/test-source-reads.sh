@@ -3,9 +3,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 # Proves that the source is never written to; that hydration reads each byte of
-# its data once, and its holes not at all, also when it is stopped in the middle
-# with many reads under way, and started again (P11); that a write of whole
-# regions reads nothing from it, and one of parts only the bytes around it.
+# its data once and its holes not at all, also when it is stopped in the middle
+# with many reads under way, and started again (P11); and that a write of whole
+# regions reads nothing from the source, and one of partial regions only the
+# bytes around it.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -32,7 +33,7 @@ for f in "$(uri clone)" "$tmp/model"; do
           -c 'write -z 2M 192k' -c 'discard 3M 64k' "$f"
 done
 test "$(source_reads)" -eq 0
-# A fast zero does not read the rest of a region either, it is refused.
+# A fast zero does not read the rest of a region either: it is refused.
 $python - "$(uri clone)" <<'PY'
 import errno, nbd, sys
 h = nbd.NBD()
@@ -55,11 +56,11 @@ with open(sys.argv[1], "r+b") as f:
     f.write(b"1" * 65536)
 PY
 test "$(source_reads)" -eq 0
-# What is valid is read from the destination.
+# Valid regions are read from the destination.
 qemu-io -f raw -c 'read -P 1 0 1M' -c 'read -P 2 1M 64k' \
         -c 'read -P 0 2M 192k' "$(uri clone)"
 test "$(source_reads)" -eq 0
-# One region in part: its other bytes.
+# A part of one region: its other bytes are read.
 for f in "$(uri clone)" "$tmp/model"; do
   qemu-io -f raw -c 'write -P 3 5242880 1000' "$f"
 done
@@ -78,7 +79,7 @@ test "$(source_reads)" -eq $(((12 << 20) - 27 * 65536))
 export_to clone "$tmp/out"
 stop clone
 test "$(source_reads)" -eq 0
-# The trim may have left what was there.
+# The trim may have left the old bytes.
 for f in "$tmp/dest" "$tmp/model"; do
   qemu-io -f raw -c 'write -P 0 3M 64k' "$f"
 done
@@ -95,8 +96,8 @@ stop src
 fails grep -E 'Write|Zero|Trim' "$tmp/src.requests"
 test "$before" = "$(md5sum <"$tmp/src"; stat -c %Y "$tmp/src")"
 
-# A restart in the middle, while the source has as much to do as it may have,
-# reads nothing a second time.
+# A restart in the middle, with as many reads under way as there may be, reads
+# nothing a second time.
 rm "$tmp/dest" "$tmp/dest.clone"
 serve_pausable src file "$tmp/src"
 args=("$(uri src)" destination="$tmp/dest" hydration=off
@@ -113,7 +114,8 @@ hold src
 : >"$tmp/src.requests"
 set_settings '{"hydration-rate": 0}'
 control POST /resume
-# All of the threshold, but for what is lost when workers share it.
+# The threshold allows 16, but workers that share it may leave some of it
+# unused.
 many_are_held () { [ "$(requests src Read)" -ge 13 ]; }
 eventually many_are_held
 # The process is told to end.  When it has begun to, the source answers, at

@@ -2,8 +2,8 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that holes stay holes: hydration does not fill them, and copies out of
-# the clone by nbdcopy and qemu-img, hydrated or not, are sparse and right.
+# Proves that holes stay holes: hydration does not fill them, and copies of the
+# clone by nbdcopy and qemu-img, hydrated or not, are sparse and right.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -13,7 +13,7 @@ for mb in 0 1 25 127 255; do
   make_disk "$tmp/data" 1M $((mb + 1))
   dd if="$tmp/data" of="$tmp/src" bs=1M seek=$mb conv=notrunc status=none
 done
-# Zeroes that are no hole.
+# Zeroes that are not a hole.
 dd if=/dev/zero of="$tmp/src" bs=1M seek=50 count=4 conv=notrunc status=none
 max=$((9 << 11)) # 512 byte sectors
 test "$(stat -c %b "$tmp/src")" -le $((10 << 11)) ||
@@ -30,7 +30,7 @@ copies_are_sparse ()
   cmp "$tmp/out" "$1"
   test "$(stat -c %b "$tmp/out")" -le $2
   rm "$tmp/out"
-  # What is said to be data is not much more than the data.
+  # Block status reports little more data than there is.
   test "$(nbdinfo --map --json "$(uri clone)" |
             jq '[.[] | select(.type == 0) | .length] | add')" \
        -le $(($2 * 512))
@@ -52,12 +52,11 @@ for source in "$(uri src)" "$tmp/src"; do
   copies_are_sparse "$tmp/model" $((max + (4 << 11)))
   stop clone
   cmp "$tmp/dest" "$tmp/model"
-  # Zeroes that were copied became holes, too.
+  # Zeroes in the source became holes, too.
   test "$(stat -c %b "$tmp/dest")" -le $max
 done
 
-# A network of one connection and a server without block status: the zeroes
-# are found by looking at them.
+# A server without block status: zeroes are found by reading them.
 rm -f "$tmp/dest" "$tmp/dest.clone"
 stop src
 serve src --filter=noextents file "$tmp/src"
@@ -67,8 +66,8 @@ stop clone
 cmp "$tmp/dest" "$tmp/src"
 test "$(stat -c %b "$tmp/dest")" -le $max
 
-# Holes of a large disk do not cost a round trip for each question: many are
-# under way at once, and none is asked twice.
+# Block status of a large disk does not cost a round trip for each request: many
+# requests are in flight at once, and no range is asked for twice.
 rm -f "$tmp/dest" "$tmp/dest.clone"
 truncate -s 256G "$tmp/large"
 make_disk "$tmp/data" 1M

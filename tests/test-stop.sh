@@ -2,24 +2,25 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that a client that reconnects notices neither POST /stop nor kill -9
-# and a new start, but for a pause: QEMU between fio, which verifies what it
-# wrote, and the clone gets no error and no wrong byte.  And that POST /stop
-# answers its own request, commits, ends with status 0 without an answer to what
-# is under way, leaves nothing in shared memory, and is not kept from its end by
-# SIGTERM, idle clients, or metadata that is lost or silent.
+# Proves that a client that reconnects notices POST /stop, or kill -9, and a new
+# start as a pause only: with QEMU between fio, which verifies what it wrote,
+# and the clone, there is no error and no wrong byte.  And that POST /stop is
+# answered before the end begins; commits; ends the process with status 0,
+# without an answer to requests that are under way; leaves nothing in shared
+# memory; and is not held up by SIGTERM, idle clients, or metadata that is lost
+# or silent.
 #
 # Arguments are the parts to run.
 
 . "$(dirname "$0")/functions.sh"
 
-export CLONE_LEAKS=0 # the process ends as it is, threads and all
+export CLONE_LEAKS=0 # the process frees nothing at its end
 requires "$python" -c 'import nbd'
 
 no_deadline # the process does not wait for a silent server
 
-# stop_clone [STATUS]: POST /stop is answered, and the process ends by itself with
-# this exit status.
+# stop_clone [STATUS]: POST /stop is answered, and the process ends by itself
+# with this exit status.
 stop_clone ()
 {
   local pid rc=0
@@ -55,7 +56,7 @@ under_load ()
          --blockdev driver=nbd,node-name=disk,server.type=unix,server.path="$tmp/clone.sock",reconnect-delay=60 \
          --nbd-server addr.type=unix,addr.path="$tmp/qemu.sock",max-connections=0 \
          --export type=nbd,id=disk,node-name=disk,writable=on
-  # Again and again, until it is told to end.
+  # Repeated until the file `end' is there.
   verify ()
   {
     local seed=1
@@ -74,7 +75,7 @@ under_load ()
   }
   verify >"$tmp/fio.log" 2>&1 & fio=$!
   pids+=("$fio")
-  # It writes: half a megabyte, or what that is in requests.
+  # The clone has written half a megabyte.
   written () { awk '/^wchar/ { print $2 }' "/proc/$(cat "$tmp/clone.pid")/io"; }
   has_written ()
   {
@@ -100,7 +101,7 @@ under_load ()
   cat "$tmp/fio.log"
   test $rc -eq 0
   grep 'are taken over' "$tmp/clone.log"
-  # QEMU has not seen one either.
+  # QEMU has seen no error either.
   fails grep -i error "$tmp/qemu.log"
   stop qemu
   set_settings '{"hydration-rate": 0}'
@@ -108,7 +109,7 @@ under_load ()
   export_to clone "$tmp/out"
   stop clone
   same "$tmp/dest" "$tmp/out"
-  # What fio did not touch is the source's.
+  # What fio did not write is the source's.
   cmp -i $((4 * 3584 * 1024)) "$tmp/dest" "$tmp/src"
   stop src
   echo "stop: $rounds stops and $rounds kills, fio verified $(cat "$tmp/passes") times"
@@ -139,7 +140,7 @@ start_clone ()
   status_is '.size == 1048576'
 }
 
-# All is durable, the answer comes first, and an idle client keeps nobody.
+# Everything becomes durable, and an idle client does not hold up the end.
 idle ()
 {
   new_clone
@@ -158,9 +159,9 @@ idle ()
   kill9 meta
 }
 
-# The process cannot end while the destination holds the last commit's flush: the
-# whole answer to POST /stop has come before that.  A client's request gets no
-# answer meanwhile, and SIGTERM, of which nbdkit would make an answer, does
+# The process cannot end while the destination holds the last commit's flush:
+# the whole answer to POST /stop has come before that.  A client's request gets
+# no answer meanwhile, and SIGTERM, of which nbdkit would make an answer, does
 # nothing.
 no_answer ()
 {
@@ -191,8 +192,8 @@ no_answer ()
   kill9 dest
 }
 
-# The end does not begin before the answer is sent, either: here there is no room
-# for it in the socket, which holds answers that the client has not read.
+# The end does not begin before the answer is sent, either: here there is no
+# room for it in the socket, which holds answers that the client has not read.
 unread_answers ()
 {
   local pid
@@ -284,7 +285,7 @@ bad_metadata ()
   done
 }
 
-# The end that SIGTERM has begun, and in which nbdkit waits for its clients.
+# SIGTERM has begun to end the process, and nbdkit waits for its clients.
 after_sigterm ()
 {
   new_clone

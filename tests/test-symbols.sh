@@ -2,9 +2,9 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that the plugin exports what nbdkit looks up, and no other symbol:
-# nbdkit loads plugins into one name space.  And that a test point costs nothing
-# where it is not tested: there is none in it.
+# Proves that the plugin exports the symbols that nbdkit looks up, and no
+# others, because nbdkit loads all plugins into one name space.  And that test
+# points cost nothing in a normal build, which has none.
 
 . "$(dirname "$0")/functions.sh"
 

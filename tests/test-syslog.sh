@@ -2,19 +2,19 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that the clone's messages are in syslog when nbdkit has gone to the
-# background, those that are no errors, too: the source is back, hydration is
+# Proves that the clone's messages go to syslog when nbdkit is in the
+# background, also those that are not errors: the source is back, hydration is
 # complete.  In the foreground, and where -v keeps standard error open, these
-# two are printed there and nowhere else.
+# two go to standard error only.
 #
-# The clone has a /dev of its own, in which the test listens to syslog's socket.
+# The clone has a /dev of its own, in which the test listens on syslog's socket.
 
 . "$(dirname "$0")/functions.sh"
 
 [ "$(id -u)" -eq 0 ] || skip "needs root, for a /dev of its own"
 requires_command unshare mount
 
-# What to put before a command for it to have this /dev.
+# A prefix that runs a command with this /dev.
 mkdir "$tmp/dev"
 # shellcheck disable=SC2016
 with_syslog=(unshare -m bash -eu -c '
@@ -76,7 +76,7 @@ run ()
   stop src
 }
 
-# says FILE PREFIX: both are there, with this prefix, once each.
+# says FILE PREFIX: both messages are there once, with this prefix.
 back="source [^ ]* is back$"
 complete="hydration is complete: "
 says ()

@@ -2,10 +2,10 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that the commands in examples/systemd work: nbdkit is started on a name
-# at which a killed one has left its socket, ExecStop waits for the end, and it
-# is a clean one; that the service has nothing that would keep a process from
-# what the last one has left; and that systemd-analyze finds no fault with it.
+# Proves that the commands in examples/systemd work: nbdkit starts although a
+# killed process has left its socket, ExecStop waits for the end, and the end is
+# clean; that the service has no option that hides what the last process has
+# left; and that systemd-analyze finds no fault with it.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -16,7 +16,7 @@ conf=$srcdir/../examples/systemd/example.conf
 fails grep -E '^(RemoveIPC|DynamicUser|TemporaryFileSystem|RootDirectory)=' "$unit"
 fails grep -E '^(RootImage|ProcSubset|PrivateDevices|ProtectClock)=' "$unit"
 
-# The commands, with a directory of ours and the plugin that was built.
+# The unit's commands, with the test's directory and the built plugin.
 make_disk "$tmp/src" 1M
 sed -e "s,^SOURCE=.*,SOURCE=$tmp/src," \
     -e "s,^DESTINATION=.*,DESTINATION=$tmp/dest," \
@@ -60,7 +60,7 @@ status_is '.hydrated == 2 and .durable == 1'
 MAINPID=$pid
 export MAINPID
 eval "$(commands ExecStop)"
-# It has ended already.
+# The process has ended already.
 has_ended "$pid"
 reap clone "$pid"
 start

@@ -2,9 +2,9 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that a source may be an NBD server that requires TLS, with the
-# parameters in the URI; and that one which comes back with other keys, or
-# without TLS, is as good as lost.
+# Proves that a source may be an NBD server that requires TLS, with its
+# parameters in the URI; and that a source that comes back with other keys, or
+# without TLS, counts as lost.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -37,7 +37,7 @@ for other in "--tls=require --tls-psk=$tmp/other" --tls=off; do
   # shellcheck disable=SC2086
   serve src --filter=log $other file "$tmp/src" logfile="$tmp/tries"
   eventually is_waiting
-  # Long enough for a few tries.
+  # Long enough for a few attempts.
   for i in 1 2 3; do sleep 0.3; is_waiting; done
   fails grep " Read id=" "$tmp/tries"
 done

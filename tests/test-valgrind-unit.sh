@@ -2,8 +2,7 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that valgrind finds no error, and no memory that was lost, in the unit
-# tests.
+# Proves that valgrind finds no error and no lost memory in the unit tests.
 
 tool_wanted=valgrind
 . "$(dirname "$0")/functions.sh"
@@ -11,7 +10,7 @@ tool_wanted=valgrind
 requires_command valgrind
 found=no
 for t in "$builddir"/tests/unit/test-*; do
-  # The consistency tester's checker has nothing of lib/.
+  # This one tests the consistency tester, and nothing of lib/.
   [ "$(basename "$t")" != test-consistency ] || continue
   if [ -x "$t" ] && [ -f "$t" ]; then
     found=yes

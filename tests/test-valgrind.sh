@@ -2,8 +2,8 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that one full clone, with requests of all kinds, makes valgrind find no
-# error and no memory that was lost.
+# Proves that valgrind finds no error and no lost memory in one whole clone,
+# with requests of all kinds.
 
 tool_wanted=valgrind
 . "$(dirname "$0")/functions.sh"

@@ -6,8 +6,8 @@
 
   told-client.py URI SOURCE
 
-Each line of standard input has requests, which are done in this order, with a
-region of 64 KiB as the unit:
+Each line of standard input has requests, which are done in their order.  A
+region is 64 KiB:
 
   write REGION BYTE   zero REGION   trim REGION   cache REGION   flush
   part REGION BYTE    write 512 bytes in the region's middle
@@ -16,9 +16,9 @@ region of 64 KiB as the unit:
   read REGION BYTE    where BYTE fills the region, or is `source'
   exit
 
-`EIO', `ENOSPC' or `ENOTCONN' before a request: it must fail with that error; `maybe': it
-may fail with EIO.  Each line is answered with a line: "ok", or what was
-wrong, and then the rest of the requests has not been done.
+A request after `EIO', `ENOSPC' or `ENOTCONN' must fail with this error; one
+after `maybe' may fail with EIO.  Each line is answered with a line: "ok", or
+what was wrong; in that case the line's other requests were not done.
 """
 
 import errno

@@ -2,15 +2,15 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* What a connection asks next, so that requests meet each other, and whatever
- * the server does in the background.
+/* Chooses a connection's next request, so that requests meet each other, and
+ * the server's work in the background.
  *
  * A round has a window, the same for all connections, and in it a few spots.
  * Most requests are small and near a spot, or somewhere in the window; some are
  * anywhere, and some cover a block of a common size (a page, a region) or
- * several, exactly or nearly.  Windows alternate between places at random and a
- * sweep over the disk, since what was never changed is met by a first request
- * only once.
+ * several, exactly or nearly.  Windows alternate between random places and a
+ * sweep over the disk, because a sector can be changed for the first time only
+ * once.
  *
  * The same seed chooses the same requests in the same order for a connection.
  */
@@ -23,7 +23,7 @@
 
 #include "request.h"
 
-/* Of a server, and of the part of its disk that is used: bytes. */
+/* A server, and the part of its disk that is used; in bytes. */
 struct area {
   uint64_t offset, size;
   uint64_t align;       /* of offsets and counts; SECTOR or more */

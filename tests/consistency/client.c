@@ -46,7 +46,7 @@ die (const char *fmt, ...)
   static pthread_mutex_t once = PTHREAD_MUTEX_INITIALIZER;
   va_list args;
 
-  /* Whoever comes second waits for the end. */
+  /* A second thread waits here for the end. */
   pthread_mutex_lock (&once);
   fprintf (stderr, "consistency: ");
   va_start (args, fmt);

@@ -21,7 +21,7 @@
 
 struct client;
 
-/* What does not change, and all clients share. */
+/* Constants that all clients share. */
 struct world {
   const char *uri;
   uint64_t run;
@@ -34,7 +34,7 @@ extern struct client *client_connect (const struct world *world,
                                       unsigned number);
 extern void client_close (struct client *c);
 
-/* Of the server, through any connection. */
+/* Properties of the server, through any connection. */
 extern uint64_t client_export_size (struct client *c);
 extern bool client_can_multi_conn (struct client *c);
 /* Sets what the server can do, and its block sizes. */
@@ -46,7 +46,7 @@ extern void client_look (struct client *c, struct area *area);
 extern void client_run (struct client *c, struct request *request, size_t n,
                         unsigned in_flight);
 
-/* Plain ones. */
+/* One request, and wait for its answer. */
 extern void client_read (struct client *c, void *buf, uint64_t count,
                          uint64_t offset);
 extern void client_flush (struct client *c);

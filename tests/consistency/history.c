@@ -116,7 +116,7 @@ place_of (const struct history *h, uint64_t sector)
   };
 }
 
-/* What a request does to a sector of its range.  False: nothing. */
+/* The access of a request to a sector of its range.  False: none. */
 static bool
 access_of (const struct request *r, uint64_t sector, struct access *a)
 {
@@ -294,7 +294,7 @@ compare_touches (const void *a, const void *b)
     (x->request->start < y->request->start);
 }
 
-/* What it takes to remember a round, and how many sectors its requests have. */
+/* The memory that a round needs, and how many sectors its requests have. */
 static size_t
 measure (struct history *h, struct round *r)
 {

@@ -2,12 +2,12 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* All that clients asked and were answered, in rounds, and the judgement of it:
- * each sector is a register (register.h).
+/* All requests of the clients with their answers, in rounds, and the judgement
+ * whether they are legal: each sector is a register (register.h).
  *
  * A round is an array of requests, all of which have been answered when it is
- * checked.  Rounds are kept, so that a failure can be told with what led to it,
- * as far as HISTORY_KEPT goes.  Not to be used from several threads at once.
+ * checked.  Rounds are kept, up to HISTORY_KEPT, so that a failure is printed
+ * with the requests that led to it.  Not thread-safe.
  */
 
 #ifndef CONSISTENCY_HISTORY_H
@@ -38,12 +38,12 @@ extern struct history *history_new (uint64_t run, uint64_t offset,
                                     uint64_t size, const uint8_t *initial);
 extern void history_free (struct history *h);
 
-/* Room for n requests, for clients to fill in.  Those that stay zeroes are not
- * there.
+/* An array of n requests, for clients to fill in.  Requests that stay zero are
+ * ignored.
  */
 extern struct request *history_begin_round (struct history *h, size_t n);
 
-/* Check the round.  False if it is illegal; that is told on stderr. */
+/* Check the round.  False if it is illegal, with a message on stderr. */
 extern bool history_end_round (struct history *h);
 
 extern struct history_counts history_counts (const struct history *h);

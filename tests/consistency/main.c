@@ -10,24 +10,25 @@
  *
  * It overwrites the export, or size bytes of it from offset on.  Many
  * connections, each with several requests under way, read, write, zero, trim,
- * flush, cache and ask for extents, on ranges that overlap (choose.h).  What is
- * written says by itself which write it comes from (sector.h).  Each read of a
+ * flush, cache and ask for extents, on ranges that overlap (choose.h).  Each
+ * sector's content tells which write it comes from (sector.h).  Each read of a
  * sector is checked against what a linearizable register allows (register.h).
  *
- * What the disk holds before is read first; but if the server copies what is
- * read, it would do so at once.  With source=FILE that content is taken from a
- * file, and the server is not asked.
+ * The disk's initial content is read first.  A server that copies what is read
+ * would then copy everything at once; with source=FILE the initial content is
+ * read from a file instead.
  *
- * In the end everything is flushed, the shell runs COMMAND, which may wait
- * until the server has finished what it does in the background, and the whole
- * area is read and checked once more.
+ * In the end everything is flushed, the shell runs COMMAND, which may wait for
+ * the server's work in the background, and the whole area is read and checked
+ * once more.
  *
- * Exit status 0: all reads were legal.  1: one was not, and it is told why.  2:
- * wrong usage.  3: something else failed: the server, the connection, COMMAND.
+ * Exit status 0: all reads were legal.  1: one was not; a message says why.  2:
+ * wrong usage.  3: another failure, of the server, the connection or COMMAND.
  *
- * The seed decides what each connection asks, and in which order.  How the
- * requests of several meet is up to the machine, so a failure is told with all
- * that led to it, and the same seed finds the like of it soon, in most cases.
+ * The seed determines each connection's requests and their order.  How requests
+ * of several connections meet is up to the machine.  So a failure is printed
+ * with all requests that led to it, and the same seed mostly finds a similar
+ * one soon.
  */
 
 #include <config.h>
@@ -51,7 +52,7 @@
 #include "client.h"
 #include "history.h"
 
-/* What is read at once where the whole area is. */
+/* Bytes of one read where the whole area is read. */
 #define CHUNK (UINT64_C (256) << 10)
 
 struct tester {

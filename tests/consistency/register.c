@@ -80,7 +80,7 @@ find_cluster (const struct round *r, value_t value)
   return NULL;
 }
 
-/* What the round begins with, and its changes; no reads. */
+/* The values at the start of the round, and its changes; no reads. */
 static void
 begin_clusters (struct round *r)
 {

@@ -12,8 +12,8 @@
  * before it left.
  *
  * Gibbons and Korach ("Testing Shared Memories", SIAM Journal on Computing 26,
- * 1997) show how to tell in polynomial time where no value is written twice.
- * A cluster is a write and the reads that returned its value.  With
+ * 1997) show how to decide this in polynomial time if no value is written
+ * twice. A cluster is a write and the reads that returned its value.  With
  *
  *   first_end   the earliest end of all requests in a cluster,
  *   last_start  the latest start,
@@ -26,13 +26,14 @@
  * and no forward zone contains a backward zone.)  That finds stale reads, lost
  * writes, and reads that go from a new value back to an old one.
  *
- * Zeroes are the value that is written more than once.  A zero request is a
- * cluster, whoever reads it.  A trim zeroes a sector or does nothing: it is a
- * cluster only if a read proves it.  A read of zeroes belongs to the cluster of
- * some zero request, trim, or initial content.  If that is possible for no
- * cluster, the history is not legal; if for only one, it is that one's; if for
- * several, nothing more is concluded.  So there is no false alarm here either,
- * but where many zero requests overlap, some illegal histories are not found.
+ * Zeroes are the only value that is written more than once.  A zero request is
+ * a cluster, whichever reads return zeroes.  A trim zeroes a sector or does
+ * nothing: it is a cluster only if a read proves it.  A read of zeroes belongs
+ * to the cluster of some zero request, trim, or initial content.  If that is
+ * possible for no cluster, the history is not legal; if for only one, it is
+ * that one's; if for several, nothing more is concluded.  So there is no false
+ * alarm here either, but where many zero requests overlap, some illegal
+ * histories are not found.
  *
  * Torn reads.  No protocol promises that reading a sector while it is written
  * returns the old content or the new one; Linux's page cache does not, and an
@@ -41,10 +42,9 @@
  * all but one of which were being written at that time.
  *
  * Histories are checked in rounds: at the end of a round no request is under
- * way.  Of a round only the clusters whose value may still be there are kept
- * for the next one, and nothing is lost by that: had a later read returned
- * another value, its cluster and one that is in between would each have to come
- * before the other.
+ * way.  Only the clusters whose value may still be there are kept for the next
+ * round.  That loses nothing: if a later read returned another value, its
+ * cluster and one in between would each have to come before the other.
  *
  * Times are in any unit; the end of one request equal to the start of another
  * counts as concurrent.
@@ -61,7 +61,7 @@
 
 enum access_type { ACCESS_READ, ACCESS_WRITE, ACCESS_ZERO, ACCESS_TRIM };
 
-/* What one request did to the sector. */
+/* The access of one request to the sector. */
 struct access {
   enum access_type type;
   value_t value;         /* what was read or written */
@@ -83,7 +83,7 @@ struct reg {
   size_t n;
 };
 
-/* What a register is part of. */
+/* The place of a register. */
 struct place {
   uint64_t run, sector;
   const uint8_t *initial; /* its first content */
@@ -99,7 +99,7 @@ struct reg_verdict {
   size_t nr_allowed;
 };
 
-/* A register that nobody has changed. */
+/* A register that was not changed yet. */
 extern void reg_init (struct reg *reg, const struct place *place);
 extern void reg_free (struct reg *reg);
 

@@ -50,7 +50,7 @@ sector_fill (uint8_t buf[SECTOR], uint64_t run, uint64_t sector, value_t value)
   memcpy (buf, words, SECTOR);
 }
 
-/* What the first words say, whether it is true or not; VALUE_NONE if they say
+/* The value that the first words claim, true or not; VALUE_NONE if they claim
  * nothing.
  */
 static value_t

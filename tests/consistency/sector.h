@@ -2,13 +2,13 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* What a sector of 512 bytes holds: content that says who wrote it.
+/* The content of a sector of 512 bytes, which shows which request wrote it.
  *
  * A write fills each of its sectors with words of 64 bits: a magic number, the
  * run of the tester, the sector's number, the write's number, its connection,
- * and 59 more, each a mixture of these and of its place.  So a sector that was
- * read says which write it comes from.  One that is torn inside, that lies in
- * the wrong place, or that comes from another run, is told from all others.
+ * and 59 more, each a hash of these and of its place.  So a sector that was
+ * read shows which write it comes from.  A sector that is torn, lies in the
+ * wrong place, or comes from another run, is recognised.
  *
  * A value stands for the content of a sector.
  */
@@ -24,9 +24,9 @@
 
 typedef uint64_t value_t;
 
-#define VALUE_ZERO 0               /* zeroes, whoever wrote them */
-#define VALUE_INITIAL 1            /* what was there first, if not zeroes */
-#define VALUE_OTHER UINT64_MAX     /* nothing of all this */
+#define VALUE_ZERO 0               /* zeroes, whichever request wrote them */
+#define VALUE_INITIAL 1            /* the initial content, if not zeroes */
+#define VALUE_OTHER UINT64_MAX     /* none of these */
 #define VALUE_NONE (UINT64_MAX - 1) /* not known */
 
 #define MAX_CONNECTIONS 1024

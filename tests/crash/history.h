@@ -3,11 +3,11 @@
  */
 
 /* A history: some clients, hydration and the periodic commit at work on a small
- * disk, from opening (or creation, where there is no metadata) to a clean end,
- * and the recording of all that they did.
+ * disk, from opening (or creation, if there is no metadata) to a clean end, and
+ * the recording of all their calls.
  *
- * The seed decides what is done; in which order threads come is up to the
- * machine, so that two histories of one seed are alike and not the same.
+ * The seed determines the requests.  The order of threads is up to the machine,
+ * so that two histories of one seed are similar but not equal.
  */
 
 #ifndef CRASH_HISTORY_H
@@ -36,7 +36,7 @@ struct event {
   value_t *seen;          /* EVENT_READ */
 };
 
-/* What a history begins with. */
+/* The state that a history begins with. */
 struct state {
   uint64_t size, region_size;
   unsigned excess;        /* bytes of the destination behind the disk */

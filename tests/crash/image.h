@@ -16,8 +16,8 @@
 
 struct device;
 
-/* All that was done to m since it held `before', which the object keeps a
- * reference to, as it does to the log.  trims: a trim writes zeroes.
+/* All changes of m since its content was `before'.  The object keeps references
+ * to `before' and to the log.  trims: a trim writes zeroes.
  */
 extern struct device *device_new (struct mock_log *log, const struct mock *m,
                                   uint64_t size, const uint8_t *before,
@@ -26,7 +26,7 @@ extern void device_free (struct device *dev);
 
 /* Which of the legal versions each sector gets. */
 enum keep {
-  KEEP_NOTHING,   /* the oldest: all that may be lost is */
+  KEEP_NOTHING,   /* the oldest: everything that may be lost is lost */
   KEEP_ALL,       /* the newest, also of what was in flight */
   KEEP_RETURNED,  /* what had taken effect: a cut of the program, not power */
   KEEP_SOME,      /* mostly old, a few others */

@@ -15,12 +15,12 @@
  * code, and compares what a client reads (judge.h) with what it may
  * (oracle.h).  With deep=0 this is all; else it also looks at what clients have
  * read before the cut, and copies some images to the end.  Exit status 0: all
- * images were legal; 1: one was not, and it is told why; anything else: the
+ * images were legal; 1: one was not, and a message says why; anything else: the
  * laboratory itself failed.
  *
- * The seed decides what is done and how the dice fall for a recording.  The
- * order in which threads come is the machine's, so a failure is told with all
- * that led to it, and the same seed finds the like of it soon, in most cases.
+ * The seed determines the requests, and the random choices for a recording.
+ * The order of threads is up to the machine.  So a failure is printed with all
+ * calls that led to it, and the same seed mostly finds a similar one soon.
  *
  * With faults=1 a device fails in some histories.  A history begins on a new
  * disk or, half of the time, on an image of the one before: then it is a
@@ -29,7 +29,7 @@
  * WHAT A POWER CUT LEAVES.  A device has a volatile cache.  A call that changes
  * it (write, zero, trim) takes effect in the cache at one moment between its
  * start and its end, which the mock backend records with the call's data.  A
- * flush that succeeds covers what had ENDED when it STARTED, no more.  After a
+ * flush that succeeds covers the calls that had ENDED when it STARTED.  After a
  * cut at time T, for each sector of 512 bytes by itself and each device by
  * itself:
  *
@@ -108,7 +108,7 @@
 #define DEEP_EVERY 16
 #define HYDRATE_EVERY 16
 
-/* An image in words: what is kept of each device. */
+/* An image in words: what each device keeps. */
 struct recipe {
   enum keep dest, meta;
 };
@@ -359,7 +359,7 @@ run (struct lab *lab)
     struct state before;
     struct history *h;
 
-    /* What a history is does not depend on how the one before went. */
+    /* A history does not depend on the result of the one before. */
     lab->random = lab->seed + lab->histories;
     before = choose_state (lab);
     h = history_run (&before, mock_random (&lab->random),

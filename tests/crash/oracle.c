@@ -35,7 +35,7 @@ changes (const struct event *ev)
     ev->type == EVENT_TRIM;
 }
 
-/* A request that failed may have been done in part, and nobody knows when. */
+/* A request that failed may have been done in part, at an unknown time. */
 static uint64_t
 end_of (const struct event *ev)
 {

@@ -2,7 +2,7 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* What a sector of 512 bytes holds: content that says where it comes from.
+/* The content of a sector of 512 bytes, which shows where it comes from.
  *
  * The sectors of the source, and of each write of a client, are filled with a
  * pattern of a number, the value, and of the sector's place.  So a sector that

@@ -7,10 +7,11 @@
  *   nbdkit nbdkit-powercut-plugin.so dest=FILE meta=FILE
  *          [log=FILE] [delay=MICROSECONDS] [faults=DIRECTORY]
  *
- * It serves two exports, "dest" and "meta", from two files.  What goes to both
- * of them is written to one log, in one order: a record for the start of each
- * write, zero, trim and flush, with the data, and one for its end.  From that
- * powercut.py makes what a power cut at any point could have left.
+ * It serves two exports, "dest" and "meta", from two files.  The requests to
+ * both are written to one log, in one order: a record for the start of each
+ * write, zero, trim and flush, with the data, and one for its end.  From this
+ * log powercut.py makes the images that a power cut at any point could have
+ * left.
  *
  * A change is applied when its start is logged, under one lock, so that the
  * order of the starts is the order of the changes.  Between start and end goes
@@ -212,7 +213,8 @@ read_fault (const char *path, uint64_t offset, uint64_t count)
   return strcmp (word, "ENOSPC") == 0 ? ENOSPC : EIO;
 }
 
-/* Must the request wait, because the file is there?  Called by one at a time. */
+/* Must the request wait, because the file is there?  Called by one at a time.
+ */
 static bool
 must_wait (const char *path)
 {

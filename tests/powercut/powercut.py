@@ -44,7 +44,7 @@ import time
 import uuid
 
 SECTOR = 512
-UNIT = 32  # a sector of ours is one text of this length, again and again
+UNIT = 32  # each sector repeats one text of this length
 ZERO = bytes(SECTOR)
 RECORD = struct.Struct("=IIIIQQQQ")
 WRITE, ZERO_OP, TRIM, FLUSH = range(4)
@@ -247,7 +247,7 @@ class Change:
 
 
 class History:
-    """What all clients did, and what I7 makes of it."""
+    """The requests of all clients, and what I7 says about them."""
 
     def __init__(self):
         self.lock = threading.Lock()
@@ -270,7 +270,7 @@ class History:
                 self.by_sector[s].append(c)
 
     def allowed(self, sector, base, cut):
-        """What the sector may read as after a power cut at that time."""
+        """The contents that I7 allows after a power cut at that time."""
         began = [c for c in self.by_sector[sector] if c.start < cut]
         durable = [c for c in began
                    if c.durable_at <= cut and c.durable_at < float("inf")]
@@ -456,7 +456,7 @@ class Lab:
             for kind in kinds(n):
                 yield cut, when, kind, crash_images(caches, kind, self.rand)
 
-    # -- what is left --
+    # -- after a cut --
 
     @staticmethod
     def lose_memory(meta):
@@ -509,7 +509,7 @@ class Lab:
         return got, alone
 
     def judge(self, r, when, got):
-        """None, or what is wrong."""
+        """Return None, or what is wrong."""
         base = r.base
         expected = bytearray(base)
         for s, changes in r.history.by_sector.items():

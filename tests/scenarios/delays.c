@@ -2,11 +2,11 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* The test points of a plugin: whoever comes to one sleeps there, for as long
- * as chance says and CLONE_TEST_DELAY microseconds at most.  How often each was
- * reached is appended to the file CLONE_TEST_COUNTS when the plugin is
- * unloaded.  With CLONE_TEST_KILL=POINT:N the process kills itself when
- * somebody comes to this point for the Nth time.
+/* The test points of a plugin.  A thread that reaches one sleeps there for a
+ * random time, of at most CLONE_TEST_DELAY microseconds.  When the plugin is
+ * unloaded, the number of times that each point was reached is appended to the
+ * file CLONE_TEST_COUNTS.  With CLONE_TEST_KILL=POINT:N the process kills
+ * itself when this point is reached for the Nth time.
  */
 
 #include <config.h>
@@ -23,7 +23,7 @@
 
 static atomic_uint counts[NR_TEST_POINTS];
 static unsigned max_delay; /* microseconds */
-static unsigned fatal[NR_TEST_POINTS]; /* the how many-th is the last; 0: none */
+static unsigned fatal[NR_TEST_POINTS]; /* this pass kills, 0: none does */
 
 #define POINT_NAME(point, name) name,
 static const char *const names[] = { TEST_POINTS (POINT_NAME) };

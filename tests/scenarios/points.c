@@ -21,10 +21,10 @@ static const char *const names[] = { TEST_POINTS (POINT_NAME) };
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static struct {
-  unsigned count;    /* who came */
-  unsigned to_hold;  /* of those who come */
-  unsigned held;
-  unsigned let_go;   /* how often that was called */
+  unsigned count;    /* threads that reached it, ever */
+  unsigned to_hold;  /* of the next ones */
+  unsigned held;     /* now */
+  unsigned let_go;   /* calls of let_go */
 } points[NR_TEST_POINTS];
 
 void
@@ -91,7 +91,7 @@ points_wait (enum test_point point, unsigned n)
   until.tv_sec += mock_patience ();
   while (points[point].held < n)
     if (pthread_cond_timedwait (&changed, &lock, &until) == ETIMEDOUT) {
-      fprintf (stderr, "only %u instead of %u came to the test point %s\n",
+      fprintf (stderr, "only %u of %u threads came to the test point %s\n",
                points[point].held, n, names[point]);
       abort ();
     }

@@ -2,8 +2,8 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* The test's side of the test points (lib/base/test-point.h): who passes one is
- * counted, and may be held there until the test lets it go.
+/* The test's side of the test points (lib/base/test-point.h): threads that
+ * reach one are counted, and may be held there until the test lets them go.
  *
  * All functions may be called from any thread.
  */
@@ -13,25 +13,25 @@
 
 #include "base/test-point.h"
 
-/* Forget all counts, and let everybody go. */
+/* Forget all counts, and let all threads go. */
 extern void points_reset (void);
 
-/* How often has the point been reached? */
+/* How many times was the point reached? */
 extern unsigned points_count (enum test_point point);
 
-/* Hold the next n who come to the point. */
+/* Hold the next n threads that reach the point. */
 extern void points_hold (enum test_point point, unsigned n);
 
-/* Wait until n are held there.  Ends the test when they do not come. */
+/* Wait until n threads are held there.  Aborts the test if they do not come. */
 extern void points_wait (enum test_point point, unsigned n);
 
-/* How many are held there now? */
+/* How many threads are held there now? */
 extern unsigned points_held (enum test_point point);
 
-/* Let all go who are held at the point, and hold the next one who comes. */
+/* Let all threads go that are held at the point, and hold the next one. */
 extern void points_step (enum test_point point);
 
-/* Let all go who are held at the point, and hold nobody there any more. */
+/* Let all threads go that are held at the point, and hold no others. */
 extern void points_let_go (enum test_point point);
 
 #endif /* SCENARIOS_POINTS_H */

@@ -82,7 +82,7 @@ struct mock {
   uint64_t versions;
 
   enum mock_trim trim;
-  unsigned share_refused;   /* each so many-th range is, 0: none is, */
+  unsigned share_refused;   /* every such range is refused, 0: none is, */
   int share_error;          /* with this */
   unsigned shares;          /* calls */
   size_t max_extents;
@@ -628,8 +628,8 @@ mock_pwrite (struct backend *b, const struct segment *seg, size_t n,
   return finish (m, begin (m, MOCK_PWRITE, seg, n, flags), pwrite_effect, &t);
 }
 
-/* The source does not change, and nothing of it is read by a call.  In the
- * destination it is a write.
+/* The source's content does not change, and is not read by a call.  In the
+ * destination this is a write.
  */
 static int
 mock_share (struct backend *b, struct backend *from, uint64_t count,
@@ -729,9 +729,7 @@ struct question {
   struct extents *list;
 };
 
-/* Copies what is known; the list grows outside of the lock's functions only
- * by malloc, which is fine.
- */
+/* Fills the list with the extents.  Called with the lock. */
 static void
 extents_effect (struct mock *m, int *error, void *opaque)
 {
@@ -1086,14 +1084,14 @@ mock_crash (struct mock *m, bool (*keep) (uint64_t sector, void *opaque),
         memcpy (m->durable + start, m->cache + start, n);
       else
         memcpy (m->cache + start, m->durable + start, n);
-      m->state[s] = 0;          /* at a loss: it must be read */
+      m->state[s] = 0;          /* not known: data */
     }
     m->clean[s] = m->version[s];
   }
   m->closed = false;
 }
 
-/* What is left, as if it had been written just now. */
+/* Record the content as if it had been written just now. */
 static void
 record_content (struct mock *m)
 {
@@ -1362,7 +1360,7 @@ fill_garbage (struct mock *m)
   mock_fill (m, buf, m->b.size, 0);
 }
 
-/* The devices that the last clone closed. */
+/* Open the devices that the last clone closed. */
 static void
 open_again (struct mock_disk *d)
 {
@@ -1374,8 +1372,9 @@ open_again (struct mock_disk *d)
     mock_reopen (d->meta);
 }
 
-/* Make the clone's object of opened metadata. */
-/* The clone gets its events once, tests come and go. */
+/* The clone is given its events once, when it is made; tests set and change
+ * their own.
+ */
 #define FORWARD(event, parameters, ...)                                 \
   static void                                                           \
   forward_ ## event parameters                                          \
@@ -1396,6 +1395,7 @@ FORWARD (source_read, (void *opaque, uint64_t start, uint64_t end), start, end)
 FORWARD (source_was_read, (void *opaque, uint64_t count, double took), count,
          took)
 
+/* Make a clone from opened metadata. */
 static int
 make_clone (struct mock_disk *d, struct metadata *md)
 {
@@ -1544,9 +1544,7 @@ throw_dice (uint64_t sector, void *opaque)
   return mock_random (&dice->seed) % 256 < dice->keep;
 }
 
-/* The clone's object ends without a commit: let it close on devices that are
- * not there any more.
- */
+/* The clone must end without a commit: its devices fail when it is closed. */
 void
 mock_disk_crash (struct mock_disk *d, unsigned keep_dest, unsigned keep_meta,
                  uint64_t seed)
@@ -1632,7 +1630,7 @@ on_debug (const char *fmt, va_list args)
   print ("debug", fmt, args);
 }
 
-/* All topics, so that the arguments of every debug message are looked at. */
+/* All topics, so that every debug message is formatted. */
 static bool
 on_wants (enum log_topic topic)
 {

@@ -4,23 +4,23 @@
 
 /* A backend in memory for the unit tests.
  *
- * It records every call in a log that several mocks share, so that a test can
- * say what came before what on different devices; it fails and stops calls
- * where it is told to; and it knows what a power cut would leave.
+ * It records every call in a log that several mocks share, so that a test knows
+ * the order of calls on different devices.  It fails calls, and stops them, on
+ * demand.  And it knows what a power cut would leave.
  *
  * The device behind it has a volatile cache.  A call takes effect in the cache
  * at one moment, just before it returns.  A flush makes durable what had taken
  * effect when it began, not what came while it ran.  A flush that fails behaves
- * as Linux does: what it should have made durable is still there to be read,
- * but no later flush will write it.
+ * as Linux does: what it should have made durable can still be read, but no
+ * later flush writes it.
  *
  * It is strict: a range outside the device, an empty or overlapping one, a
  * write to a device that is read-only, and a call after close abort the test.
  *
- * A mock outlives the backend's close, so that a test can look at what is on
- * the device, cut its power and open it again.
+ * A mock outlives the backend's close, so that a test can look at the device's
+ * content, cut its power and open it again.
  *
- * Threads: all functions may be called from any thread, but for those that
+ * Threads: all functions may be called from any thread, except for those that
  * make, free, crash or open a mock again.
  */
 
@@ -76,14 +76,15 @@ extern struct mock_log *mock_log_new (bool keep_data);
 extern void mock_log_free (struct mock_log *log);
 /* Forget the calls that have ended. */
 extern void mock_log_clear (struct mock_log *log);
-/* Stop or go on recording: off for tests that make millions of calls. */
+/* Switch recording off or on; off for tests that make millions of calls. */
 extern void mock_log_enable (struct mock_log *log, bool enabled);
 
-/* The time now, for events that are not calls: each has a moment of its own. */
+/* A new tick, for an event that is not a call. */
 extern uint64_t mock_log_tick (struct mock_log *log);
 
 extern size_t mock_log_len (struct mock_log *log);
-/* Valid until the log is cleared or freed; its end may still change. */
+/* Call i.  Valid until the log is cleared or freed; a call that runs changes.
+ */
 extern const struct mock_call *mock_log_call (struct mock_log *log, size_t i);
 
 /* The first call of this kind on this mock at or after index i, and its index
@@ -104,12 +105,12 @@ extern uint64_t mock_bytes_in (const struct mock *m, enum mock_kind kind,
 
 /* ---- mocks ---- */
 
-/* All zeroes, all of it a hole, durable.  The name must outlive it. */
+/* A device of zeroes, which is one hole, durable.  The name must outlive it. */
 extern struct mock *mock_new (struct mock_log *log, const char *name,
                               uint64_t size, bool readonly);
 extern void mock_free (struct mock *m);
 
-/* What the code under test gets. */
+/* The backend for the code under test. */
 extern struct backend *mock_backend (struct mock *m);
 
 /* After the backend was closed: open it again, with the same content. */
@@ -121,23 +122,26 @@ extern void mock_fill (struct mock *m, const void *buf, uint64_t count,
                        uint64_t offset);
 extern void mock_fill_random (struct mock *m, uint64_t count,
                               uint64_t offset, uint64_t seed);
-/* What a read gives now, and what is durable now.  Only while nothing runs. */
+/* The content that a read returns now, and the durable one.  Only while no call
+ * runs.
+ */
 extern const uint8_t *mock_content (struct mock *m);
 extern const uint8_t *mock_durable (struct mock *m);
 
 /* How the device behaves. */
 enum mock_trim { MOCK_TRIM_ZEROES, MOCK_TRIM_NOTHING, MOCK_TRIM_GARBAGE };
 extern void mock_set_trim (struct mock *m, enum mock_trim trim);
-/* It can share blocks with other mocks: a MOCK_PWRITE of what they hold,
- * without a call of theirs.  Each so many-th range is refused with this errno;
- * 0: none is.
+/* It can share blocks with other mocks.  This is a MOCK_PWRITE of their
+ * content, without a call of theirs.  Every refused-th range is refused with
+ * this errno; 0: none is.
  */
 extern void mock_set_share (struct mock *m, unsigned refused, int error);
 /* How many ranges it was asked to share. */
 extern unsigned mock_shares (struct mock *m);
 /* The most extents that one call returns; 0: no limit. */
 extern void mock_set_max_extents (struct mock *m, size_t max);
-/* Each call takes so many microseconds, give or take a random half. */
+/* Each call takes between half and one and a half times so many microseconds.
+ */
 extern void mock_set_delay (struct mock *m, unsigned usec);
 /* Have a channel on which many requests are in flight; without it, a loop's
  * requests are done one by one.
@@ -151,9 +155,9 @@ extern uint64_t mock_max_reading (struct mock *m);
 
 #define MOCK_ANYWHERE 0, UINT64_MAX
 
-/* From now on the nth call (1 is the next) of this kind that touches the range
- * fails with this error, and the times - 1 after it; times 0 is for ever.  It
- * has no effect.  mock_heal takes all of them back.
+/* The nth call from now (1 is the next) of this kind that touches the range
+ * fails with this error, and so do the times - 1 after it; with times 0, all
+ * after it.  These calls have no effect.  mock_heal ends all faults.
  */
 extern void mock_fail (struct mock *m, enum mock_kind kind, uint64_t offset,
                        uint64_t count, unsigned nth, unsigned times,
@@ -171,14 +175,15 @@ extern struct mock_gate *mock_gate (struct mock *m, enum mock_kind kind,
 extern struct mock_gate *mock_gate_after (struct mock *m, enum mock_kind kind,
                                           uint64_t offset, uint64_t count,
                                           unsigned nth);
-/* Wait until the call is there.  Aborts the test when it does not come. */
+/* Wait until the call is stopped there.  Aborts the test if it does not come.
+ */
 extern void mock_gate_wait (struct mock_gate *gate);
 extern bool mock_gate_arrived (struct mock_gate *gate);
 extern void mock_gate_open (struct mock_gate *gate);
 
 /* ---- power cuts ---- */
 
-/* Is there something in this sector that a power cut may lose? */
+/* Has this sector data that a power cut may lose? */
 extern bool mock_is_volatile (struct mock *m, uint64_t sector);
 
 /* Cut the power: of each volatile sector, keep decides whether the cached
@@ -203,7 +208,7 @@ extern void mock_set_server (struct mock *m);
 extern void mock_server_crash (struct mock *m,
                                bool (*keep) (uint64_t sector, void *opaque),
                                void *opaque);
-/* It is there again.  Nothing happens where it was not lost. */
+/* The server is back.  No effect if it was not lost. */
 extern void mock_server_back (struct mock *m);
 
 /* ---- a clone of mocks ---- */
@@ -250,7 +255,7 @@ extern int mock_disk_close (struct mock_disk *d);
  */
 extern void mock_disk_crash (struct mock_disk *d, unsigned keep_dest,
                              unsigned keep_meta, uint64_t seed);
-/* Open it again, after close or crash.  -1 where that is refused. */
+/* Open it again, after close or crash.  -1 if that is refused. */
 extern int mock_disk_open (struct mock_disk *d);
 
 /* From now on the clone's events go to these functions, NULL: to nobody.  On
@@ -284,14 +289,14 @@ extern struct mock_thread *mock_thread (void (*func) (void *opaque),
                                         void *opaque);
 extern void mock_join (struct mock_thread *thread);
 
-/* How many seconds a test waits for what must happen: many, since machines may
- * be busy.  MOCK_PATIENCE in the environment changes it, for tests that must
- * fail.
+/* How many seconds a test waits for what must happen: many, because machines
+ * may be busy.  MOCK_PATIENCE in the environment changes it, for tests that
+ * must fail.
  */
 extern unsigned mock_patience (void);
-/* Wait a moment: for what should not happen to have its chance. */
+/* Wait a moment, as a chance for what must not happen. */
 extern void mock_settle (void);
-/* Wait until cond (opaque) is true.  Aborts the test when it stays false. */
+/* Wait until cond (opaque) is true.  Aborts the test if it stays false. */
 extern void mock_wait_until (bool (*cond) (void *opaque), void *opaque);
 
 #endif /* MOCK_BACKEND_H */

@@ -2,8 +2,8 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* What main of every unit test ends with, and what the tool that it runs under
- * means to a test.
+/* The end of main of every unit test, and how a test knows the tool that it
+ * runs under.
  */
 
 #ifndef UNIT_RUN_SUITE_H
@@ -14,8 +14,8 @@
 
 #include <check.h>
 
-/* Does the test run under a tool that makes everything slow (see tests/under)?
- * Then a part of what it tries without one will do.
+/* Does the test run under a tool (see tests/under)?  Tools make everything
+ * slow: a test then tries a part of what it tries without one.
  */
 static inline bool
 is_under_tool (void)
@@ -25,8 +25,9 @@ is_under_tool (void)
   return tool && *tool;
 }
 
-/* Is it the long run, `tests/run --all'?  What another one leaves out, it says on
- * a line of standard output that begins with "left to --all: ".
+/* Is it the long run, `tests/run --all'?  In any other run a test prints what
+ * it leaves out, on a line of standard output that begins with "left to --all:
+ * ".
  */
 static inline bool
 is_all (void)

@@ -2,9 +2,9 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Proves that the consistency tester can tell legal histories of a sector from
- * those that are not: by hand-made ones; and by many small random ones, which
- * are compared with a search through all orders that could explain them.
+/* Proves that the consistency tester distinguishes legal histories of a sector
+ * from illegal ones: with hand-made histories, and with many small random ones,
+ * for which its result is compared with a search through all possible orders.
  */
 
 #include <config.h>
@@ -403,7 +403,9 @@ has_order_after (struct search *s, size_t next, value_t value)
   return r;
 }
 
-/* Can what is not done be done in some order, on a sector with this value? */
+/* Can the requests that are left be done in some order, on a sector with this
+ * value?
+ */
 static bool
 has_order (struct search *s, value_t value)
 {

@@ -2,23 +2,23 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* A matrix of losses: each server is lost, at each moment of a commit, while
- * another device fails, and then all goes on, or the clone ends, with or
- * without the server.  In each cell two clients write, flush, and go on; what
- * their flushes have acknowledged must be there after a power cut, nothing may
- * ever be read that nobody wrote, and nobody hangs.  Where the clone does not
- * end, it becomes complete by itself.
+/* A matrix of losses.  Each server is lost at each moment of a commit, while
+ * another device fails; then the clone goes on, or ends, with or without the
+ * server.  In each cell two clients write, flush, and go on.  Every write that
+ * their flushes have acknowledged must be there after a power cut, no read may
+ * return bytes that were never written, and no request may hang.  A clone that
+ * does not end becomes complete by itself.
  *
  * WHAT MUST BE THERE.  Each client writes to regions of its own.  A write is
- * settled when it has succeeded with FUA, or a flush of its client has
- * succeeded after it, unless the client was told of a loss in between: then one
- * of its flushes has failed.  A sector holds its last settled write or a later
- * one, the source's bytes where nothing is settled, nothing else.
+ * settled when it has succeeded with FUA, or when a flush of its client has
+ * succeeded after it, unless the client was told of a loss in between (one of
+ * its flushes has failed).  A sector holds its last settled write or a later
+ * one, or the source's bytes if no write is settled.
  *
- * The moments are held by test points and by gates of the mocks, so nothing
- * here depends on a clock.  A moment that a cell's fault makes unreachable is
- * not waited for.  Builds that are broken by patches in tests/controls must
- * fail here: test-scenarios.sh sees to that.
+ * Test points and gates of the mocks hold the threads at these moments, so no
+ * test depends on a clock.  A test does not wait for a moment that its fault
+ * makes unreachable.  Builds that are broken by patches in tests/controls must
+ * fail here, which test-scenarios.sh checks.
  */
 
 #include <config.h>
@@ -75,10 +75,10 @@ static struct cell {
   enum end end;
 } cell;
 
-/* Every so many cells are tried. */
+/* Only every stride-th cell is tried. */
 static int stride = 1;
 
-/* Of all cells, which are processes of their own. */
+/* Sums over all cells, which are processes of their own. */
 static struct counts {
   _Atomic unsigned begun, ended, reached, acknowledged, told, settled;
 } *counts;
@@ -114,14 +114,14 @@ lost_server (void)
 
 #define CLIENTS 2
 
-/* What clients have done to each sector: numbers of writes.  They are unique,
- * so that a sector tells which of them it holds.
+/* What clients have done to each sector, as numbers of writes.  Each write has
+ * its own content, so that a sector shows which write it holds.
  */
 static struct sector {
   uint32_t settled;  /* the last one that must not be lost, 0: none */
-  uint32_t pending;  /* the last one that succeeded and is not settled, 0 */
+  uint32_t pending;  /* the last successful one that is not settled, or 0 */
   uint32_t last;     /* the last one that was tried */
-  unsigned client;   /* who may write to it */
+  unsigned client;   /* the one that may write to it */
 } *sectors;
 
 struct client {
@@ -177,7 +177,7 @@ client_write (struct client *cl, uint64_t first, uint64_t n, bool fua)
   return r == 0;
 }
 
-/* What the client has written and not flushed is safe, or given up. */
+/* The client's writes that were not flushed are settled, or given up. */
 static void
 settle (struct client *cl, bool safe)
 {
@@ -207,9 +207,9 @@ client_flush (struct client *cl)
   return r == 0;
 }
 
-/* The sectors of a region of this client's.  One client has regions from the
- * start of the disk on, the other one from its end, which belong to different
- * sectors of the bitmap where there is more than one.
+/* The first sector of this client's region i.  One client has regions at the
+ * start of the disk, the other one at its end.  They belong to different
+ * sectors of the bitmap if it has more than one.
  */
 static uint64_t
 region_of (const struct client *cl, unsigned i)
@@ -232,8 +232,7 @@ write_part (struct client *cl, unsigned i, bool fua)
   return client_write (cl, region_of (cl, i) + 1, 3, fua);
 }
 
-/* Before the moment: something that is flushed, and then something that is not.
- */
+/* Before the moment: writes that are flushed, and then writes that are not. */
 static void
 begin_clients (void)
 {
@@ -251,8 +250,8 @@ begin_clients (void)
   }
 }
 
-/* While the commit is held, the server is lost, and all that comes after that.
- * The first client's flush is the commit, unless that is hydration's last.
+/* The clients while the commit is held, when the server is lost, and after
+ * that. The commit is the first client's flush, or hydration's last one.
  */
 #define TRIES 10
 
@@ -283,13 +282,13 @@ client_main (void *opaque)
     flush_ended = true;
     mock_wait_until (is_true, &server_is_lost);
   }
-  write_part (cl, 3, false);    /* around it, it needs the source */
+  write_part (cl, 3, false);    /* needs the source's bytes around it */
   client_flush (cl);
   write_part (cl, 4, true);
   write_region (cl, 5);
   client_flush (cl);
 
-  /* In the end all is well again. */
+  /* In the end everything works again. */
   for (unsigned i = 0; i < TRIES && !done; ++i) {
     const bool written = write_part (cl, 2, false);
 
@@ -369,7 +368,7 @@ set_up_fault (void)
 
 static struct mock_gate *gate;
 static enum test_point point;
-static unsigned arrivals;       /* at the point, when the moment is there */
+static unsigned arrivals;       /* at the point, which make the moment */
 
 static void
 set_up_moment (void)
@@ -403,7 +402,7 @@ is_there (void)
   return gate ? mock_gate_arrived (gate) : points_count (point) >= arrivals;
 }
 
-/* Or it will never be. */
+/* The moment has come, or never will. */
 static bool
 is_there_or_over (void *opaque)
 {
@@ -437,8 +436,8 @@ let_go (void)
 
 /* ---- a cell ---- */
 
-/* As the server's own thread: this waits until nobody is inside the gate, or
- * between the metadata's write and flush.
+/* On a thread of its own, like a server's: this waits until no thread is inside
+ * the gate, or between the metadata's write and flush.
  */
 static void
 lose_server (void *opaque)
@@ -453,7 +452,7 @@ join_clients (void)
     mock_join (client[i].thread);
 }
 
-/* What plugin.c does in the end.  A clean end is a flush. */
+/* As plugin.c does.  A clean end is a flush. */
 static void
 end_clone (void)
 {
@@ -534,7 +533,7 @@ START_TEST (matrix)
     client[0].thread = mock_thread (client_main, &client[0]);
   wait_for_moment ();
 
-  /* The server is lost, while others are busy. */
+  /* The server is lost while clients and hydration are busy. */
   if (cell.moment == IN_LAST_COMMIT)
     client[0].thread = mock_thread (client_main, &client[0]);
   else
@@ -586,8 +585,8 @@ main (void)
     return 1;
   tcase_set_timeout (tc, 120);
   tcase_add_checked_fixture (tc, NULL, teardown);
-  /* Seven has no divisor in common with the table's sides, so that each server,
-   * fault, moment and end is among the cells that are left.
+  /* Seven has no divisor in common with the numbers of servers, faults, moments
+   * and ends, so that each of them is among the cells that are tried.
    */
   if (is_under_tool () && !is_all ()) {
     stride = 7;

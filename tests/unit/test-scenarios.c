@@ -2,16 +2,16 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* The races that this project is about, one test each.
+/* Proves that each race that this project must win is won, one test each.
  *
- * The library is built with test points here (lib/base/test-point.h): a test
- * holds one party at the moment that decides, lets the others do the worst they
- * can, and sees by the points' counters that everybody has been where the test
- * needs them.  Nothing depends on a clock: a test that waits, waits for a point
+ * The library is built with test points (lib/base/test-point.h).  A test holds
+ * one thread at the moment that decides the race, lets the other threads do the
+ * worst they can, and sees by the points' counters that each thread has been
+ * where the test needs it.  No test depends on a clock: a test waits for points
  * to be reached.
  *
  * Builds that are broken by the patches in tests/controls must fail these
- * tests: test-scenarios.sh sees to that.
+ * tests, which test-scenarios.sh checks.
  */
 
 #include <config.h>
@@ -36,7 +36,7 @@
 
 static struct mock_disk *d;
 static struct hydrate *h;
-static uint8_t *model; /* what a client must read */
+static uint8_t *model; /* what clients must read */
 
 static void
 new_disk (uint64_t size, uint64_t region_size)
@@ -49,7 +49,7 @@ new_disk (uint64_t size, uint64_t region_size)
   memcpy (model, mock_content (d->source), size);
 }
 
-/* Copies of so many regions, and so many copies at once. */
+/* Each copy has so many regions, and so many copies run at once. */
 static void
 start_hydration (unsigned regions, unsigned copies)
 {
@@ -114,7 +114,7 @@ check_all (void)
                     model[i]);
 }
 
-/* Bytes that were read: each is the model's or the source's. */
+/* Each byte that was read is the model's or the source's. */
 static void
 check_either (const uint8_t *buf, uint64_t count, uint64_t offset)
 {
@@ -191,7 +191,7 @@ start (struct op *op, enum op_type type, uint8_t byte, uint64_t count,
   op->thread = mock_thread (run_op, op);
 }
 
-/* What the disk must hold when a change is done. */
+/* Apply a finished change to the model. */
 static void
 add_to_model (const struct op *op)
 {
@@ -209,7 +209,7 @@ end (struct op *op)
   free (op->buf);
 }
 
-/* On this thread. */
+/* Run a request on this thread. */
 static void
 must (enum op_type type, uint8_t byte, uint64_t count, uint64_t offset)
 {
@@ -235,7 +235,7 @@ has_reached (void *opaque)
   return points_count (r->point) >= r->count;
 }
 
-/* Wait until the point has been passed or reached so often, in all. */
+/* Wait until the point was reached so many times, in all. */
 static void
 wait_for (enum test_point point, unsigned count)
 {
@@ -250,9 +250,8 @@ flush_and_cut_power (unsigned keep_meta)
   ck_assert_int_eq (mock_disk_open (d), 0);
 }
 
-/* Of each device nothing is kept that was not flushed, but all of the
- * metadata: bits that came there too early show what the destination held
- * before.
+/* The destination keeps only what was flushed, the metadata keeps everything,
+ * so that bits that were written too early show the destination's old content.
  */
 static void
 cut_power (void)
@@ -274,14 +273,14 @@ static const enum test_point copy_points[2][MOMENTS] = {
     POINT_COPY_SET },
 };
 
-/* The first region is being copied, by hydration, a cache request or
- * copy-on-read, and is held at a moment of the copy.  There comes a trim, a
- * zero, a write of the whole region or of a part, or of both regions of the
- * disk.  Before the copy owns the region the change goes through, and the copy
- * leaves it alone; from then on the change waits, and comes after the copy,
- * until the bit is set, when nobody waits.  The change is there in the end, in
- * memory and in the destination.  (dm-clone loses the write that comes after
- * such a trim.)
+/* Hydration, a cache request or copy-on-read copies the first region, and is
+ * held at a moment of the copy.  Then a client sends a trim, a zero, or a write
+ * of the whole region, of a part, or of both regions of the disk.  Before the
+ * copy owns the region the change goes through, and the copy leaves the region
+ * alone.  While the copy owns it the change waits, and comes after the copy.
+ * When the bit is set the change does not wait.  In the end the change is
+ * there, in memory and in the destination.  (dm-clone loses a write that
+ * follows such a trim.)
  */
 START_TEST (change_against_copy)
 {
@@ -318,7 +317,7 @@ START_TEST (change_against_copy)
   case 4: start (&change, OP_WRITE, 3, 128 * K - 512, 512); break;
   }
   if (waits) {
-    /* It comes that far, and has its chance to go on. */
+    /* It comes that far, and has the chance to go on wrongly. */
     wait_for (POINT_CHANGE_UNOWNED, 2);
     mock_settle ();
     ck_assert (!change.done);
@@ -329,7 +328,7 @@ START_TEST (change_against_copy)
   else {
     end (&change);
     ck_assert (copier == BY_HYDRATION || !copy.done);
-    /* And what is written after it is not lost either. */
+    /* A write that follows it is not lost either. */
     must (OP_WRITE, 5, 512, 32 * K);
   }
 
@@ -349,7 +348,7 @@ START_TEST (change_against_copy)
 
     end (&change);
     if (change.offset + change.count > 100 * K) {
-      /* Both wrote there at the same time. */
+      /* Two concurrent writes. */
       CLEANUP_FREE uint8_t *buf = malloc (100);
 
       ck_assert_int_eq (clone_pread (d->clone, buf, 100, 100 * K), 0);
@@ -371,9 +370,9 @@ END_TEST
 #define MAX_WRITERS 16
 
 /* Two or sixteen clients write to parts of one invalid region.  All of them
- * have read the source's bytes around theirs when the first may own the region;
- * then one owns it, and the others wait.  Each byte is there in the end, also
- * where a copy of hydration is in the game.
+ * have read the source's bytes around their part before one may own the region.
+ * Then one owns it, and the others wait.  In the end every write is there, also
+ * if hydration copies the region at the same time.
  */
 START_TEST (writers_of_one_region)
 {
@@ -411,11 +410,11 @@ END_TEST
 
 /* ---- a write of many regions ---- */
 
-/* A write of many regions, in one run or two that are invalid when it looks,
- * whose ends are in the middle of a region.  While it has the bytes around it
- * and owns nothing, everything becomes valid: its first region by another
- * client's write, the others by hydration.  Or hydration owns a range that ends
- * in the middle of the write.
+/* A write begins and ends in the middle of regions, with one run of invalid
+ * regions between, or two.  When it has read the bytes around it, and owns
+ * nothing yet, all regions become valid: the first by another client's write,
+ * the others by hydration.  Or hydration owns a range that ends in the middle
+ * of the write.
  */
 START_TEST (write_meets_hydration)
 {
@@ -455,9 +454,9 @@ END_TEST
 
 /* ---- reads that chose the source ---- */
 
-/* A read has chosen the source, and before it gets there the region becomes
- * valid and holds something else.  The read gives the one or the other, and
- * whatever it keeps (copy-on-read) is not put on top of the newer data.
+/* A read has chosen the source, and before it reads there the region becomes
+ * valid, with other data.  The read returns the old data or the new, and with
+ * copy-on-read it does not overwrite the new data with the old.
  */
 START_TEST (read_against_change)
 {
@@ -482,8 +481,8 @@ START_TEST (read_against_change)
 }
 END_TEST
 
-/* The clone becomes complete while reads have chosen the source and are not
- * there yet: it stays open for them, and for them only.
+/* The clone becomes complete while reads have chosen the source and have not
+ * read there yet: it stays open until these reads are done.
  */
 START_TEST (source_is_drained)
 {
@@ -499,13 +498,13 @@ START_TEST (source_is_drained)
   start_hydration (1, 2);
   points_wait (POINT_SOURCE_DROPPED, 1);
   ck_assert (is_complete (NULL));
-  /* It is about to be let go: reads and writes go on. */
+  /* The source is about to be dropped: reads and writes go on. */
   start (&other, OP_READ, 0, 128 * K, 0);
   end (&other);
   must (OP_WRITE, 1, 100, 200 * K);
   points_let_go (POINT_SOURCE_DROPPED);
   stop_hydration ();
-  /* The committer has let it go. */
+  /* The committer has dropped it. */
   ck_assert (committer_wait (&d->clone->committer, 60));
   ck_assert (!mock_is_closed (d->source));
 
@@ -575,11 +574,12 @@ static const enum test_point commit_points[] = {
 
 #define REGIONS 64
 
-/* While a commit is held after each of its steps, other clients' writes
- * complete, and make regions of the same and of another sector of the bitmap
- * valid.  Nobody flushes those: after a power cut they may read as the source,
- * or as what was written, but not as what the destination held before, which
- * they do if their bits got into a commit whose flush did not cover them.
+/* A commit is held after each of its steps.  Meanwhile other clients' writes
+ * complete, and make regions valid, in the same sector of the bitmap and in
+ * another.  These writes are not flushed: after a power cut they may read as
+ * the source or as what was written, but not as the destination's old content,
+ * which they do if a commit has their bits whose flush did not cover their
+ * data.
  */
 START_TEST (write_during_commit)
 {
@@ -611,9 +611,9 @@ START_TEST (write_during_commit)
 }
 END_TEST
 
-/* The same, and then flushes arrive while the commit is held: they wait for a
- * commit whose snapshot is taken after they came, all of them for the same one,
- * and what they cover is durable when they return (I5, I6).
+/* The same, and flushes arrive while the commit is held.  All of them wait for
+ * one commit whose snapshot is taken after they came, and what they cover is
+ * durable when they return (I5, I6).
  */
 START_TEST (flush_during_commit)
 {
@@ -638,7 +638,7 @@ START_TEST (flush_during_commit)
   end (&flush);
   for (unsigned i = 0; i < 4; ++i)
     end (&late[i]);
-  /* The held one; and one for all, or two where one of them came too late. */
+  /* The held one, and one for all; or two if one flush came too late. */
   ck_assert_uint_le (commit_count (d->clone->commit), before + 3);
   cut_power ();
   check_all ();
@@ -646,14 +646,14 @@ START_TEST (flush_during_commit)
 END_TEST
 
 /* Clients and hydration set bits while one commit after the other is held, each
- * after another step: nothing gets lost, and all is durable in the end.
+ * after another step.  No bit is lost, and all are durable in the end.
  */
 START_TEST (commit_while_bits_are_set)
 {
   const unsigned rounds = 32;
 
-  /* In each round hydration copies the next region, clients write to two,
-   * coming from the disk's end.
+  /* In each round hydration copies the next region, and clients write to two,
+   * from the disk's end backwards.
    */
   new_disk (3 * rounds * 16 * K, 16 * K);
   points_hold (POINT_HYDRATE_UNOWNED, 1);
@@ -682,9 +682,9 @@ START_TEST (commit_while_bits_are_set)
 }
 END_TEST
 
-/* A write with FUA to a region that is valid and not durable yet, while a
- * commit that has the region's bit is held after each of its steps.  It waits
- * for a commit that began after its data were written, and is durable then.
+/* A write with FUA to a region that is valid and not durable, while a commit
+ * that has the region's bit is held after each of its steps.  The write waits
+ * for a commit that began after its data was written, and is durable then.
  */
 START_TEST (fua_during_commit)
 {
@@ -707,7 +707,7 @@ START_TEST (fua_during_commit)
   cut_power ();
   check_all ();
 
-  /* Of a region that is durable, FUA is the destination's own business. */
+  /* In a durable region FUA is left to the destination, without a commit. */
   points_reset ();
   init (&fua, OP_WRITE, 3, 100, 2000);
   fua.flags = BACKEND_FUA;
