@@ -2,15 +2,15 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-"""An NBD server which is odd, or lies.
+"""An NBD server that behaves in unusual or wrong ways.
 
   odd-server.py SOCKET PIDFILE FILE [OPTION...]
 
-It serves FILE, read-only, to clients of the fixed newstyle handshake, and is
-as well-behaved as any without options.  It ends with SIGTERM, and then says how
-much of that it has done.  A client that asks for what it must not
-ask for, by the protocol or by what the server has told it, is named a
-violation in the log, and loses its connection.
+It serves FILE, read-only, to clients of the fixed newstyle handshake.  Without
+options it is an ordinary server.  It ends with SIGTERM, and then logs how often
+it did what the options say.  A request that the protocol, or what the server
+has announced, does not allow is logged as a violation, and ends the
+connection.
 """
 
 import argparse
@@ -29,32 +29,33 @@ p.add_argument("--no-structured", action="store_true",
 p.add_argument("--no-multi-conn", action="store_true")
 p.add_argument("--no-go", action="store_true",
                help="NBD_OPT_EXPORT_NAME only, as old servers")
-p.add_argument("--size", type=int, help="to say, instead of the file's")
+p.add_argument("--size", type=int,
+               help="size to announce, instead of the file's")
 p.add_argument("--minimum", type=int, default=1, help="block size")
 p.add_argument("--preferred", type=int, default=4096)
 p.add_argument("--maximum", type=int, default=32 << 20, help="block size")
 p.add_argument("--delay", type=float, default=0,
-               help="milliseconds: at most so much, at random, for each reply")
+               help="milliseconds: the longest random delay of a reply")
 p.add_argument("--wait", type=float, default=0,
-               help="milliseconds: and always so much")
+               help="milliseconds: a constant delay of each reply")
 p.add_argument("--reverse", action="store_true",
-               help="what is asked within 2 ms is answered last first")
+               help="requests within 2 ms are answered in reverse order")
 p.add_argument("--extents", default="right", choices=(
     "right",
     "short",      # one only, for less than was asked
-    "beyond",     # the last goes beyond the request, with what is not true
-    "more",       # and so do further ones
-    "empty",      # between others, and first, there are some of length zero
+    "beyond",     # the last goes beyond the request, with a wrong state
+    "more",       # the same, with further ones after it
+    "empty",      # some of length zero, first and between others
     "nothing",    # only one, of length zero
-    "none",       # a reply without any
-    "silence",    # no such reply, but success
-    "twice",      # the same reply, and another that says that all is zero
-    "context",    # says first that all is zero, of a context nobody asked for
+    "none",       # a reply without extents
+    "silence",    # success without a reply of extents
+    "twice",      # the right reply, and another one: everything is zero
+    "context",    # first "everything is zero", for a context not asked for
     "odd",        # half an extent
     "error",
     "flags",      # unknown flags are set
-    "bytes",      # each byte is an extent of its own, and each other one zero
-    "holes",      # a hole, which need not be zero, is all there is
+    "bytes",      # each byte is an extent, and every other one is zero
+    "holes",      # one hole, which need not be zero
 ))
 p.add_argument("--reads", default="right", choices=(
     "right",
@@ -62,32 +63,32 @@ p.add_argument("--reads", default="right", choices=(
 ))
 p.add_argument("--fault", choices=(
     "magic",      # a wrong magic
-    "cookie",     # a reply for nobody
+    "cookie",     # a reply without a request
     "cut",        # half of the reply, and the connection ends
     "twice",      # two replies
     "beyond",     # a chunk with more than was asked for
     "gap",        # the first half is left out, and success
-    "less",       # the second
+    "less",       # the second half is left out, and success
     "type",       # a block status for a read
     "shutdown",   # NBD_ESHUTDOWN, and the third time the connection ends
-    "garbage",    # bytes that are nothing
+    "garbage",    # random bytes
 ))
 p.add_argument("--handshake", default="right", choices=(
     "right",
     "close",      # the connection ends after it
     "contexts",   # metadata contexts without end
-    "silent",     # not a word
+    "silent",     # the server sends nothing
 ))
 p.add_argument("--trickle", type=float, metavar="MILLISECONDS",
-               help="between two bytes of the replies to reads, and of all that "
-               "comes after them on that connection")
+               help="time between two bytes of the replies to reads, and of "
+               "everything after them on this connection")
 p.add_argument("--silent", action="store_true",
                help="requests are not answered")
 p.add_argument("--when", metavar="FILE",
-               help="faults, silence, and trickling, only while this is there")
+               help="faults, silence and trickling only while FILE exists")
 p.add_argument("--after", type=int, default=0, help="reads without the fault")
 p.add_argument("--every", type=int, default=1,
-               help="the next one has it, and each so manieth after that")
+               help="the next read has it, and every Nth after that")
 args = p.parse_args()
 
 BLOCK = 4096

@@ -4,7 +4,7 @@
 # Writes a partition table into an image of 64 MiB: partitions.py KIND FILE
 #
 #   mbr       three primary partitions
-#   logical   two primary ones, and 30 logical ones
+#   logical   two primary partitions, and 30 logical ones
 #   gpt       three partitions, sectors of 512 bytes
 #   gpt-4096  the same with sectors of 4096 bytes
 #

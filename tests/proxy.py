@@ -2,29 +2,28 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-"""A network that fails when it is told to.
+"""A network that fails on command.
 
   proxy.py serve LISTEN UPSTREAM CONTROL [PIDFILE]
   proxy.py tell CONTROL COMMAND...
 
-The first passes each connection to LISTEN on to UPSTREAM.  Both are the path
-of a unix socket, or ADDRESS:PORT.  It ends with SIGTERM.  The second says a
-command to it, and prints the answer; when it returns, the command has been
-carried out.
+`serve' passes each connection to LISTEN on to UPSTREAM.  Both are the path of a
+unix socket, or ADDRESS:PORT.  It ends with SIGTERM.  `tell' sends a command to
+it and prints the answer, after the command has taken effect.
 
-  normal      pass on; the beginning
-  refuse      as a machine without that server: nobody listens
-  drop        accept, and close at once
-  hole        a black hole: what is open stays open, the end of a peer is not
-              seen, new connections are accepted, and no byte is passed on
+  normal      pass on; the initial mode
+  refuse      refuse connections, like a machine without this server
+  drop        accept connections, and close them at once
+  hole        a black hole: open connections stay open, the end of a peer is not
+              noticed, new connections are accepted, and no byte is passed on
               until `normal'
-  cut         close all connections, once; the mode stays what it is
-  limit N     pass on, but no more than N new connections: the others are
-              accepted, and closed at once
-  delay MS    of each byte in each direction; 0 ends it
-  accepted    tells how many connections there have been
-  open        tells how many there are
-  dropped     tells how many were closed at once
+  cut         close all connections, once; the mode does not change
+  limit N     pass on, but only N new connections: others are accepted, and
+              closed at once
+  delay MS    delay each byte in each direction; 0 for no delay
+  accepted    prints how many connections were accepted
+  open        prints how many are open
+  dropped     prints how many were closed at once
 """
 
 import collections
@@ -36,8 +35,8 @@ import sys
 import time
 
 CHUNK = 1 << 20
-# What may be on its way in one direction: enough for a delay of 100 ms and
-# more than a gigabit a second.
+# Bytes that may be on their way in one direction: enough for a delay of 100 ms
+# and more than a gigabit a second.
 IN_FLIGHT = 32 << 20
 
 

@@ -2,14 +2,14 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-"""Cut a clone from its source again and again, and see that it does not grow.
+"""Cut a clone off its source many times, and check that it does not grow.
 
   reconnects.py PROXY-CONTROL PID URI SOURCE N
 
-Until the proxy has accepted N connections more: wait until all are there, read
-from the clone what only the source has, and cut them.  Each read must be
-right.  Descriptors and memory of the process PID are compared at the end with
-what they were after a tenth of that.
+Until the proxy has accepted N more connections: wait until all connections are
+open, read regions from the clone that only the source has, and cut all
+connections.  Each read must be right.  In the end the descriptors and memory
+of the process PID are compared with those after a tenth of the connections.
 """
 
 import os

@@ -2,44 +2,44 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* A model of requests, copies and ownership, for spin: lib/clone.c,
- * lib/ownership.c, lib/hydrate.c.  commit.pml, beside this file, has the commit
- * and power cuts, and says how to run both and how to see a counterexample.
+/* A model of requests, copies and ownership, for spin: lib/clone and
+ * lib/hydration.  commit.pml, beside this file, models the commit and power
+ * cuts, and says how to run both and how to see a counterexample.
  *
  * WHAT IS MODELLED
  *
  * Two regions of two sectors each.  Two clients, each of which writes (parts of
- * regions, whole ones, across both; a zero of a range is the same) or trims,
- * and hydration of both regions as one range.  With -DREADS there are one such
- * client, one that reads, hydration, and a copy of one region at the same time
- * (copy-on-read, or a cache request).  A look at a bit, a read of the source,
- * taking ownership, each sector's write to the destination, setting the bits
- * and the release are steps of their own.  The source is closed when all is
- * valid and nobody uses it.
+ * regions, whole regions, across both; zeroing is the same) or trims, and
+ * hydration of both regions as one range.  With -DREADS one client writes or
+ * trims, one reads, and there are hydration and a copy of one region at the
+ * same time (copy-on-read, or a cache request).  Each look at a bit, read of
+ * the source, taking of ownership, write of a sector to the destination,
+ * setting of bits and release is a step of its own.  The source is closed when
+ * all regions are valid and nothing uses it.
  *
  * WHAT IS CHECKED
  *
  *   I1  a bit that was set stays set
  *   I2  an invalid region is written by its owner only; a bit is set by the
  *       owner, when no byte of the destination's old content is left
- *   I3  the source is not read by an owner, nor by anybody when it is closed
- *   I4  with nothing but looks, nobody reads, at any moment, something older
- *       than a write that was completed before: no write is lost, no old copy
- *       lands on newer data
+ *   I3  the source is not read by an owner, nor after it was closed
+ *   I4  a read without ownership never returns older data than that of a write
+ *       that was completed before it: no write is lost, and no old copy
+ *       overwrites newer data
  *   I9  OLD never reaches a client, trimmed or not
  *
- * ABSTRACTED AWAY: the order of arrival in which ownership is granted (any
- * order is tried); errors; the commit: "all is valid" stands for "complete";
- * regions that are too large to be copied in one piece; segments in flight
- * together (they go one after the other, the ranges of two requests in any
- * mix).
+ * ABSTRACTED AWAY: that ownership is granted in the order of arrival (every
+ * order is tried); errors; the commit ("all regions are valid" stands for
+ * "complete"); regions that are too large to be copied in one piece; segments
+ * that are in flight together (they are written one after the other, those of
+ * two requests in every mix).
  */
 
 #define REGION(s) ((s) / 2)
 #define ALL_REGIONS 3
 #define BIT(r) (1 << (r))
 
-#define OLD 1    /* what the destination held before the clone */
+#define OLD 1    /* the destination's content before the clone */
 #define SOURCE 2
 #define WRITE(id) (4 << (id))
 
@@ -335,7 +335,7 @@ proctype reader ()
   assert (!(value & (older | OLD))) /* I4, I9 */
 }
 
-/* ---- hydration, and whoever else copies ---- */
+/* ---- hydration, and other copies ---- */
 
 /* Regions [from, to]. */
 proctype copy (byte from; byte to)
@@ -371,7 +371,7 @@ proctype copy (byte from; byte to)
               region_map_set (REGION (s), REGION (s));
 #endif
 #ifdef CANCELLED_IS_DONE
-              /* Cancelled: it owns nothing, but its write is on its way. */
+              /* Cancelled: it owns nothing, but its write is in flight. */
               if
               :: ownership_release (from, to)
               :: true
@@ -405,7 +405,7 @@ end:
 #endif
 }
 
-/* ---- what must be true in every state ---- */
+/* ---- conditions that hold in every state ---- */
 
 #define I1 ((valid & ever_valid) == ever_valid)
 
@@ -414,7 +414,7 @@ end:
    !((dest[2 * (r)] | dest[2 * (r) + 1]) & OLD))
 #define I2 (I2_OF (0) && I2_OF (1))
 
-/* What a client reads now. */
+/* The content that a client reads now. */
 #define READ(s) ((valid & BIT (REGION (s))) -> dest[s] : SOURCE)
 #define I4 (!(READ (0) & overwritten[0]) && !(READ (1) & overwritten[1]) && \
             !(READ (2) & overwritten[2]) && !(READ (3) & overwritten[3]))

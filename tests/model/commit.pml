@@ -3,83 +3,82 @@
  */
 
 /* A model of the commit, of power cuts and of lost servers, for spin:
- * lib/commit.c, lib/region-map.c, lib/gate.c, and as much of lib/clone.c and
- * lib/hydrate.c as they meet.  clone.pml, beside this file, has the copying and
- * the ownership.
+ * lib/store/commit.c, lib/store/region-map.c, lib/clone/gate.c, and the parts
+ * of lib/clone and lib/hydration that use them.  clone.pml, beside this file,
+ * models copies and ownership.
  *
  * WHAT IS MODELLED
  *
  * Two clients: a write, a write with FUA, a flush, in any order and on any
  * region.  Hydration of all regions, and the commit at its end.  A commit with
- * its five steps, its rounds, those who wait for it and the one of them who
- * leads the next.  The map with its valid and durable bits and its list of
- * dirty sectors, bit and list being two steps under one lock. Destination and
+ * its five steps, its rounds, the waiters, and the one of them that leads the
+ * next commit.  The map with its valid and durable bits and its list of dirty
+ * sectors; bit and list are set in two steps under one lock.  Destination and
  * metadata, each with a volatile cache.  One fault at any time: a flush of the
  * destination, a write of the metadata or its flush fails; what it should have
- * made durable can be read and will never be written, as with Linux.  Metadata
- * that has failed may be found to work again without a commit.  The names are
- * those of the code.
+ * made durable can be read and is never written, as on Linux.  Metadata that
+ * has failed may be found to work again without a commit.  The names are those
+ * of the code.
  *
  * A POWER CUT may come between any two steps.  What it can leave is kept as a
  * set for each sector: `dest_medium' has all values that the medium may have,
  * `meta_medium' all images.  A write adds to the set, a flush takes out what
- * was overwritten before the flush began.  As sectors are kept or lost each on
- * its own, "every subset of the caches" is every choice from these sets.
+ * was overwritten before the flush began.  Because each sector is kept or lost
+ * by itself, "every subset of the caches" is every choice from these sets.
  * Recovery takes the bits from the image, reads SOURCE where the bit is 0 and
- * the destination where it is 1; I7 below says what may be read.  Such a cut is
- * no step of its own: the monitor looks at every state that there is.  A life
- * after recovery is one more start: each region begins as invalid or as
- * durable.
+ * the destination where it is 1; I7 below says what may be read.  A cut is not
+ * a step: the monitor checks every state.  A process after recovery is one more
+ * start, in which each region begins as invalid or as durable.
  *
- * A CRASH OF THE PROCESS, where the destination is local, may come there, too.
- * Both devices keep their caches, and the valid bits survive (lib/inherit.h);
- * but after a flush that has failed it is the same as a power cut.  The monitor
- * looks at what the next process reads.  Its life is one more start, with
- * CRASHED: a region may be valid and dirty, its bytes in the cache; or durable
- * and overwritten there.  What it reads from the metadata it flushes.
+ * A CRASH OF THE PROCESS, with a local destination, may come there, too.  Both
+ * devices keep their caches, and the valid bits survive (lib/store/inherit.h);
+ * but after a failed flush it is the same as a power cut.  The monitor checks
+ * what the next process reads.  That process is one more start, with CRASHED: a
+ * region may be valid and dirty, with its bytes in the cache, or durable and
+ * overwritten there.  The process flushes the metadata that it reads.
  *
  * A SERVER may be LOST between any two steps, that of the destination or that
  * of the metadata.  Its requests fail, those in flight included.  Any subset of
  * its cache survives: each sector reads as one value of its set.  Then
  *
- *   - the destination: the gate is closed until everybody inside has left.
+ *   - the destination: the gate is closed until everything inside has left.
  *     Regions that are not durable become invalid.  If clients' changes are not
  *     covered by a whole commit, the loss is counted.  Only then the gate opens
- *     and a new connection is used.  Whatever touches the destination is inside
- *     the gate.  Whoever asks for a commit is inside, also while it waits for
- *     the commit before; and a write with FUA is inside from its first byte to
- *     the end of its commit.
+ *     and a new connection is used.  Every request to the destination is inside
+ *     the gate.  So is a request for a commit, also while it waits for the
+ *     commit before, and a write with FUA from its first byte to the end of its
+ *     commit.
  *   - the metadata: a new connection is used when no commit is between its
  *     write and its flush.
  *
- * With FULL the destination's flush fails for want of space: then the gate is
- * closed, too, and a loss is counted in any case.
+ * With FULL the destination's flush fails because there is no space: then the
+ * gate is closed, too, and a loss is always counted.
  *
  * A request that fails because a server was lost waits outside the gate and
  * begins again, a write with FUA with its first byte.  A client is told of a
  * loss once, by its next flush.  A client that connects later is told of a loss
- * that nobody was told of.
+ * only if no other client was told of it.
  *
  * WHAT IS CHECKED, in the process `monitor' and by assertions on the way:
  *
  *   I1  a bit that was set stays set (until the map is set back)
  *   I2  a bit is set by the owner, after the bytes are in the destination, and
- *       nobody else writes to an invalid region
+ *       no other process writes to an invalid region
  *   I5  what is durable in the map is on the medium in every case
  *   I6  a flush that succeeds leaves durable what was valid when it came; I7
  *       has the data
  *   I7  after a cut each region has the last write that a flush or FUA covered,
  *       or a later one, or the source's bytes if there is none; never OLD.  A
- *       flush covers all writes that were completed before it, but for those
- *       of which its client has been told that they are lost.
- *       After a crash of the process nothing that was completed is lost, flushed
- *       or not.
+ *       flush covers all writes that were completed before it, except for those
+ *       whose loss its client was told of.
+ *       After a crash of the process no completed write is lost, flushed or
+ *       not.
  *   I8  no client ever reads something older than a write that was completed
  *       (and not lost since, with the loss counted), whatever failed; no bit
  *       depends on a flush that failed
  *   I10 complete only where all bits are durable
- *   no client is told twice of one loss; nobody waits for ever ("invalid end
- *   state")
+ *   no client is told twice of one loss; no process waits for ever ("invalid
+ *   end state")
  *
  * ABSTRACTED AWAY: the parts of a region and how a copy is made (clone.pml);
  * that the bytes of a write come to the medium one sector at a time (all
@@ -104,7 +103,7 @@
  */
 
 /* How many regions are in use: with 1, the other one is durable from the start
- * and nobody touches it.
+ * and not used.
  */
 #ifndef REGIONS
 #define REGIONS 2
