@@ -180,8 +180,8 @@ backend_log_failure (struct backend *b, const char *role, const char *what)
   if (errno == ENOTCONN)
     backend_reason (b, reason, sizeof reason);
   if (reason[0])
-    log_error (b->log, "%s %s: %s: %s; see whether its server is well, and "
-               "start again", role, b->name, what, reason);
+    log_error (b->log, "%s %s: %s: %s; check its server, and start again",
+               role, b->name, what, reason);
   else
     log_error (b->log, "%s %s: %s: %m", role, b->name, what);
 }

@@ -155,9 +155,9 @@ heal_slot (struct nbd_slot *slot)
   pool->generation++;
   pthread_mutex_unlock (&pool->lock);
   if (r == NBD_OTHER)
-    log_error (params->log, "%s %s came back and %s; it is not used: bring the "
-               "right one back, or start again", params->role, params->uri,
-               why);
+    log_error (params->log, "%s %s came back and %s; it is not used: bring "
+               "back the right one, or start again", params->role,
+               params->uri, why);
   else
     log_info (params->log, "%s %s cannot be reached again: %s", params->role,
               params->uri, why);

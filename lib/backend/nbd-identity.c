@@ -80,7 +80,7 @@ nbd_check_connection (void *opaque, struct nbd_connection *conn,
   if (n->same_disk)
     r = n->same_disk (n->same_disk_opaque, &a.b, why);
   if (r == 0 && witness && !witness_answers (n, witness)) {
-    *why = strdup ("another connection was lost");
+    *why = strdup ("another connection died");
     r = -1;
   }
   return r;

@@ -230,7 +230,7 @@ connect_now (struct nbd_pool *pool, int64_t normal, unsigned seconds)
   if (pool->connections == 0)
     log_error (params->log, "cannot connect to %s %s: %s%s", params->role,
                params->uri, pool->reason, pool->missed ?
-               "; see whether its server is well and can be reached" : "");
+               "; check that its server runs and can be reached" : "");
   else
     log_debug (params->log, LOG_HYDRATE, "no further connection to %s %s: %s",
                params->role, params->uri, pool->reason);
@@ -334,9 +334,9 @@ nbd_pool_close (struct nbd_pool *pool)
   pthread_mutex_lock (&pool->lock);
   pool->stopping = true;
   if (pool->made)
-    nbd_connection_kill (pool->made, "the end");
+    nbd_connection_kill (pool->made, "stopping");
   if (pool->witness)
-    nbd_connection_kill (pool->witness, "the end");
+    nbd_connection_kill (pool->witness, "stopping");
   for (unsigned i = 0; i < pool->connections; i++)
     if (nbd_slot_is_used (&pool->slots[i]))
       nbd_connection_leave (pool->slots[i].conn);

@@ -51,7 +51,7 @@ static void
 watch_making (struct nbd_pool *pool, struct nbd_connection *conn, int64_t now)
 {
   if (pool->stopping)
-    nbd_connection_kill (conn, "the end");
+    nbd_connection_kill (conn, "stopping");
   else if (clock_ms (conn->clock) - conn->cpu >= CONNECT_CPU)
     nbd_connection_kill (conn, "the server sends too much");
   else if (now - conn->since >= pool->connect.now)
@@ -77,7 +77,7 @@ watch_use (struct nbd_pool *pool, struct nbd_connection *conn, bool slow,
     conn->received = received;
   }
   else if (ending && now - MAX (conn->since, pool->interrupted) >= pool->grace)
-    nbd_connection_kill (conn, "the end");
+    nbd_connection_kill (conn, "stopping");
   else if (now - conn->since < pool->reply.now)
     ;
   else if (pool->running && nbd_connection_has_unread (conn))
@@ -153,7 +153,7 @@ tell_news (struct nbd_pool *pool)
   memcpy (why, pool->reason, sizeof why);
   pthread_mutex_unlock (&pool->lock);
   if (lost && !quiet)
-    log_error (params->log, "%s %s is lost: %s; what needs it waits",
+    log_error (params->log, "%s %s is lost: %s; requests that need it wait",
                params->role, params->uri, why);
   if (back)
     log_info (params->log, "%s %s is back", params->role, params->uri);

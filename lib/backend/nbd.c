@@ -103,17 +103,17 @@ check_export (struct nbd_handle *h, const struct backend_params *params)
 {
   const char *protocol = nbd_get_protocol (h);
 
-  /* It has no names of exports, block sizes, extents, nor TLS. */
+  /* Oldstyle has no export names, block sizes, extents or TLS. */
   if (protocol && strcmp (protocol, "oldstyle") == 0)
-    return "the server speaks the oldstyle protocol, which is not supported, "
-           "let it speak newstyle";
+    return "the server speaks the oldstyle protocol, which is not supported; "
+           "make it use newstyle";
   if (nbd_get_size (h) == -1)
-    return "the server does not tell the size";
+    return "the server does not report the size";
   if (nbd_get_block_size (h, LIBNBD_SIZE_MINIMUM) > MAX_BLOCK)
     return "the server's minimum block size is larger than 64K, which is not "
            "supported";
   if (!params->readonly && nbd_is_read_only (h) != 0)
-    return "it is read-only, let its server export it for writing";
+    return "it is read-only; make its server export it writable";
   if (!params->readonly && nbd_can_flush (h) != 1)
     return "the server does not support flush, without which nothing can be "
            "made durable";

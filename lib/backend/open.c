@@ -61,7 +61,7 @@ backend_open (const struct backend_params *params, const struct log *log)
   if (scheme_is_nbd (params->name, length))
     return backend_nbd_open (params, log);
 
-  log_error (log, "%s %s: unsupported URI scheme \"%.*s\", use nbd://, "
+  log_error (log, "%s %s: unsupported URI scheme \"%.*s\"; use nbd://, "
              "nbds://, nbd+unix:// or nbds+unix://, or a path",
              params->role, params->name, (int)length, params->name);
   errno = EINVAL;
@@ -75,7 +75,7 @@ backend_create (const struct backend_params *params, uint64_t size,
   if (!backend_name_is_uri (params->name))
     return backend_file_create (params, size, log);
 
-  log_error (log, "%s %s: an NBD export cannot be created from here, create "
+  log_error (log, "%s %s: an NBD export cannot be created from here; create "
              "it on its server", params->role, params->name);
   errno = EINVAL;
   return NULL;
