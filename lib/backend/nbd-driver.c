@@ -75,7 +75,7 @@ drive_once (struct nbd_connection *conn)
  * the mutex `driving', which is released.
  */
 static void
-drive (struct nbd_connection *conn, const atomic_uint *pending)
+drive_pending (struct nbd_connection *conn, const atomic_uint *pending)
 {
   while (!nbd_connection_handle_died (conn) && (*pending > 0 || !conn->alive))
     drive_once (conn);
@@ -88,7 +88,7 @@ drive (struct nbd_connection *conn, const atomic_uint *pending)
  * not consumed: it may be meant for a caller that has just begun to drive.
  */
 static void
-wait_idle (struct nbd_connection *conn)
+driver_wait_idle (struct nbd_connection *conn)
 {
   struct pollfd fds[2] = {
     { .fd = conn->fd, .events = POLLRDHUP },
@@ -105,11 +105,11 @@ nbd_connection_drive (struct nbd_connection *conn)
 {
   while (!nbd_connection_handle_died (conn) && !conn->leaving) {
     if (conn->load == 0 && conn->alive)
-      wait_idle (conn);
+      driver_wait_idle (conn);
     pthread_mutex_lock (&conn->driving);
     conn->armed = ~0u;
     read_wakeup (conn);
-    drive (conn, &conn->load);
+    drive_pending (conn, &conn->load);
   }
 }
 
@@ -154,7 +154,7 @@ nbd_connection_call (struct nbd_connection *conn, struct nbd_request *req,
     nbd_connection_submit (conn, &req[i]);
   }
   if (drives) {
-    drive (conn, &call.pending);
+    drive_pending (conn, &call.pending);
     if (conn->load > 0 || nbd_connection_handle_died (conn))
       nbd_connection_wake_driver (conn);
   }

@@ -211,7 +211,7 @@ set_deadline (const struct nbd_pool *pool, struct nbd_deadline *deadline,
  * set_deadline.  -1, logged, as an error for the first connection.
  */
 static int
-connect_now (struct nbd_pool *pool, int64_t normal, unsigned seconds)
+pool_connect_now (struct nbd_pool *pool, int64_t normal, unsigned seconds)
 {
   const struct nbd_pool_params *params = &pool->params;
   enum nbd_filled r;
@@ -250,7 +250,7 @@ nbd_pool_connect_further (struct nbd_pool *pool)
 
   while (pool->connections < params->connections &&
          nbd_can_multi_conn (nbd_pool_handle (pool)) == 1 &&
-         connect_now (pool, limit, 0) == 0)
+         pool_connect_now (pool, limit, 0) == 0)
     ;
   pool->clients = MAX (pool->connections / 2, 1u);
   log_debug (params->log, LOG_HYDRATE, "%s %s: %u connections, of which %u are "
@@ -280,7 +280,7 @@ nbd_pool_open (const struct nbd_pool_params *params)
   set_deadline (pool, &pool->reply, CALL_DEADLINE, params->timeout);
   pthread_mutex_init (&pool->lock, NULL);
   cond_init_monotonic (&pool->changed);
-  if (connect_now (pool, FIRST_DEADLINE, params->timeout) == 0)
+  if (pool_connect_now (pool, FIRST_DEADLINE, params->timeout) == 0)
     return pool;
   nbd_pool_close (pool);
   return NULL;

@@ -123,7 +123,7 @@ watch_all (struct nbd_pool *pool)
 
 /* Has the connection lasted? */
 static bool
-is_steady (const struct nbd_slot *slot)
+slot_is_steady (const struct nbd_slot *slot)
 {
   return nbd_slot_is_alive (slot) &&
     (!slot->pool->flapping ||
@@ -140,7 +140,7 @@ tell_news (struct nbd_pool *pool)
   const struct nbd_pool_params *params = &pool->params;
   const bool lost =
     pool->told_up && nbd_pool_count (pool, nbd_slot_is_used) == 0;
-  const bool back = !pool->told_up && nbd_pool_count (pool, is_steady) > 0;
+  const bool back = !pool->told_up && nbd_pool_count (pool, slot_is_steady) > 0;
   const bool changed = pool->told != pool->generation;
   const bool quiet = pool->stopping;
   char why[sizeof pool->reason];

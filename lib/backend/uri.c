@@ -18,7 +18,7 @@
  * URI.  A percent sign that does not begin a code stands for itself.
  */
 static size_t
-decode (const char *p, const char *end, char *c)
+uri_decode (const char *p, const char *end, char *c)
 {
   if (*p == '%' && end - p >= 3 && isxdigit ((unsigned char)p[1]) &&
       isxdigit ((unsigned char)p[2])) {
@@ -37,7 +37,7 @@ decodes_to (const char *p, const char *end, const char *text)
   char c;
 
   for (; p < end; text++) {
-    p += decode (p, end, &c);
+    p += uri_decode (p, end, &c);
     if (c == '\0' || c != *text)
       return false;
   }
@@ -64,7 +64,7 @@ relative_name (const char *parameter, const char *end)
   if (value == NULL || value + 1 == end || !names_a_file (parameter, value))
     return NULL;
   value++;
-  decode (value, end, &first);
+  uri_decode (value, end, &first);
   return first == '/' || first == '\0' ? NULL : value;
 }
 
