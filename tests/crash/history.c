@@ -464,8 +464,12 @@ run_clients (struct history *h, uint64_t *seed)
       .history = h, .number = i, .seed = mock_random (seed),
     };
     clone_client_init (h->disk->clone, &client[i].told);
-    client[i].thread = mock_thread (client_main, &client[i]);
   }
+  /* All clients exist from the beginning: one that begins after a loss was told
+   * is not told of it.
+   */
+  for (unsigned i = 0; i < CLIENTS; ++i)
+    client[i].thread = mock_thread (client_main, &client[i]);
   for (unsigned i = 0; i < CLIENTS; ++i) {
     mock_join (client[i].thread);
     for (size_t j = 0; j < client[i].n; ++j)
