@@ -60,12 +60,24 @@
 /* With a rate limit a copy is at most what may be read in this time. */
 #define RATE_SLICE 0.25
 
+/* How a range gets to the destination.  A method may fall back to another one:
+ * COPY_SHARE to COPY_BUFFER when the destination refuses, and COPY_BUFFER to
+ * COPY_HOLE when all bytes that were read are zeroes.
+ */
+enum copy_method {
+  COPY_BUFFER, /* read the source into the buffer, write the buffer */
+  COPY_SHARE,  /* let the destination share the source's blocks */
+  COPY_HOLE,   /* make a hole, for a range of zeroes */
+  COPY_PROBE,  /* read the source, write nothing */
+  COPY_JOIN,   /* write nothing: all pieces of a region are in the destination;
+                * own the region and make it valid */
+};
+
 struct copy {
   struct worker *w;
   struct plan_range range;
   uint64_t cost;      /* bytes of the threshold that it takes */
-  bool last_piece;    /* it owns the whole region that was cut */
-  bool shares;        /* the source's blocks, which are not read */
+  enum copy_method method;
   int error;          /* an errno, or 0 */
   double asked;       /* when the source was */
   struct install install;
@@ -367,6 +379,8 @@ copy_lost (struct copy *copy)
   struct hydrate *h = copy->w->h;
   LOCK_FOR_SCOPE (&h->lock);
 
+  /* Zeroes that were found by reading need not be read again. */
+  copy->range.zero = copy->method == COPY_HOLE;
   plan_return (&h->plan, &copy->range);
 }
 
@@ -415,7 +429,7 @@ finish_range (struct copy *copy)
     last = plan_piece_done (&h->plan, cut, copy->error == 0);
   }
   if (last) {
-    copy->last_piece = true;
+    copy->method = COPY_JOIN;
     own (copy, cut->start, cut->end, false);
   }
   else {
@@ -529,7 +543,7 @@ share_failed (struct copy *copy, int error)
              "source: %s", strerror (error));
   if (error != EINVAL)
     w->shares = false;
-  copy->shares = false;
+  copy->method = COPY_BUFFER;
   install_release (&copy->install);
   install_leave (&copy->install);
   read_source (copy);
@@ -563,7 +577,7 @@ go_on (struct copy *copy)
 {
   const struct install *i = &copy->install;
 
-  if (copy->last_piece) {
+  if (copy->method == COPY_JOIN) {
     finish_cut (copy);
     return;
   }
@@ -581,15 +595,16 @@ go_on (struct copy *copy)
     .offset = i->pos, .count = i->run_end - i->pos,
     .done = written, .opaque = copy,
   };
-  if (copy->range.zero) {
+  switch (copy->method) {
+  case COPY_HOLE:
     copy->io.type = IO_ZERO;
     copy->io.flags = BACKEND_MAY_TRIM;
-  }
-  else if (copy->shares) {
+    break;
+  case COPY_SHARE:
     copy->io.type = IO_SHARE;
     copy->io.from = copy->w->source;
-  }
-  else {
+    break;
+  default:
     copy->io.type = IO_WRITE;
     copy->io.buf = copy->buf + (i->pos - copy->range.start);
     copy->io.flags = BACKEND_WRITE_BEHIND;
@@ -615,7 +630,6 @@ static void
 was_read (struct io *io)
 {
   struct copy *copy = io->opaque;
-  struct plan_range *range = &copy->range;
 
   if (suspect (copy, io->error == ENOTCONN))
     io->error = EIO;
@@ -625,11 +639,12 @@ was_read (struct io *io)
     return;
   }
   time_copy (copy);
-  if (range->probe) {
+  if (copy->method == COPY_PROBE) {
     end_copy (copy);
     return;
   }
-  range->zero = is_zero (copy->buf, io->count);
+  if (is_zero (copy->buf, io->count))
+    copy->method = COPY_HOLE;
   enter_and_own (copy);
 }
 
@@ -639,12 +654,12 @@ start_copy (struct copy *copy)
   const struct plan_range *range = &copy->range;
 
   log_debug (copy->w->h->log, LOG_HYDRATE, "hydrate: %s %" PRIu64 "+%" PRIu64,
-             range->zero ? "hole" : "data", range->start,
+             copy->method == COPY_HOLE ? "hole" : "data", range->start,
              range->end - range->start);
-  if (range->zero || copy->shares)
-    enter_and_own (copy);
-  else
+  if (copy->method == COPY_BUFFER || copy->method == COPY_PROBE)
     read_source (copy);
+  else
+    enter_and_own (copy);
 }
 
 /* ---- the source's extents, ahead of the plan ---- */
@@ -852,6 +867,16 @@ on_committed (void *opaque, int error)
   begin_again (h);
 }
 
+static enum copy_method
+first_method (const struct worker *w, const struct plan_range *range)
+{
+  if (range->zero)
+    return COPY_HOLE;
+  if (range->probe)
+    return COPY_PROBE;
+  return w->shares ? COPY_SHARE : COPY_BUFFER;
+}
+
 /* Begin as many copies as there is room for. */
 static void
 fill (struct worker *w)
@@ -882,7 +907,7 @@ fill (struct worker *w)
     }
     *copy = (struct copy){
       .w = w, .range = range, .cost = cost,
-      .shares = w->shares && !range.zero && !range.probe,
+      .method = first_method (w, &range),
       .buf = copy->buf, .buf_size = copy->buf_size,
     };
     start_copy (copy);
