@@ -130,7 +130,7 @@ test -e "$tmp/bad1"
 rm "$tmp/bad2"
 wait_complete
 bad_is '{"regions": 0, "bytes": 0, "ranges": []}'
-test "$(messages 'all that the source could not be read at has been')" -eq 1
+test "$(messages 'all unreadable ranges of the source have been read')" -eq 1
 stop clone
 same "$tmp/dest" "$tmp/model"
 

@@ -4,48 +4,64 @@
 
 /* Hydration: the background copier.
  *
- * A plan, shared and under one lock, hands out the next range to copy, in the
- * order of the disk, but what clients need first (plan_next in plan.c is the
- * place to change that order).
- * Workers, each a thread with a libev loop and channels of its own, take ranges
- * from the plan and copy them, many at a time:
+ * One plan hands out ranges to copy (plan.h).  Workers, each a thread with a
+ * libev loop and channels of its own, take ranges from the plan and copy many
+ * of them at a time.  A copy goes through these states:
  *
- *    plan_next ---> READING ---> OWNING ---> WRITING ---> done
- *       |          the source,   owned by    what is still invalid,
- *       |           unowned      nobody      run by run; each run becomes
- *       |                        else        valid when it is written
- *       +-- a hole of the source ---^
- *       +-- blocks to be shared ----^ ---> refused: back to READING
+ *    plan_next --1--> READING --3--> OWNING --4--> WRITING --7--> done
+ *        |               ^            ^  ^          | ^ |
+ *        +--------2------|------------+  +-----8----+ 5 |
+ *                        |                          +-+ |
+ *                        +---------------6--------------+
  *
- * The source is read unowned, then the range is owned, looked at again, and
- * only what is still invalid is written: a client's write that came in between
- * wins and has not waited for the source.  A range ends only after its last
- * write to the destination has returned, whatever happens.
+ * READING needs nothing but the source.  OWNING waits until no other owner of
+ * the range is left.  WRITING writes one run of regions that are still invalid.
+ * The functions are in copy.c unless another file is named:
  *
- * Where the source knows its extents, they are asked for ahead of the plan, and
- * its holes become holes of the destination without being read.  So do copied
- * ranges that turn out to be all zeroes.
+ *    1  admission_next (admission.c), copy_start, copy_read: data, or a probe
+ *    2  admission_next, copy_start, copy_enter: a hole, or blocks to share
+ *    3  copy_was_read, copy_enter.  A probe ends here, and so does a range that
+ *       is unreadable (bad_source_failed, bad-source.c) or whose server is lost
+ *       (copy_lost)
+ *    4  copy_owned, copy_go_on, copy_write; or 7, if nothing is invalid now
+ *    5  copy_written: the run is valid; copy_go_on: the next one
+ *    6  copy_share_failed: the destination refuses to share blocks
+ *    7  copy_finish, copy_end: no invalid run is left, or a write has failed
+ *       (copy_failed)
+ *    8  copy_finish: this was the last piece of a region that is copied in
+ *       pieces.  The copy owns the whole region next, and copy_join makes it
+ *       valid
  *
- * Where source and destination are files of one file system that can let them
- * share blocks (XFS, btrfs), nothing is read nor written: the destination gets
- * the source's blocks, while the range is owned.  That is work for the file
- * system only, as punching a hole is, so nobody's round trip is waited for.
- * What cannot be shared, such as the disk's last bytes, is copied.
+ * The source is read unowned.  Then the copy owns the range, looks at it again,
+ * and writes only the runs that are still invalid (clone/install.h).  So a
+ * client's write that came in between wins, and has not waited for the source.
+ * A copy ends only after its last write to the destination has returned,
+ * whatever happens.
+ *
+ * Holes: where the source knows its extents, they are asked for ahead of the
+ * plan, and the source's holes become holes of the destination without being
+ * read.  A range that was read and contains only zeroes becomes a hole, too.
+ *
+ * Shared blocks: where source and destination are files of one file system that
+ * can share blocks between files (XFS, btrfs), the destination gets the
+ * source's blocks, and no data is read or written.  This happens while the copy
+ * owns the range, because no round trip to a server delays other owners.  What
+ * cannot be shared, such as the disk's last bytes, is copied.
  *
  * A region larger than a batch is copied in pieces, and becomes valid when all
  * of them are in the destination.
  *
- * While source or destination are lost nothing is handed out.  A copy that is
- * under way then gives its range back to the plan.  A loop never waits for a
- * server, nor for a commit: the last one is made by the clone's committer.
+ * While source or destination are lost, nothing new begins, and copies that are
+ * under way return their ranges to the plan.  A loop never waits for a server,
+ * nor for a commit: the clone's committer makes the last commit.
  *
- * What the source fails to read is set aside as bad, and the rest goes on.
- * When only bad ranges are left they are tried again, in rounds (plan.h): the
- * first one after BAD_DELAY, and each later one after twice the time of the one
- * before, at most BAD_DELAY_MAX; after a round that got something, it is
- * BAD_DELAY again.  Errors of the destination stop hydration.
+ * Unreadable ranges of the source are set aside as bad, and everything else is
+ * hydrated.  When only bad ranges are left, they are tried again in rounds: the
+ * first after BAD_DELAY, each later one after twice the time, at most
+ * BAD_DELAY_MAX.  After a round in which regions became valid, it is BAD_DELAY
+ * again.  An error of the destination stops hydration.
  *
- * Units: sizes in bytes, rates in bytes a second.
+ * Sizes are bytes, rates are bytes a second.
  */
 
 #ifndef CLONE_HYDRATE_H
@@ -58,7 +74,7 @@
 #include "hydration/plan.h"
 
 #define HYDRATE_THRESHOLD_DEFAULT (UINT64_C (16) << 20)
-#define HYDRATE_BATCH_DEFAULT 0 /* hydrate_new chooses */
+#define HYDRATE_BATCH_DEFAULT 0 /* hydrate_start chooses */
 #define HYDRATE_THRESHOLD_MAX (UINT64_C (1) << 30)
 #define HYDRATE_BATCH_MIN (UINT64_C (4) << 10)
 #define HYDRATE_BATCH_MAX (UINT64_C (32) << 20)
@@ -73,7 +89,8 @@ struct hydrate_settings {
                        * HYDRATE_THRESHOLD_MAX; 0: stop */
   uint64_t batch;     /* largest single copy, HYDRATE_BATCH_MIN.._MAX, or
                        * HYDRATE_BATCH_DEFAULT for hydrate_new */
-  bool access;        /* what clients read, and what follows it, comes first */
+  bool access;        /* ranges that clients read, and a batch after each of
+                       * them, come first */
 };
 
 enum hydrate_state {
@@ -87,41 +104,42 @@ enum hydrate_state {
 
 struct hydrate_status {
   enum hydrate_state state;
-  uint64_t hydrating;          /* regions being copied at this moment */
-  uint64_t rate;               /* bytes a second that became valid, lately */
+  uint64_t hydrating;          /* regions being copied now */
+  uint64_t rate;               /* recent bytes a second that became valid */
   bool eta_known;
   uint64_t eta;                /* seconds */
-  bool source_connected;       /* false also when it is closed */
+  bool source_connected;       /* false also when the source is closed */
   unsigned source_connections; /* 1 for a file */
-  struct plan_bad_sum bad;     /* what the source could not be read at */
+  struct plan_bad_sum bad;     /* unreadable ranges of the source */
 };
 
 struct hydrate;
 
-/* on_end is called when the state becomes complete or failed, on any thread.  It
- * must not wait; NULL: it is not called.  settings->batch may be
- * HYDRATE_BATCH_DEFAULT.  NULL with errno ENOMEM.
+/* on_end is called when the state becomes complete or failed, on any thread.
+ * It must not wait.  NULL: nothing is called.  settings->batch may be
+ * HYDRATE_BATCH_DEFAULT.  Returns NULL with errno ENOMEM on failure.
  */
 extern struct hydrate *hydrate_new (const struct hydrate_settings *settings,
                                     bool paused,
                                     void (*on_end) (void *opaque),
                                     void *opaque, const struct log *log);
 
-/* After hydrate_stop, and after the clone was closed that was given its events.
- * NULL is allowed.
+/* After hydrate_stop, and after the clone with these events was closed.  NULL
+ * is allowed.
  */
 extern void hydrate_free (struct hydrate *h);
 
-/* The events that the clone tells this object, to be given to clone_new. */
+/* The events of the clone that hydration needs: pass them to clone_new. */
 extern struct clone_events hydrate_events (struct hydrate *h);
 
-/* Hydrate this clone: start the threads, with all signals blocked, after the
- * process has forked for the last time.  Called once.  -1, logged.
+/* Hydrate this clone: start the threads, after the process has forked for the
+ * last time.  Called once.  -1, logged, on failure.
  */
 extern int hydrate_start (struct hydrate *h, struct clone *c);
 
-/* Stop taking new ranges, finish or drop those under way, join the threads.
- * What the clone tells from then on is ignored.  Started or not.
+/* Begin no more copies, finish or drop those under way, and join the threads.
+ * From then on the clone's events are ignored.  May be called without
+ * hydrate_start.
  */
 extern void hydrate_stop (struct hydrate *h);
 

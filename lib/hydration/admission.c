@@ -1,0 +1,122 @@
+/* nbdkit-clone
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* Admission: may another copy begin now, and how large may it be?  The order of
+ * hydration is plan_next's business.
+ *
+ * A copy needs all of these:
+ *
+ *   state  hydration is neither paused, failed nor over; both servers are up;
+ *          and the plan is neither at its end nor at rest (bad-source.c)
+ *   room   for another batch within the pace's window, which is the threshold
+ *          or less (pace.h), and within this worker's share of the window
+ *   rate   the data read so far are within the rate limit
+ */
+
+#include <config.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/rounding.h"
+#include "hydration/pace.h"
+#include "hydration/plan.h"
+#include "hydration/private.h"
+
+/* Copies under way in one worker.  This bounds the number of holes, which use
+ * nothing of the threshold.
+ */
+#define MAX_COPIES 64
+
+/* With a rate limit, a copy is at most what may be read in so many seconds. */
+#define RATE_SLICE 0.25
+
+bool
+admission_is_open (const struct worker *w)
+{
+  struct hydrate *h = w->h;
+
+  return !h->paused && !h->failed && !hydrate_is_over (h) &&
+    backend_state (w->source) == BACKEND_UP &&
+    backend_state (clone_destination (h->clone)) == BACKEND_UP;
+}
+
+uint64_t
+admission_batch (const struct hydrate_settings *s)
+{
+  uint64_t batch = MIN (s->batch, s->threshold);
+
+  if (s->rate)
+    batch = MIN (batch, (uint64_t)(s->rate * RATE_SLICE));
+  return MAX (batch, HYDRATE_BATCH_MIN);
+}
+
+void
+admission_count (struct worker *w, const struct plan_range *range,
+                 uint64_t cost, int by)
+{
+  struct hydrate *h = w->h;
+  const uint64_t region_size = region_map_region_size (clone_map (h->clone));
+
+  w->copies += by;
+  w->bytes += by * cost;
+  h->copies += by;
+  h->bytes += by * cost;
+  if (!range->cut)
+    h->regions += by * div_round_up (range->end - range->start, region_size);
+}
+
+/* A copy always has room if it is the only one. */
+static bool
+admission_has_room (const struct worker *w, uint64_t batch, double now)
+{
+  const struct hydrate *h = w->h;
+  const uint64_t window = pace_window (&h->pace, now, batch,
+                                       h->settings.threshold);
+  const uint64_t share = MAX (window / h->nr_workers, batch);
+
+  return w->copies < MAX_COPIES &&
+    (h->bytes == 0 || h->bytes + batch <= window) &&
+    (w->bytes == 0 || w->bytes + batch <= share);
+}
+
+enum admission
+admission_next (struct worker *w, struct plan_range *range, uint64_t *cost,
+                double *wait)
+{
+  struct hydrate *h = w->h;
+  const struct hydrate_settings *s = &h->settings;
+  /* Not ev_now, which jumps when the time of day is set. */
+  const double now = monotonic_seconds ();
+  uint64_t batch;
+  LOCK_FOR_SCOPE (&h->lock);
+
+  if (!admission_is_open (w) || h->finishing || h->bad.rest_until ||
+      s->threshold == 0)
+    return ADMISSION_WAIT;
+  batch = admission_batch (s);
+  if (!admission_has_room (w, batch, now))
+    return ADMISSION_WAIT;
+  if (s->rate && h->rate_next > now) {
+    *wait = h->rate_next - now;
+    return ADMISSION_LATER;
+  }
+
+  switch (plan_next (&h->plan, batch, range)) {
+  case PLAN_WANT_EXTENTS:
+    return ADMISSION_WAIT;
+  case PLAN_END:
+    if (h->copies > 0)
+      return ADMISSION_WAIT;
+    h->finishing = true;
+    return ADMISSION_END;
+  case PLAN_RANGE:
+    break;
+  }
+
+  *cost = range->zero ? 0 : range->end - range->start;
+  if (s->rate)
+    h->rate_next = MAX (h->rate_next, now) + (double)*cost / s->rate;
+  admission_count (w, range, *cost, 1);
+  return ADMISSION_RANGE;
+}
