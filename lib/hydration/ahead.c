@@ -17,7 +17,7 @@ ahead_init (struct ahead *a, uint64_t size)
 }
 
 static void
-free_question (struct ahead_question *q)
+ahead_free_question (struct ahead_question *q)
 {
   extents_free (&q->got);
   *q = (struct ahead_question){ .state = AHEAD_FREE };
@@ -27,25 +27,25 @@ void
 ahead_destroy (struct ahead *a)
 {
   for (unsigned i = 0; i < AHEAD_QUESTIONS; ++i)
-    free_question (&a->question[i]);
+    ahead_free_question (&a->question[i]);
   extents_free (&a->known);
 }
 
-/* ---- what is known ---- */
+/* ---- the known extents ---- */
 
 static uint64_t
-data_in (const struct extent *e)
+ahead_data_in (const struct extent *e)
 {
   return e->flags & EXTENT_ZERO ? 0 : e->length;
 }
 
-/* Append list to another, whose extents before first are history, and count
- * the bytes of data that it has now more.  A short hole between two extents of
- * data becomes one with them.
+/* Append list to another list, whose extents before first have been passed, and
+ * add the new bytes of data to *data.  A short hole between two extents of data
+ * becomes data.
  */
 static int
-append (struct ahead *a, struct extents *to, size_t first,
-        const struct extents *list, uint64_t *data)
+ahead_append (struct ahead *a, struct extents *to, size_t first,
+              const struct extents *list, uint64_t *data)
 {
   for (size_t i = 0; i < list->len; ++i) {
     struct extent e = list->extent[i];
@@ -63,20 +63,20 @@ append (struct ahead *a, struct extents *to, size_t first,
     }
     if (extents_add (to, e.offset, e.length, e.flags) == -1)
       return -1;
-    *data += data_in (&e);
+    *data += ahead_data_in (&e);
   }
   return 0;
 }
 
 static void
-clear_got (struct ahead_question *q)
+ahead_clear_got (struct ahead_question *q)
 {
   extents_clear (&q->got);
   q->data = 0;
 }
 
 static void
-forget_known (struct ahead *a)
+ahead_forget_known (struct ahead *a)
 {
   extents_clear (&a->known);
   a->passed = 0;
@@ -86,21 +86,21 @@ forget_known (struct ahead *a)
 void
 ahead_restart (struct ahead *a)
 {
-  forget_known (a);
+  ahead_forget_known (a);
   for (unsigned i = 0; i < AHEAD_QUESTIONS; ++i) {
     struct ahead_question *q = &a->question[i];
 
     if (q->state == AHEAD_TO_ASK)
-      free_question (q);
+      ahead_free_question (q);
     else if (q->state == AHEAD_ASKED) {
-      clear_got (q);
+      ahead_clear_got (q);
       q->state = AHEAD_STALE;
     }
   }
 }
 
-/* What has been passed is dropped when it is most of the list, so that an
- * extent is not moved again and again.
+/* Passed extents are removed when they are most of the list, so that no extent
+ * is moved again and again.
  */
 void
 ahead_pass (struct ahead *a, uint64_t pos)
@@ -112,14 +112,14 @@ ahead_pass (struct ahead *a, uint64_t pos)
          known->extent[a->passed].offset + known->extent[a->passed].length <=
          pos) {
     a->looked_at++;
-    a->data -= data_in (&known->extent[a->passed++]);
+    a->data -= ahead_data_in (&known->extent[a->passed++]);
   }
   if (a->passed == known->len) {
-    forget_known (a);
+    ahead_forget_known (a);
     return;
   }
   first = &known->extent[a->passed];
-  a->data_passed = pos > first->offset && data_in (first) > 0 ?
+  a->data_passed = pos > first->offset && ahead_data_in (first) > 0 ?
                    pos - first->offset : 0;
   if (a->passed > known->len / 2) {
     known->len -= a->passed;
@@ -156,80 +156,84 @@ ahead_zeroes_end (struct ahead *a, uint64_t pos)
 
 /* ---- questions ---- */
 
+/* Its answers will join the known list. */
 static bool
-stands (const struct ahead_question *q)
+ahead_stands (const struct ahead_question *q)
 {
   return q->state == AHEAD_TO_ASK || q->state == AHEAD_ASKED;
 }
 
-/* Of those that stand, the first on the disk from pos on.  NULL: none. */
+/* The first question that stands, in the order of the disk from pos on.  NULL:
+ * none.
+ */
 static struct ahead_question *
-first_from (struct ahead *a, uint64_t pos)
+ahead_first_from (struct ahead *a, uint64_t pos)
 {
   struct ahead_question *first = NULL;
 
   for (unsigned i = 0; i < AHEAD_QUESTIONS; ++i) {
     struct ahead_question *q = &a->question[i];
 
-    if (stands (q) && q->start >= pos && (!first || q->start < first->start))
+    if (ahead_stands (q) && q->start >= pos &&
+        (!first || q->start < first->start))
       first = q;
   }
   return first;
 }
 
-/* The walk is at pos, perhaps because regions before it became valid: drop what
- * lies before.  What is known then ends where the first question begins, or is
- * nothing at all.
+/* The walk is at pos, and has perhaps jumped there over valid regions: drop
+ * everything before pos.  The known list then ends where the first question
+ * begins, or is empty.
  */
 static void
-drop_passed (struct ahead *a, uint64_t pos)
+ahead_drop_passed (struct ahead *a, uint64_t pos)
 {
   ahead_pass (a, pos);
   for (unsigned i = 0; i < AHEAD_QUESTIONS; ++i) {
     struct ahead_question *q = &a->question[i];
     const uint64_t end = q->offset + q->count;
 
-    if (!stands (q) || q->offset >= pos)
+    if (!ahead_stands (q) || q->offset >= pos)
       continue;
     if (q->state == AHEAD_TO_ASK) {
-      clear_got (q);
+      ahead_clear_got (q);
       q->offset = MIN (pos, end);
       q->count = end - q->offset;
       if (q->count == 0)
-        free_question (q);
+        ahead_free_question (q);
     }
     else if (end <= pos)
       q->state = AHEAD_STALE;
   }
 }
 
-/* Take over the answers that follow what is known. */
+/* Let answers that follow the known list join it. */
 static int
-join (struct ahead *a)
+ahead_join (struct ahead *a)
 {
   struct ahead_question *q;
 
-  while ((q = first_from (a, 0)) != NULL) {
-    if (append (a, &a->known, a->passed, &q->got, &a->data) == -1)
+  while ((q = ahead_first_from (a, 0)) != NULL) {
+    if (ahead_append (a, &a->known, a->passed, &q->got, &a->data) == -1)
       return -1;
-    clear_got (q);
+    ahead_clear_got (q);
     if (q->count > 0)
       break;
-    free_question (q);
+    ahead_free_question (q);
   }
   return 0;
 }
 
 static bool
-is_far (const struct ahead *a, uint64_t more_data, size_t more_extents)
+ahead_is_far (const struct ahead *a, uint64_t more_data, size_t more_extents)
 {
   return a->data - a->data_passed + more_data >= AHEAD_DATA ||
          a->known.len - a->passed + more_extents >= AHEAD_EXTENTS;
 }
 
-/* Is enough known, when all that is under way has been answered? */
+/* Is enough known when all questions under way have been answered? */
 static bool
-is_enough (const struct ahead *a)
+ahead_is_enough (const struct ahead *a)
 {
   uint64_t data = 0;
   size_t extents = 0;
@@ -246,11 +250,11 @@ is_enough (const struct ahead *a)
       extents += a->last_extents;
     }
   }
-  return is_far (a, data, extents);
+  return ahead_is_far (a, data, extents);
 }
 
 static struct ahead_question *
-free_slot (struct ahead *a)
+ahead_free_slot (struct ahead *a)
 {
   for (unsigned i = 0; i < AHEAD_QUESTIONS; ++i)
     if (a->question[i].state == AHEAD_FREE)
@@ -258,11 +262,13 @@ free_slot (struct ahead *a)
   return NULL;
 }
 
-/* A question about what no other asks for. */
+/* A question about a range that no other asks for.  NULL: no slot is free, or
+ * the disk ends.
+ */
 static struct ahead_question *
-new_question (struct ahead *a, uint64_t offset)
+ahead_new_question (struct ahead *a, uint64_t offset)
 {
-  struct ahead_question *q = offset < a->size ? free_slot (a) : NULL;
+  struct ahead_question *q = offset < a->size ? ahead_free_slot (a) : NULL;
 
   if (q) {
     q->start = q->offset = offset;
@@ -272,9 +278,10 @@ new_question (struct ahead *a, uint64_t offset)
   return q;
 }
 
-/* How many questions are under way that were unanswered so many times? */
+/* How many questions are under way that were unanswered at least so many times?
+ */
 static unsigned
-under_way (const struct ahead *a, unsigned unanswered)
+ahead_under_way (const struct ahead *a, unsigned unanswered)
 {
   unsigned n = 0;
 
@@ -293,29 +300,30 @@ ahead_ask (struct ahead *a, uint64_t pos)
   struct ahead_question *q;
   uint64_t end;
 
-  drop_passed (a, pos);
-  if (join (a) == -1)
+  ahead_drop_passed (a, pos);
+  if (ahead_join (a) == -1)
     ahead_restart (a);
 
-  /* The walk waits for the first: it must not depend on what is known of the
-   * others.
+  /* The walk waits for the first question, which therefore must not depend on
+   * answers to the others.
    */
-  q = first_from (a, 0);
-  if (under_way (a, 1) > 0)
+  q = ahead_first_from (a, 0);
+  if (ahead_under_way (a, 1) > 0)
     return NULL;
-  if (q && q->state == AHEAD_TO_ASK ? is_far (a, 0, 0) : is_enough (a))
+  if (q && q->state == AHEAD_TO_ASK ? ahead_is_far (a, 0, 0)
+                                    : ahead_is_enough (a))
     return NULL;
 
-  for (end = ahead_end (a, pos); q; q = first_from (a, end)) {
+  for (end = ahead_end (a, pos); q; q = ahead_first_from (a, end)) {
     if (q->state == AHEAD_TO_ASK && q->count > 0) {
-      if (q->unanswered > 0 && under_way (a, 0) > 0)
+      if (q->unanswered > 0 && ahead_under_way (a, 0) > 0)
         return NULL;
       q->state = AHEAD_ASKED;
       return q;
     }
     end = q->offset + q->count;
   }
-  return new_question (a, end);
+  return ahead_new_question (a, end);
 }
 
 int
@@ -326,19 +334,19 @@ ahead_answer (struct ahead *a, struct ahead_question *q,
   const size_t len = q->got.len;
 
   if (q->state == AHEAD_STALE) {
-    free_question (q);
+    ahead_free_question (q);
     return 0;
   }
 
   q->state = AHEAD_TO_ASK;
   q->unanswered = 0;
-  if (append (a, &q->got, 0, list, &q->data) == 0) {
+  if (ahead_append (a, &q->got, 0, list, &q->data) == 0) {
     a->last_data = q->data - data;
     a->last_extents = q->got.len > len ? q->got.len - len : 0;
     if (list->len > 0)
       q->offset = MIN (extents_end (list), end);
     q->count = end - q->offset;
-    if (join (a) == 0)
+    if (ahead_join (a) == 0)
       return 0;
   }
   ahead_restart (a);

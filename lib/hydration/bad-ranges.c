@@ -13,7 +13,7 @@
 
 /* The index of the first range that ends after pos. */
 static unsigned
-find (const struct bad_ranges *bad, uint64_t pos)
+bad_index (const struct bad_ranges *bad, uint64_t pos)
 {
   unsigned low = 0, high = bad->len;
 
@@ -29,7 +29,7 @@ find (const struct bad_ranges *bad, uint64_t pos)
 }
 
 static void
-insert (struct bad_ranges *bad, unsigned i, struct bad_range range)
+bad_insert (struct bad_ranges *bad, unsigned i, struct bad_range range)
 {
   memmove (bad->range + i + 1, bad->range + i,
            (bad->len - i) * sizeof *bad->range);
@@ -39,26 +39,26 @@ insert (struct bad_ranges *bad, unsigned i, struct bad_range range)
 
 /* Drop the ranges [i, j). */
 static void
-drop (struct bad_ranges *bad, unsigned i, unsigned j)
+bad_drop (struct bad_ranges *bad, unsigned i, unsigned j)
 {
   memmove (bad->range + i, bad->range + j,
            (bad->len - j) * sizeof *bad->range);
   bad->len -= j - i;
 }
 
-/* Make one of the range i and the next one. */
+/* Make one range of the range i and the next one. */
 static void
-join (struct bad_ranges *bad, unsigned i)
+bad_join (struct bad_ranges *bad, unsigned i)
 {
   struct bad_range *range = bad->range + i;
 
   range[0].end = range[1].end;
   range[0].note = MIN (range[0].note, range[1].note);
-  drop (bad, i + 1, i + 2);
+  bad_drop (bad, i + 1, i + 2);
 }
 
 static bool
-may_join (const struct bad_ranges *bad, unsigned i)
+bad_may_join (const struct bad_ranges *bad, unsigned i)
 {
   const struct bad_range *range = bad->range + i;
 
@@ -66,7 +66,7 @@ may_join (const struct bad_ranges *bad, unsigned i)
 }
 
 static void
-keep_bound (struct bad_ranges *bad)
+bad_keep_bound (struct bad_ranges *bad)
 {
   while (bad->len > BAD_MAX) {
     uint64_t smallest = UINT64_MAX;
@@ -80,15 +80,15 @@ keep_bound (struct bad_ranges *bad)
         closest = i;
       }
     }
-    join (bad, closest);
+    bad_join (bad, closest);
   }
 }
 
-/* Take these bytes off the list.  Returns where in it they would be. */
+/* Take these bytes off the list.  Returns the index that they would have. */
 static unsigned
-take_off (struct bad_ranges *bad, uint64_t start, uint64_t end)
+bad_take_off (struct bad_ranges *bad, uint64_t start, uint64_t end)
 {
-  unsigned i = find (bad, start), j;
+  unsigned i = bad_index (bad, start), j;
 
   if (i < bad->len && bad->range[i].start < start) {
     struct bad_range rest = bad->range[i];
@@ -96,12 +96,12 @@ take_off (struct bad_ranges *bad, uint64_t start, uint64_t end)
     bad->range[i++].end = start;
     if (rest.end > end) {
       rest.start = end;
-      insert (bad, i, rest);
+      bad_insert (bad, i, rest);
     }
   }
   for (j = i; j < bad->len && bad->range[j].end <= end; ++j)
     ;
-  drop (bad, i, j);
+  bad_drop (bad, i, j);
   if (i < bad->len)
     bad->range[i].start = MAX (bad->range[i].start, end);
   return i;
@@ -110,28 +110,28 @@ take_off (struct bad_ranges *bad, uint64_t start, uint64_t end)
 void
 bad_add (struct bad_ranges *bad, uint64_t start, uint64_t end, uint64_t note)
 {
-  const unsigned i = take_off (bad, start, end);
+  const unsigned i = bad_take_off (bad, start, end);
 
-  insert (bad, i, (struct bad_range){ start, end, note });
-  if (i + 1 < bad->len && may_join (bad, i))
-    join (bad, i);
-  if (i > 0 && may_join (bad, i - 1))
-    join (bad, i - 1);
-  keep_bound (bad);
+  bad_insert (bad, i, (struct bad_range){ start, end, note });
+  if (i + 1 < bad->len && bad_may_join (bad, i))
+    bad_join (bad, i);
+  if (i > 0 && bad_may_join (bad, i - 1))
+    bad_join (bad, i - 1);
+  bad_keep_bound (bad);
 }
 
 void
 bad_remove (struct bad_ranges *bad, uint64_t start, uint64_t end)
 {
   if (start < end)
-    take_off (bad, start, end);
-  keep_bound (bad);
+    bad_take_off (bad, start, end);
+  bad_keep_bound (bad);
 }
 
 const struct bad_range *
 bad_find (const struct bad_ranges *bad, uint64_t pos)
 {
-  const unsigned i = find (bad, pos);
+  const unsigned i = bad_index (bad, pos);
 
   return i < bad->len ? &bad->range[i] : NULL;
 }

@@ -2,15 +2,15 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Ranges that have to be tried again: those of the source that could not be
- * read, and, in another list, those that a lost server has interrupted.
+/* A list of ranges to be tried again.  The plan has two: ranges that the source
+ * cannot read, and ranges whose copies a lost server interrupted.
  *
- * A sorted list with a bound: where there would be more than BAD_MAX, the two
- * ranges with the smallest gap between them become one, gap and all.  So the
- * list always covers everything that was added, and what lies in such a gap is
- * tried again with it.
+ * The list is sorted and has a bound.  When there are more than BAD_MAX ranges,
+ * the two with the smallest gap between them become one range, which includes
+ * the gap.  So the list always covers everything that was added, and such a gap
+ * is tried again, too.
  *
- * Offsets and sizes are bytes.  No lock: the user's protects it.
+ * Offsets and sizes are bytes.  There is no lock: the caller's protects it.
  */
 
 #ifndef CLONE_BAD_RANGES_H
@@ -22,26 +22,28 @@
 
 struct bad_range {
   uint64_t start, end;
-  uint64_t note; /* the user's, about all of these bytes */
+  uint64_t note; /* the caller's, about all of these bytes */
 };
 
-/* Ascending and apart.  Neighbours have different notes, else they are one.
- * Where the bound makes one of two ranges it keeps the smaller note.  All
- * zeroes is an empty list.
+/* The ranges ascend and do not overlap.  Adjacent ranges have different notes,
+ * or else they are one range.  When the bound makes one range of two, it keeps
+ * the smaller note.  A list of all zeroes is empty.
  */
 struct bad_ranges {
   unsigned len;
-  struct bad_range range[BAD_MAX + 2]; /* the last two for a moment only */
+  struct bad_range range[BAD_MAX + 2]; /* two more during a change */
 };
 
-/* Add these bytes, whatever the list has said of them before. */
+/* Add these bytes with this note, which replaces notes that they have. */
 extern void bad_add (struct bad_ranges *bad, uint64_t start, uint64_t end,
                      uint64_t note);
 
 /* Take these bytes off the list. */
 extern void bad_remove (struct bad_ranges *bad, uint64_t start, uint64_t end);
 
-/* The first range that ends after pos, or NULL.  Valid until a change. */
+/* The first range that ends after pos, or NULL.  The next change of the list
+ * invalidates it.
+ */
 extern const struct bad_range *bad_find (const struct bad_ranges *bad,
                                          uint64_t pos);
 

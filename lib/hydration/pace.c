@@ -7,9 +7,9 @@
 #include "base/rounding.h"
 #include "hydration/pace.h"
 
-/* What it takes by itself.  0: not known. */
+/* How long something takes by itself.  0: not known. */
 static double
-shortest (const struct pace_window *w)
+pace_shortest (const struct pace_window *w)
 {
   if (w->shortest == 0 || w->shortest_before == 0)
     return MAX (w->shortest, w->shortest_before);
@@ -17,16 +17,16 @@ shortest (const struct pace_window *w)
 }
 
 static bool
-is_idle (const struct pace_window *w, double now)
+pace_is_idle (const struct pace_window *w, double now)
 {
   return w->size == 0 || now - w->last >= PACE_IDLE;
 }
 
-/* Something ended that is timed. */
+/* Something that is timed has ended. */
 static void
-count_in (struct pace_window *w, double now, uint64_t threshold)
+pace_count_in (struct pace_window *w, double now, uint64_t threshold)
 {
-  if (is_idle (w, now))
+  if (pace_is_idle (w, now))
     w->size = threshold;
   w->last = now;
   if (now - w->period_began < PACE_MEMORY)
@@ -35,12 +35,12 @@ count_in (struct pace_window *w, double now, uint64_t threshold)
     now - w->period_began < 2 * PACE_MEMORY ? w->shortest : 0;
   w->shortest = 0;
   w->period_began = now;
-  w->probe = 1 + PACE_PROBE; /* the one that has ended, and then so many */
+  w->probe = 1 + PACE_PROBE; /* this one, which has ended, counts, too */
 }
 
-/* False: this was for finding out how long it takes, and the window stays. */
+/* False: this was one of the probe, so the window stays. */
 static bool
-remember (struct pace_window *w, double took)
+pace_remember (struct pace_window *w, double took)
 {
   if (w->shortest == 0 || took < w->shortest)
     w->shortest = took;
@@ -48,8 +48,8 @@ remember (struct pace_window *w, double took)
 }
 
 static void
-resize (struct pace_window *w, double factor, double now, uint64_t batch,
-        uint64_t threshold)
+pace_resize (struct pace_window *w, double factor, double now, uint64_t batch,
+             uint64_t threshold)
 {
   w->size = MAX (MIN (w->size * factor, (double)threshold), (double)batch);
   if (factor < 1)
@@ -64,14 +64,14 @@ pace_was_read (struct pace *p, uint64_t count, double took, double now,
 
   if (count > PACE_MAX_READ)
     return;
-  count_in (w, now, threshold);
-  if (remember (w, took))
-    resize (w, took > shortest (w) * 1.1 + PACE_SLACK ? 0.75 : 1 + 1.0 / 400,
-            now, batch, threshold);
+  pace_count_in (w, now, threshold);
+  if (pace_remember (w, took))
+    pace_resize (w, took > pace_shortest (w) * 1.1 + PACE_SLACK ?
+                 0.75 : 1 + 1.0 / 400, now, batch, threshold);
 }
 
 static bool
-are_busy (struct pace *p, uint64_t requests, double now)
+pace_clients_are_busy (struct pace *p, uint64_t requests, double now)
 {
   const double passed = now - p->looked;
 
@@ -92,26 +92,26 @@ pace_was_copied (struct pace *p, uint64_t count, double took,
   const double began = now - took;
   bool late;
 
-  if (!are_busy (p, requests, now) || count < batch)
+  if (!pace_clients_are_busy (p, requests, now) || count < batch)
     return;
   if (batch != p->batch) {
     *w = (struct pace_window){ 0 };
     p->batch = batch;
   }
-  count_in (w, now, threshold);
-  /* With those that were under way before hydration got out of the way? */
-  if (began < w->period_began || !remember (w, took))
+  pace_count_in (w, now, threshold);
+  /* A copy that began before the probe was under way with many others. */
+  if (began < w->period_began || !pace_remember (w, took))
     return;
-  late = took > shortest (w) * 2;
+  late = took > pace_shortest (w) * 2;
   if (!late || began >= w->reduced)
-    resize (w, late ? 0.75 : 1 + 1.0 / 20, now, batch, threshold);
+    pace_resize (w, late ? 0.75 : 1 + 1.0 / 20, now, batch, threshold);
 }
 
 static uint64_t
-window (const struct pace_window *w, double now, uint64_t batch,
-        uint64_t threshold)
+pace_one_window (const struct pace_window *w, double now, uint64_t batch,
+                 uint64_t threshold)
 {
-  if (is_idle (w, now))
+  if (pace_is_idle (w, now))
     return MAX (threshold, batch);
   if (w->probe > 0)
     return batch;
@@ -122,6 +122,6 @@ uint64_t
 pace_window (const struct pace *p, double now, uint64_t batch,
              uint64_t threshold)
 {
-  return MIN (window (&p->reads, now, batch, threshold),
-              window (&p->copies, now, batch, threshold));
+  return MIN (pace_one_window (&p->reads, now, batch, threshold),
+              pace_one_window (&p->copies, now, batch, threshold));
 }
