@@ -2,13 +2,13 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Proves that the source's extents are asked for ahead of the walk, several
- * questions at once where there are few data and one where there are many; that
- * answers may come in any order, be short, or come too late; that the walk
- * learns all of them, and nothing wrong; that what a lost server did not answer
- * is asked again, and counts as data where only that answer is missing; and
- * that a source with endlessly many extents costs neither more memory than its
- * holes of 64 KiB and more, nor more work than its answers are long.
+/* Proves that the source's extents are asked for ahead of the walk: with
+ * several questions at once where there is little data, and with one where
+ * there is much.  Answers may come in any order, be short, or come too late,
+ * and the walk learns all of them, and nothing wrong.  A question is asked
+ * again after its server was lost, and its range counts as data if only its
+ * answer is missing.  Memory depends on the number of holes of 64 KiB or more,
+ * and work on the length of the answers, however many extents the source has.
  */
 
 #include <config.h>
@@ -36,8 +36,8 @@ end (void)
   extents_free (&list);
 }
 
-/* What the source of these tests has at an offset: data at the start of each
- * stretch, then zeroes up to the next.
+/* Answer at most count bytes of the question.  The source of these tests has so
+ * many bytes of data at the start of each stretch, then zeroes up to the next.
  */
 static void
 answer (struct ahead_question *q, uint64_t count, uint64_t stretch,
@@ -69,8 +69,8 @@ must_ask (uint64_t pos, uint64_t offset, uint64_t count)
   return q;
 }
 
-/* A disk of n questions, all of them under way: the first for the rest of what
- * a short answer of a MiB of data has left.
+/* A disk of n questions, all of them under way.  The first has had a short
+ * answer, a MiB of data, and asks for the rest.
  */
 static void
 ask_all (struct ahead_question **q, unsigned n)
@@ -82,8 +82,8 @@ ask_all (struct ahead_question **q, unsigned n)
     q[i] = must_ask (0, i * 3 * G, 3 * G);
 }
 
-/* Two questions at first; the answers say how many there may be later: one
- * where they are full of data.
+/* Two questions at first.  How many there are later depends on the answers: one
+ * if these are full of data.
  */
 START_TEST (one_where_there_are_data)
 {
@@ -97,7 +97,7 @@ START_TEST (one_where_there_are_data)
   answer (second, 3 * G, G, G);
   ck_assert_uint_eq (ahead_end (&ahead, 0), 6 * G);
 
-  /* Nothing is asked until less than a GiB is left, and then one thing. */
+  /* Until less than a GiB is left nothing is asked, and then one question. */
   ck_assert_ptr_null (ahead_ask (&ahead, 5 * G));
   q = must_ask (5 * G + 4 * K, 6 * G, 3 * G);
   ck_assert_ptr_null (ahead_ask (&ahead, 6 * G));
@@ -108,8 +108,8 @@ START_TEST (one_where_there_are_data)
 }
 END_TEST
 
-/* Where there are few, all questions are under way, and their answers join what
- * is known in the order of the disk.
+/* Where there is little data, all questions are under way, and their answers
+ * join the known list in the order of the disk.
  */
 START_TEST (many_where_there_are_holes)
 {
@@ -134,7 +134,7 @@ START_TEST (many_where_there_are_holes)
 }
 END_TEST
 
-/* Nor does it look endlessly far: a GiB of data, or so many extents. */
+/* It looks ahead for a GiB of data, or AHEAD_EXTENTS extents, and no more. */
 START_TEST (far_enough)
 {
   struct ahead_question *q;
@@ -156,8 +156,8 @@ START_TEST (far_enough)
 }
 END_TEST
 
-/* Whoever asks first for the rest of a short answer is the walk's next
- * question, however much is known of the others.
+/* After short answers, the question for which the walk waits is asked first,
+ * however much is known from the others.
  */
 START_TEST (short_answers)
 {
@@ -170,7 +170,7 @@ START_TEST (short_answers)
   answer (q[2], G, G, M);
   ck_assert_ptr_null (ahead_ask (&ahead, 0));
   answer (q[0], G, 3 * G, 3 * G);
-  /* One GiB and more is known: enough.  Then less. */
+  /* One GiB and more is known: enough.  Then less is. */
   ck_assert_ptr_null (ahead_ask (&ahead, M));
   ck_assert_ptr_eq (must_ask (2 * M, G + M, 2 * G - M), q[0]);
   ck_assert_ptr_null (ahead_ask (&ahead, 2 * M));
@@ -185,8 +185,8 @@ START_TEST (short_answers)
 }
 END_TEST
 
-/* The walk begins again while questions are under way: they do not count, and
- * a new one about the same does.
+/* The walk begins anew while questions are under way: their answers do not
+ * count, but that of a new question about the same range does.
  */
 START_TEST (too_late)
 {
@@ -209,7 +209,7 @@ START_TEST (too_late)
 }
 END_TEST
 
-/* The walk goes over regions that became valid, past questions under way and
+/* The walk jumps over regions that became valid, past questions under way and
  * answers that have not joined.
  */
 START_TEST (walk_jumps)
@@ -228,7 +228,7 @@ START_TEST (walk_jumps)
   answer (q[1], G, G, M);
   ck_assert_uint_eq (ahead_end (&ahead, 5 * G), 6 * G);
 
-  /* Past all that is to be answered: what is left of the disk is known. */
+  /* Past all questions: the rest of the disk is known. */
   ck_assert_ptr_null (ahead_ask (&ahead, 11 * G));
   ck_assert_uint_eq (ahead_end (&ahead, 11 * G), 12 * G);
   answer (q[2], 3 * G, G, M);
@@ -237,9 +237,9 @@ START_TEST (walk_jumps)
 }
 END_TEST
 
-/* At random: answers in any order, many of them short, and a walk that now and
- * then jumps, or begins again.  What is known is what the source said; and it
- * always comes to the end of the disk.
+/* At random: answers in any order, many of them short, and a walk that
+ * sometimes jumps, or begins anew.  The known extents are those of the source,
+ * and the walk always comes to the end of the disk.
  */
 START_TEST (any_order)
 {
@@ -290,9 +290,9 @@ START_TEST (any_order)
 }
 END_TEST
 
-/* The server is lost, and was asked many things: all are asked again, one at a
- * time.  One of them is never answered, the others are: its range, but for what
- * was answered of it before, is data, and no other.
+/* The server is lost while many questions are under way: all are asked again,
+ * one at a time.  Only question _i is never answered: its range counts as data,
+ * except for the part that was answered before, and no other range does.
  */
 START_TEST (unanswered)
 {
@@ -330,7 +330,7 @@ START_TEST (unanswered)
   ck_assert_uint_le (ahead.data, 2 * G + M);
   end ();
 
-  /* While it is under way nothing else is asked. */
+  /* While a lost question is under way, no other is asked. */
   ask_all (q, 2);
   answer (q[1], G, 3 * G, 0);
   ahead_unanswered (&ahead, q[0]);
@@ -341,7 +341,7 @@ START_TEST (unanswered)
   ck_assert_ptr_nonnull (ahead_ask (&ahead, 0));
   end ();
 
-  /* With answers in between it is not given up. */
+  /* With answers in between, a question is never given up. */
   ask_all (q, 2);
   ahead_unanswered (&ahead, q[1]);
   for (unsigned i = 0; i < 2 * AHEAD_MAX_UNANSWERED; ++i) {
@@ -356,7 +356,7 @@ START_TEST (unanswered)
 }
 END_TEST
 
-/* What the source has, in tests with extents of any length. */
+/* The source's extents, in tests with extents of any length. */
 static struct extents source;
 
 static void
@@ -366,7 +366,7 @@ has (uint64_t length, bool zero)
                                  zero ? EXTENT_ZERO | EXTENT_HOLE : 0), 0);
 }
 
-/* Tell at most so many bytes of that, in at most so many extents. */
+/* Answer at most count bytes, in at most max extents. */
 static void
 tell (struct ahead_question *q, uint64_t count, size_t max)
 {
@@ -385,7 +385,7 @@ tell (struct ahead_question *q, uint64_t count, size_t max)
   ck_assert_int_eq (ahead_answer (&ahead, q, &list), 0);
 }
 
-/* This must be known, as data or zeroes. */
+/* The known extent i must be this one. */
 static void
 must_know (size_t i, uint64_t start, uint64_t end, bool zero)
 {
@@ -395,9 +395,9 @@ must_know (size_t i, uint64_t start, uint64_t end, bool zero)
   ck_assert_uint_eq (ahead.known.extent[i].flags, zero ? EXTENT_ZERO : 0);
 }
 
-/* A hole shorter than 64 KiB is data when its end is known, and not before; one
- * of 64 KiB is a hole, also where it lies across two answers, or two questions.
- * The first hole and the last may be short.
+/* A hole shorter than 64 KiB becomes data when its end is known, and not
+ * before.  A hole of 64 KiB stays a hole, also where it lies across two
+ * answers, or two questions.  The first hole and the last may be short.
  */
 START_TEST (short_holes)
 {
@@ -445,9 +445,9 @@ START_TEST (short_holes)
 }
 END_TEST
 
-/* At random, with extents from one byte to 128 KiB where questions meet: what
- * is data is known as data, a hole of 64 KiB or more as a hole, and there are
- * never more than two extents for each 64 KiB.
+/* At random, with extents from one byte to 128 KiB where questions meet: data
+ * is known as data, and a hole of 64 KiB or more as a hole.  There are never
+ * more than two extents for each 64 KiB.
  */
 START_TEST (holes_of_any_length)
 {
@@ -506,9 +506,9 @@ START_TEST (holes_of_any_length)
 }
 END_TEST
 
-/* Each answer costs what it is long, and each question to it a few steps,
- * however many have come before: with holes of one byte, of which none stays;
- * and with holes of 64 KiB, of which all do.
+/* The work for an answer depends on its length, and a look-up takes a few
+ * steps, however many answers have come before.
+ * _i: holes of one byte, which become data; holes of 64 KiB, which stay.
  */
 START_TEST (work)
 {
@@ -531,11 +531,11 @@ START_TEST (work)
       ahead_zeroes_end (&ahead, pos);
     pos = ahead_end (&ahead, 0) - 1;
   }
-  /* Each extent once where it is told, and once where it joins. */
+  /* Each extent once in its answer, and once when that joins. */
   ck_assert_uint_le (ahead.looked_at, answers * (2 * each + 4 + 2));
   ck_assert_uint_le (ahead.known.len, _i ? answers * each : 4);
   ck_assert_uint_ge (ahead.known.len, _i ? answers * each : 1);
-  /* To pass them costs each extent once. */
+  /* Passing looks at each extent once. */
   ahead.looked_at = 0;
   for (uint64_t at = 0; at < pos; at += pos / 1000 + 1)
     ahead_pass (&ahead, at);

@@ -3,11 +3,11 @@
  */
 
 /* Proves that hydration copies every region, holes as holes, within its limits;
- * that blocks are shared where that is possible, and else copied;
- * that a client's write always wins against a copy; that it stops on errors of
- * the destination and at a pause, goes on when told, leaves out what the source
- * cannot read and comes back to it, and ends when the clone is durably
- * complete.
+ * that it shares blocks where that is possible, and copies the others; that a
+ * client's write always wins against a copy.  Hydration stops on errors of the
+ * destination and when it is paused, and goes on when it is resumed.  It sets
+ * unreadable ranges of the source aside and tries them again.  It ends when the
+ * clone is durably complete.
  */
 
 #include <config.h>
@@ -45,7 +45,9 @@ static const struct hydrate_settings defaults = {
   .threshold = HYDRATE_THRESHOLD_DEFAULT, .batch = HYDRATE_BATCH_DEFAULT
 };
 
-/* A disk, not yet hydrating.  async: many requests are in flight at once. */
+/* A disk that does not hydrate yet.  async: many requests are in flight at
+ * once.
+ */
 static void
 new_disk (uint64_t size, uint64_t region_size, bool async)
 {
@@ -112,7 +114,9 @@ has_ended (void *opaque)
   return ends > 0;
 }
 
-/* It is complete, durably; the source is closed; the destination has it all. */
+/* The clone is durably complete, the source is closed, and the destination has
+ * all data.
+ */
 static void
 check_content (void)
 {
@@ -146,8 +150,8 @@ static const struct { uint64_t size, region_size; } shapes[] = {
 };
 #define SHAPES (int)(sizeof shapes / sizeof shapes[0])
 
-/* Data and holes at random places, some regions already written by clients:
- * all ends up right, and each byte of data is read once.
+/* Data and holes at random places, and some regions that clients have written:
+ * the destination is right in the end, and each byte of data is read once.
  */
 START_TEST (everything)
 {
@@ -177,7 +181,7 @@ START_TEST (everything)
 }
 END_TEST
 
-/* Holes are not read, and become holes. */
+/* Holes are not read, and become holes of the destination. */
 START_TEST (holes)
 {
   uint64_t from, to;
@@ -199,8 +203,8 @@ START_TEST (holes)
 }
 END_TEST
 
-/* Where the destination can share the source's blocks, data are not read, what
- * clients have written stays, and holes are holes.
+/* Where the destination can share the source's blocks, data is not read,
+ * clients' writes stay, and holes are holes.
  */
 START_TEST (shares)
 {
@@ -217,7 +221,7 @@ START_TEST (shares)
 }
 END_TEST
 
-/* What cannot be shared is copied, and not what can. */
+/* Only blocks that cannot be shared are copied. */
 START_TEST (shares_some)
 {
   const uint64_t size = 16 * M;
@@ -235,7 +239,7 @@ START_TEST (shares_some)
 }
 END_TEST
 
-/* When it says that nothing can be, it is not asked again. */
+/* If no block can be shared, the destination is not asked again. */
 START_TEST (shares_nothing)
 {
   new_disk (16 * M, 64 * K, _i & 1);
@@ -244,14 +248,14 @@ START_TEST (shares_nothing)
   begin (&(struct hydrate_settings){ .threshold = 4 * M, .batch = 64 * K },
          false);
   check_complete ();
-  /* But by what was under way, in the asynchronous mock. */
+  /* Except by copies that were under way, in the asynchronous mock. */
   ck_assert_uint_le (mock_shares (d->dest), 64);
   ck_assert_uint_ge (mock_shares (d->dest), 1);
   ck_assert_uint_eq (mock_bytes (d->source, MOCK_PREAD), 16 * M);
 }
 END_TEST
 
-/* Zeroes that the source does not know as such become holes too. */
+/* Zeroes that the source does not report as a hole become a hole, too. */
 START_TEST (unknown_zeroes)
 {
   new_disk (8 * M, 4 * K, true);
@@ -265,7 +269,7 @@ START_TEST (unknown_zeroes)
 }
 END_TEST
 
-/* A source that fails to tell its extents is copied as data. */
+/* A source whose extents cannot be read is copied as data. */
 START_TEST (extents_fail)
 {
   new_disk (2 * M, 4 * K, true);
@@ -277,8 +281,8 @@ START_TEST (extents_fail)
 }
 END_TEST
 
-/* Never more than the threshold is being read at once, and no copy is larger
- * than a batch; but several are in flight.
+/* No more than the threshold is being read at once, and no copy is larger than
+ * a batch; but several are in flight.
  */
 START_TEST (limits)
 {
@@ -301,9 +305,9 @@ START_TEST (limits)
 }
 END_TEST
 
-/* What is being read at once reaches the threshold, when nothing is answered:
- * but for less than a batch of each worker's share, of whom there are four at
- * most.  _i: also with what users get who set nothing.
+/* While no read is answered, the bytes being read at once reach the threshold,
+ * except for less than a batch of each worker's share.  There are at most four
+ * workers.  _i: small settings, the defaults.
  */
 START_TEST (threshold_is_reached)
 {
@@ -323,7 +327,7 @@ START_TEST (threshold_is_reached)
   for (unsigned i = 0; i < all; ++i)
     gate[i] = mock_gate (d->source, MOCK_PREAD, MOCK_ANYWHERE, 1);
   hydrate_resume (h);
-  /* The latest gate is the first that a call finds. */
+  /* A call stops at the latest gate first. */
   for (unsigned i = 0; i < copies - 3; ++i)
     mock_gate_wait (gate[all - 1 - i]);
   mock_settle ();
@@ -335,8 +339,8 @@ START_TEST (threshold_is_reached)
 }
 END_TEST
 
-/* The batch that is chosen for users who set none fits the threshold, with
- * one worker as with four.
+/* The default batch depends on the threshold, and is the same for one worker
+ * and for four.
  */
 START_TEST (batch_is_chosen)
 {
@@ -361,7 +365,7 @@ START_TEST (batch_is_chosen)
 END_TEST
 
 /* A region larger than a batch is read in pieces of a batch, and is invalid
- * until the last of them is in the destination.
+ * until the last piece is in the destination.
  */
 START_TEST (large_regions)
 {
@@ -396,7 +400,7 @@ now (void)
   return ts.tv_sec + ts.tv_nsec / 1e9;
 }
 
-/* The rate is kept: 2 MiB at 2 MiB a second take about a second. */
+/* The rate limit is respected: 2 MiB at 2 MiB a second take about a second. */
 START_TEST (rate)
 {
   const struct hydrate_settings settings = {
@@ -412,8 +416,8 @@ START_TEST (rate)
 }
 END_TEST
 
-/* Paused from the start: nothing happens until it is resumed.  Paused on the
- * way: what is under way ends, nothing new begins.
+/* Paused from the start: nothing happens until it is resumed.  Paused later:
+ * copies that are under way end, and no others begin.
  */
 START_TEST (pause_and_resume)
 {
@@ -447,7 +451,7 @@ START_TEST (pause_and_resume)
 }
 END_TEST
 
-/* A threshold of 0 is a pause, another one ends it. */
+/* A threshold of 0 is a pause, and another threshold ends the pause. */
 START_TEST (threshold_of_zero)
 {
   struct hydrate_settings settings = defaults, got;
@@ -466,9 +470,9 @@ START_TEST (threshold_of_zero)
 }
 END_TEST
 
-/* A client's write comes between the copier's read of the source and its write:
- * the client's data survive, and it did not wait.  _i: the whole region, or
- * part of it; small regions, or one in pieces.
+/* A client's write comes between the copy's read of the source and its write:
+ * the client's data survives, and the client does not wait.  _i: part of the
+ * region, or all of it; small regions, or one in pieces.
  */
 START_TEST (write_wins)
 {
@@ -510,8 +514,8 @@ run_writer (void *opaque)
   w->done = true;
 }
 
-/* The copier is writing to the destination, or sharing, as owner: clients wait
- * for that write, and come after it.
+/* The copy owns its range, and is writing or sharing: clients wait for it, and
+ * write afterwards.
  */
 START_TEST (copy_in_flight)
 {
@@ -545,8 +549,8 @@ others_are_valid (void *opaque)
   return region_map_count_valid (d->clone->map) == 15;
 }
 
-/* The copier must wait for a client that owns the region, goes on with others
- * meanwhile, and finds the client's data in the end.
+/* A copy waits for a client that owns the region.  Meanwhile other regions are
+ * copied.  In the end, the client's data is there.
  */
 START_TEST (copier_waits_for_client)
 {
@@ -568,8 +572,8 @@ START_TEST (copier_waits_for_client)
 }
 END_TEST
 
-/* An error of the destination stops it, is told once, and loses nothing; when
- * the cause is gone, resume goes on to the end.
+/* An error of the destination stops hydration, is logged once, and loses
+ * nothing.  When the cause is removed, resuming completes the clone.
  */
 START_TEST (errors)
 {
@@ -595,7 +599,7 @@ END_TEST
 
 static struct hydrate_status st;
 
-/* So many bytes are bad, and nothing is under way. */
+/* So many bytes are bad, and no copy is under way. */
 static bool
 is_bad (void *opaque)
 {
@@ -606,7 +610,7 @@ is_bad (void *opaque)
     st.state == HYDRATE_HYDRATING;
 }
 
-/* Everything else is valid. */
+/* And everything else is valid. */
 static bool
 only_that_is_left (void *opaque)
 {
@@ -622,11 +626,11 @@ resumed_until_bad (void *opaque)
   return is_bad (opaque);
 }
 
-/* The source cannot read one sector: all else is hydrated; what is bad ends up
- * as the one region, or the piece of a large one; that is told once, and it is
- * not tried all the time.  Then it is written by a client, or can be read
- * again.
- * _i: async, large regions, written; 8: all by itself, not told to try again.
+/* The source cannot read one sector: everything else is hydrated.  In the end
+ * only one region is bad, or one piece of a large region.  This is logged once,
+ * and the sector is not read all the time.  Then a client writes it, or it
+ * becomes readable.
+ * _i: async, large regions, written; 8: rounds begin only by themselves.
  */
 START_TEST (bad_sector)
 {
@@ -670,7 +674,7 @@ START_TEST (bad_sector)
   check_complete ();
   ck_assert_uint_eq (ends, 1);
   ck_assert_uint_eq (mock_errors (), before + 1);
-  /* And that it is over, and that the source is closed. */
+  /* The unreadable ranges are over; and the source is closed. */
   ck_assert_uint_eq (mock_infos (), infos + 2);
 }
 END_TEST
@@ -683,8 +687,8 @@ all_but (void *opaque)
 }
 
 /* A source that drops the connection whenever a certain sector is read, and is
- * back at once: that range does not keep all others from being copied.  Without
- * an end to trying it again hydration would never get past it.
+ * back at once: all other ranges are copied.  If this one were tried again
+ * without end, hydration would never get past it.
  */
 START_TEST (sector_that_kills)
 {
@@ -701,7 +705,7 @@ START_TEST (sector_that_kills)
 }
 END_TEST
 
-/* Many bad places: the first ones are told one by one, the others together. */
+/* Many bad sectors: the first are logged one by one, the others together. */
 START_TEST (many_bad_sectors)
 {
   const uint64_t all = 20 * 16 * K, left = 20 * 4 * K;
@@ -723,8 +727,8 @@ START_TEST (many_bad_sectors)
 }
 END_TEST
 
-/* A range is bad, and can be read again when the destination cannot be written
- * any more: that is an error as any other.
+/* A bad range becomes readable, but then the destination cannot be written:
+ * this is handled like any other error of the destination.
  */
 START_TEST (bad_source_then_destination)
 {
@@ -776,8 +780,8 @@ START_TEST (bad_and_paused)
 }
 END_TEST
 
-/* The last commit fails: not complete, the source stays open, and resume, with
- * a metadata device that works again, ends it.
+/* The last commit fails: the clone is not complete, and the source stays open.
+ * When the metadata device works again, resuming completes the clone.
  */
 START_TEST (last_commit_fails)
 {
@@ -793,7 +797,7 @@ START_TEST (last_commit_fails)
 }
 END_TEST
 
-/* Complete is not said before the bitmap is durably full. */
+/* The state is not complete before the bitmap is durably full. */
 START_TEST (complete_when_durable)
 {
   struct mock_gate *gate;
@@ -813,8 +817,8 @@ START_TEST (complete_when_durable)
 }
 END_TEST
 
-/* Clients write all of the disk: the flush that makes that durable ends
- * hydration, that is paused, too.
+/* Clients write the whole disk: the flush that makes this durable ends
+ * hydration, although hydration is paused.
  */
 START_TEST (completed_by_clients)
 {
@@ -835,10 +839,10 @@ run_stop (void *opaque)
   *stopped = true;
 }
 
-/* Stop waits for what is under way, and for no longer, and what is copied stays
- * valid; a new start goes on where that one was.  The source cannot read its
- * end before that, so that there always is something to go on with, however
- * late the stop comes.
+/* Stopping waits for the copies that are under way, and for nothing else.
+ * Copied regions stay valid, and after a new start hydration continues there.
+ * Before that, the source cannot read its end, so that something is always left
+ * to copy, however late the stop comes.
  */
 START_TEST (stop_in_flight)
 {
@@ -880,7 +884,7 @@ START_TEST (stop_in_flight)
 }
 END_TEST
 
-/* ---- servers that are lost ---- */
+/* ---- lost servers ---- */
 
 static void
 new_servers (uint64_t size, uint64_t region_size)
@@ -910,10 +914,10 @@ is_idle (void *opaque)
   return st.hydrating == 0;
 }
 
-/* A copy whose source or destination is lost while it reads or writes gives its
- * range back: nothing is under way until the server is there again, and then
- * all is copied, also what was copied before and the destination has lost.  No
- * error is told.  A region may be copied in pieces.
+/* The source or the destination is lost while a copy reads or writes: the copy
+ * returns its range, and nothing is under way until the server is back.  Then
+ * everything is copied, including data that the destination has lost.  No error
+ * is logged.  _i: source, destination; large regions, in pieces.
  */
 START_TEST (servers_are_lost)
 {
@@ -946,8 +950,8 @@ clone_is_done (void *opaque)
   return clone_is_complete (d->clone);
 }
 
-/* The last commit waits for a disk, on a thread that may: the loops end while
- * it does.
+/* The last commit waits for a disk on a thread that may wait.  Meanwhile the
+ * loops end.
  */
 START_TEST (loops_do_not_commit)
 {
@@ -966,10 +970,10 @@ START_TEST (loops_do_not_commit)
 }
 END_TEST
 
-/* The last commit fails because of the metadata, and then the destination is
- * lost, so that there is more to copy: as soon as the metadata can be written
- * again all goes on by itself.  Until then nobody tries in vain again and
- * again, whatever the error is.
+/* The last commit fails because of the metadata.  Then the destination is lost,
+ * so that there is more to copy.  As soon as the metadata can be written again,
+ * hydration goes on by itself.  Until then nothing is tried again and again in
+ * vain, whatever the error is.
  */
 START_TEST (metadata_fails_in_the_last_commit)
 {
@@ -987,8 +991,8 @@ START_TEST (metadata_fails_in_the_last_commit)
 }
 END_TEST
 
-/* The destination is full, which the last commit is told: what it has lost is
- * copied again, and the clone becomes complete by itself when there is room.
+/* The last commit fails because the destination is full: lost data is copied
+ * again, and the clone becomes complete by itself when there is room.
  */
 START_TEST (full_in_the_last_commit)
 {
@@ -1030,7 +1034,7 @@ client (void *opaque)
 }
 
 /* Clients that write all over the disk while it hydrates, in regions that they
- * share, never lose a byte.
+ * share with each other, never lose a byte.
  */
 START_TEST (stress)
 {

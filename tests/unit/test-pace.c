@@ -2,9 +2,9 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Proves that hydration's window gives way to clients whose reads of the source
- * are late, settles where about one in a hundred is, stays within its limits,
- * and is all of the threshold for whoever is alone.
+/* Proves that hydration's window shrinks while clients' reads of the source are
+ * late, settles where about one in a hundred is late, stays within its limits,
+ * and is the threshold without clients.
  */
 
 #include <config.h>
@@ -45,8 +45,8 @@ START_TEST (alone)
 }
 END_TEST
 
-/* Late reads make it small, down to a batch; reads in time make it large again;
- * and when there are none it is large at once.
+/* Late reads shrink the window, down to a batch.  Reads in time let it grow.
+ * Without reads it is the threshold at once.
  */
 START_TEST (gives_way)
 {
@@ -75,8 +75,8 @@ START_TEST (gives_way)
 }
 END_TEST
 
-/* A source where more under way means later: reads take twice as long with all
- * of the threshold, and a little more or less by chance.
+/* A source that is slower with more under way: with the threshold, reads take
+ * twice as long, and a little more or less by chance.
  */
 START_TEST (settles)
 {
@@ -100,7 +100,7 @@ START_TEST (settles)
 }
 END_TEST
 
-/* A source that becomes slower: what was fast once does not count for ever. */
+/* The source becomes slower: its former times do not count for ever. */
 START_TEST (forgets)
 {
   struct pace p = { 0 };
@@ -113,7 +113,7 @@ START_TEST (forgets)
 }
 END_TEST
 
-/* Long reads say nothing. */
+/* Long reads do not count. */
 START_TEST (long_reads)
 {
   struct pace p = { 0 };
@@ -127,9 +127,9 @@ START_TEST (long_reads)
 }
 END_TEST
 
-/* Hydration's own reads, of which one takes so long by itself, and which come
- * out of the source one each time `each'; clients make so many requests a
- * second.  The window after so many seconds.
+/* Hydration's own reads for so many seconds.  A read takes by_itself when it is
+ * alone, and the source answers one read in `each' seconds.  Clients make so
+ * many requests a second.  Returns the window in the end.
  */
 static uint64_t
 copies (struct pace *p, double by_itself, double each, uint64_t requests,
@@ -148,9 +148,9 @@ copies (struct pace *p, double by_itself, double each, uint64_t requests,
   return window_at (p, now);
 }
 
-/* From a near source, where one copy keeps it busy, two at most; from a far one
- * as many as fill the link, and not many more; and all that is allowed while
- * clients are not busy.
+/* Beside busy clients: from a near source, which one copy keeps busy, at most
+ * two copies; from a far source as many as fill the link, and not many more.
+ * While clients are not busy, the threshold.
  */
 START_TEST (busy_clients)
 {
@@ -168,7 +168,7 @@ START_TEST (busy_clients)
   w = copies (&p, 0.0004, 0.0004, PACE_BUSY / 2, 5);
   ck_assert_uint_eq (w, THRESHOLD);
 
-  /* They were busy, and are so no more. */
+  /* They were busy, but not any more. */
   p = (struct pace){ 0 };
   copies (&p, 0.0004, 0.0004, 2 * PACE_BUSY, 5);
   ck_assert_uint_lt (window_at (&p, 1005), 3 * BATCH);
@@ -178,8 +178,8 @@ START_TEST (busy_clients)
 }
 END_TEST
 
-/* A copy of less than a batch says nothing, and neither does one that began
- * before hydration got out of the way, or before the window became smaller.
+/* A copy of less than a batch does not count, nor does one that began before
+ * the probe, or before the window shrank.
  */
 START_TEST (copies_that_do_not_count)
 {
@@ -191,7 +191,7 @@ START_TEST (copies_that_do_not_count)
   pace_was_copied (&p, BATCH - 1, 0.1, requests += 1000, now += 0.1, BATCH,
                    THRESHOLD);
   ck_assert_uint_eq (window_at (&p, now), THRESHOLD);
-  /* The first of all, and others that were under way with it. */
+  /* The first copy, and others that were under way with it. */
   for (unsigned i = 0; i < 100; ++i) {
     pace_was_copied (&p, BATCH, 0.2, requests += 1000, now += 0.001, BATCH,
                      THRESHOLD);
@@ -213,7 +213,7 @@ START_TEST (copies_that_do_not_count)
                    THRESHOLD);
   ck_assert_uint_eq (window_at (&p, now), THRESHOLD / 16 * 9);
 
-  /* Another batch takes another time: begin again. */
+  /* Another batch takes another time, so everything begins again. */
   pace_was_copied (&p, 2 * BATCH, 0.021, requests += 1000, now += 0.001,
                    2 * BATCH, THRESHOLD);
   ck_assert_uint_eq (pace_window (&p, now, 2 * BATCH, THRESHOLD), 2 * BATCH);

@@ -2,14 +2,13 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Proves that the plan hands out everything that is invalid, and nothing twice;
- * that what is wanted comes first, the latest first; that holes are not read,
- * and a source with very many of them does not cost more work than it has
- * extents; that large regions come in pieces, wanted or not; that ranges which
- * a lost server interrupted come again, before the walk over the disk goes on,
- * and none is forgotten, also when the map is set back; and that what the
- * source could not be read at is set aside, and comes again when it is told to,
- * and then in smaller pieces.
+/* Proves that the plan hands out everything that is invalid, and nothing twice.
+ * Wishes come first, the latest first.  Holes are not read, and the work
+ * depends on the number of extents, however many the source has.  Large regions
+ * come in pieces, wished for or not.  Ranges that a lost server interrupted
+ * come again, before the walk over the disk continues, and none is forgotten,
+ * even if the map is set back.  Unreadable ranges are set aside, and come again
+ * in a round, in smaller pieces.
  */
 
 #include <config.h>
@@ -46,7 +45,7 @@ end (void)
   region_map_free (map);
 }
 
-/* The next range must be this; its end is 0 where it does not matter. */
+/* The next range must be this one.  end is 0 where it does not matter. */
 static struct plan_range
 must_be (uint64_t start, uint64_t end)
 {
@@ -59,7 +58,7 @@ must_be (uint64_t start, uint64_t end)
   return range;
 }
 
-/* It is in the destination now. */
+/* The range is in the destination now. */
 static void
 done (const struct plan_range *range)
 {
@@ -84,7 +83,7 @@ failed (const struct plan_range *range)
   plan_range_done (&plan, range);
 }
 
-/* A server was lost while it was copied. */
+/* A server was lost while the range was copied. */
 static void
 returned (struct plan_range *range)
 {
@@ -92,7 +91,7 @@ returned (struct plan_range *range)
   failed (range);
 }
 
-/* What is valid by now is durable. */
+/* All valid regions become durable. */
 static void
 commit (void)
 {
@@ -105,7 +104,7 @@ commit (void)
   }
 }
 
-/* What is not durable is lost. */
+/* All regions that are not durable become invalid. */
 static void
 set_back (unsigned *times)
 {
@@ -114,7 +113,7 @@ set_back (unsigned *times)
   plan_set_back (&plan);
 }
 
-/* The source could not be read at it.  True where that is news. */
+/* The source cannot read the range.  True: that is news. */
 static bool
 bad (struct plan_range *range)
 {
@@ -132,8 +131,8 @@ must_be_at_end (void)
   ck_assert_int_eq (plan_next (&plan, BATCH, &range), PLAN_END);
 }
 
-/* Copy all that comes; where the source is bad, fail.  Returns how many ranges
- * that were.
+/* Copy all ranges that come, but fail where the source is bad.  Returns how
+ * many came.
  */
 static unsigned
 copy_all (uint64_t bad_start, uint64_t bad_end)
@@ -152,7 +151,7 @@ copy_all (uint64_t bad_start, uint64_t bad_end)
   return n;
 }
 
-/* What is bad must be this one range; nothing where both are 0. */
+/* Exactly this range must be bad; nothing if both are 0. */
 static void
 bad_must_be (uint64_t start, uint64_t end, uint64_t regions)
 {
@@ -168,7 +167,7 @@ bad_must_be (uint64_t start, uint64_t end, uint64_t regions)
   }
 }
 
-/* Without wishes: the order of the disk, what is valid left out. */
+/* Without wishes: the order of the disk, without valid regions. */
 START_TEST (disk_order)
 {
   struct plan_range range;
@@ -184,8 +183,8 @@ START_TEST (disk_order)
 }
 END_TEST
 
-/* The latest wish comes first, whole regions of it; then the others; and the
- * walk over the disk leaves all of them out, also while they are being copied.
+/* The latest wish comes first, in whole regions, then the others.  The walk
+ * over the disk leaves out all of them, even while they are being copied.
  */
 START_TEST (wishes_first)
 {
@@ -211,14 +210,16 @@ START_TEST (wishes_first)
 }
 END_TEST
 
-/* What is under way, or valid, or another's wish, is not handed out again. */
+/* Regions that are under way, or valid, or in another wish, are not handed out
+ * again.
+ */
 START_TEST (wishes_apart)
 {
   begin (4 * M, 4 * K, false);
   must_be (0, BATCH);
   plan_want (&plan, 0, BATCH);
   must_be (BATCH, 2 * BATCH);
-  /* Around another one, and behind one. */
+  /* A wish that begins before another one, and one that ends behind it. */
   plan_want (&plan, M, M + 16 * K);
   plan_want (&plan, M - 8 * K, M + 8 * K);
   plan_want (&plan, M + 4 * K, M + 32 * K);
@@ -235,7 +236,7 @@ START_TEST (wishes_apart)
 }
 END_TEST
 
-/* The oldest are forgotten, but never what is under way. */
+/* The oldest wishes are forgotten, but none that is under way. */
 START_TEST (too_many_wishes)
 {
   begin (256 * M, 4 * K, false);
@@ -246,15 +247,15 @@ START_TEST (too_many_wishes)
   for (unsigned i = 1 + 2 * PLAN_MAX_WISHES; i > 2 + PLAN_MAX_WISHES; --i)
     must_be (i * M, i * M + 4 * K);
   must_be (M + BATCH, M + 2 * BATCH);
-  /* All are under way: there is no place. */
+  /* All wishes are under way: there is no place for another. */
   plan_want (&plan, 100 * M, 101 * M);
   must_be (0, BATCH);
   end ();
 }
 END_TEST
 
-/* A region larger than a batch, wanted while the disk's walk is inside another,
- * and while it is inside that same one.
+/* A wish for a region larger than a batch, while the disk's walk is inside the
+ * same region, and while it is inside another one.
  */
 START_TEST (wishes_for_pieces)
 {
@@ -279,7 +280,7 @@ START_TEST (wishes_for_pieces)
 }
 END_TEST
 
-/* A client has written what was wanted, or the plan begins again. */
+/* A client has written the wish's regions, or the plan begins again. */
 START_TEST (wishes_that_end_early)
 {
   struct plan_range range;
@@ -304,8 +305,8 @@ START_TEST (wishes_that_end_early)
 }
 END_TEST
 
-/* Holes that are known are zeroes, wanted or not, and waited for by the disk's
- * walk only.
+/* Known holes are zeroes, also in a wish.  Only the disk's walk waits until
+ * they are known.
  */
 START_TEST (holes)
 {
@@ -339,12 +340,12 @@ START_TEST (holes)
 }
 END_TEST
 
-/* Many extents, told in short answers, after each of which the plan is asked as
- * often as four workers do: data and zeroes by bytes in turn, or holes that are
- * worth it between bytes of data.  The work is that of looking at each extent
- * a few times; and a region that has to be known as a whole, because a batch is
- * not smaller, does not wait for ever.
- * _i: short or long holes; regions of 4 KiB, of 1 MiB, of 1 GiB; batch.
+/* Many extents, in short answers.  After each answer the plan is asked as often
+ * as four workers do.  The source has bytes of data and between them holes of
+ * one byte, or long holes.  The work is to look at each extent a few times.  A
+ * region that must be known as a whole, because a batch is not smaller, does
+ * not wait for ever.
+ * _i: short or long holes; regions of 4 KiB, 2 MiB, 1 GiB; batch.
  */
 START_TEST (many_extents)
 {
@@ -400,8 +401,8 @@ START_TEST (many_extents)
 END_TEST
 
 /* Returned ranges come after wishes and before the disk's walk: neighbours as
- * one, in batches, without what became valid meanwhile, and not twice.  Zeroes
- * are still known to be zeroes.
+ * one, in batches, without regions that have become valid, and not twice.
+ * Zeroes are still known to be zeroes.
  */
 START_TEST (returned_ranges)
 {
@@ -423,13 +424,13 @@ START_TEST (returned_ranges)
   must_be (6 * M, 6 * M + 4 * K);
   range[1] = must_be (BATCH + 4 * K, 2 * BATCH + 4 * K);
   ck_assert (range[1].again && !range[1].zero && !range[1].wish);
-  /* While one is under way another is returned, and the walk goes on. */
+  /* While one is under way another is returned, and the walk continues. */
   returned (&range[0]);
   range[0] = must_be (0, BATCH);
   range[2] = must_be (2 * BATCH + 4 * K, 3 * BATCH);
   again = must_be (M, M + BATCH);
   ck_assert (!again.again);
-  /* And once more. */
+  /* Returned once more. */
   returned (&range[2]);
   range[2] = must_be (2 * BATCH + 4 * K, 3 * BATCH);
   for (unsigned i = 0; i < 3; ++i)
@@ -450,8 +451,8 @@ START_TEST (returned_ranges)
 }
 END_TEST
 
-/* A wish that was returned is ahead of the disk's walk, which goes around it
- * until it has been copied.
+/* A wish whose range was returned lies ahead of the disk's walk, which goes
+ * around the range until it has been copied.
  */
 START_TEST (returned_wish)
 {
@@ -464,7 +465,7 @@ START_TEST (returned_wish)
   ck_assert (!plan.wish[0].open);
   range = must_be (M, M + BATCH);
   ck_assert (range.again);
-  /* Wanted again, while it is under way. */
+  /* Wished for again, while it is under way. */
   plan_want (&plan, M, M + BATCH);
   for (unsigned i = 0; i < 8; ++i)
     if (i != 4)
@@ -478,11 +479,11 @@ START_TEST (returned_wish)
 }
 END_TEST
 
-/* Of a region in pieces the whole region comes again, after all of its pieces
- * have ended, and no more of it is begun before.  It is complete only when all
- * pieces of a second time are.
- * _i: of the disk's walk, or of a wish; 2: while the last piece waits, 3: and
- * after a restart.
+/* A piece is returned: the whole region comes again after all pieces that are
+ * under way have ended, and no other piece begins before.  The region is
+ * complete when all pieces of the second time are.
+ * _i: of the disk's walk, of a wish; 2: all pieces were handed out, 3: and the
+ * plan begins again.
  */
 START_TEST (returned_pieces)
 {
@@ -528,8 +529,8 @@ START_TEST (returned_pieces)
 }
 END_TEST
 
-/* A bad range that is being tried again stays bad, and is tried in the next
- * round; and what was returned is left out where it is bad by now.
+/* A bad range that is returned while it is tried again stays bad, and is tried
+ * in the next round.  A returned range that becomes bad is returned no more.
  */
 START_TEST (returned_and_bad)
 {
@@ -561,8 +562,8 @@ START_TEST (returned_and_bad)
 }
 END_TEST
 
-/* Each of very many wishes is returned, all of them apart: they are served
- * before the list would have to join some of them, and none is lost.
+/* Very many separate wishes are returned: they come again before the list has
+ * to join any of them, and none is lost.
  */
 START_TEST (many_returned)
 {
@@ -602,10 +603,10 @@ START_TEST (many_returned)
 }
 END_TEST
 
-/* The map is set back: a region in pieces never is complete of which one was
- * written before, be it under way, all handed out, or reported as complete;
- * what was handed out comes again, also of a wish, around which the disk's walk
- * goes.
+/* The map is set back: a region in pieces is not complete if one of its pieces
+ * was written before, whether pieces are left, all were handed out, or the
+ * region was reported as complete.  Everything that was handed out comes again,
+ * also of a wish, around which the disk's walk goes.
  */
 START_TEST (setting_back)
 {
@@ -671,10 +672,10 @@ START_TEST (setting_back)
 }
 END_TEST
 
-/* The disk's walk begins anew while something is tried again, and goes around
- * it: that is not forgotten, even if it was copied well, but too early.
- * _i: a region in pieces, handed out and then set back, or begun and then left
- * by a restart; whole regions that were returned; or that were bad.
+/* The disk's walk begins anew while a range is tried again, and goes around it:
+ * the range is not forgotten, even if it was copied, but too early.
+ * _i: a region in pieces that was handed out before the map was set back, or
+ * begun before a restart; whole regions that were returned, or that were bad.
  */
 START_TEST (set_back_and_around)
 {
@@ -712,8 +713,8 @@ START_TEST (set_back_and_around)
 }
 END_TEST
 
-/* What is bad is set aside, by walk and wish, and tried again in smaller pieces
- * when it is time, down to the one region that cannot be read; until it can.
+/* Bad ranges of a walk and of a wish are set aside.  Each round tries them in
+ * smaller pieces, down to the one region that is unreadable, until it is not.
  */
 START_TEST (bad_region)
 {
@@ -729,7 +730,7 @@ START_TEST (bad_region)
   plan_restart (&plan);
   bad_must_be (M, M + 4 * K, 1);
 
-  /* A round of retries: nothing that was bad is news. */
+  /* A round: a range that was bad before is no news. */
   must_be (0, BATCH);
   plan_retry (&plan);
   range = must_be (M, M + 4 * K);
@@ -764,8 +765,8 @@ START_TEST (bad_region)
 }
 END_TEST
 
-/* A client's write takes regions out of what is bad: at its end, in its middle,
- * all of it, and while it is being tried again.
+/* Regions that a client has written are not bad any more: at the end of a bad
+ * range, in its middle, all of it, and while it is being tried again.
  */
 START_TEST (bad_and_written)
 {
@@ -795,7 +796,7 @@ START_TEST (bad_and_written)
   bad_must_be (0, 0, 0);
   end ();
 
-  /* It became valid before its first failure: nothing is bad. */
+  /* The range became valid before its first failure: nothing is bad. */
   begin (BATCH, 4 * K, false);
   range = must_be (0, BATCH);
   region_map_set (map, 0, 64);
@@ -805,8 +806,8 @@ START_TEST (bad_and_written)
 }
 END_TEST
 
-/* A region in pieces of which one is bad: the others say nothing about the
- * region, which waits until none is bad, and then begins anew.
+/* A region in pieces, one of which is bad.  The region waits until no piece is
+ * bad, and then all pieces are copied anew.
  */
 START_TEST (bad_piece)
 {
@@ -832,7 +833,7 @@ START_TEST (bad_piece)
   plan_retry (&plan);
   range = must_be (5 * M + 64 * K, 5 * M + 128 * K);
   ck_assert (range.retry && range.probe && range.cut == NULL);
-  /* While it is read it is still bad. */
+  /* While the piece is read it is still bad. */
   must_be_at_end ();
   plan_range_done (&plan, &range);
   bad_must_be (0, 0, 0);
@@ -843,8 +844,8 @@ START_TEST (bad_piece)
 }
 END_TEST
 
-/* The batch changes after a range became bad: regions are in pieces no more, or
- * are from now on.
+/* The batch changes after a range became bad: regions are not copied in pieces
+ * any more, and then they are again.
  */
 START_TEST (bad_and_other_batches)
 {
@@ -870,8 +871,8 @@ START_TEST (bad_and_other_batches)
 }
 END_TEST
 
-/* A source of which nothing can be read: a round ends after so many failures,
- * and the next one goes on from there.
+/* A source that cannot read anything: a round ends after PLAN_MAX_FAILURES, and
+ * the next round continues there.
  */
 START_TEST (bad_disk)
 {
@@ -888,13 +889,13 @@ START_TEST (bad_disk)
   bad (&range);
   ck_assert_uint_eq (copy_all (0, size), PLAN_MAX_FAILURES / 2 - 1);
   bad_must_be (0, size, size / (4 * K));
-  /* And from the start, in yet smaller pieces. */
+  /* And from the start, in even smaller pieces. */
   plan_retry (&plan);
   range = must_be (0, 4 * K);
   bad (&range);
   copy_all (0, size);
   bad_must_be (0, size, size / (4 * K));
-  /* As soon as it can be read again, a round gets all of it. */
+  /* As soon as the source is readable, two rounds copy all of it. */
   for (unsigned i = 0; i < 2; ++i) {
     plan_retry (&plan);
     copy_all (0, 0);
@@ -905,9 +906,9 @@ START_TEST (bad_disk)
 }
 END_TEST
 
-/* Errors that have healed: pieces grow, up to the batch, whether they were
- * small from the beginning or have become so in rounds that failed; so a round
- * does not take many more reads than a walk would.
+/* The source was repaired: pieces grow up to the batch, whatever their size was
+ * after rounds that failed.  So a round does not take many more reads than a
+ * walk.
  * _i: rounds that fail; regions in pieces.
  */
 START_TEST (bad_and_healed)
@@ -938,13 +939,13 @@ START_TEST (bad_and_healed)
   }
   bad_must_be (0, 0, 0);
   ck_assert_uint_eq (largest, BATCH);
-  /* Up to the batch it takes 2 to 6 smaller pieces, and twice in two rounds. */
+  /* Pieces reach the batch after 2 to 6 smaller ones, in each of two rounds. */
   ck_assert_uint_le (reads, size / BATCH + 12);
   end ();
 }
 END_TEST
 
-/* A piece that fails makes the next one small. */
+/* After a piece that fails, the next one is small. */
 START_TEST (bad_after_good)
 {
   struct plan_range range;
@@ -963,7 +964,7 @@ START_TEST (bad_after_good)
   range = must_be (512 * K, 640 * K);
   done (&range);
   copy_all (0, 0);
-  /* The one that failed is tried in small ones only. */
+  /* The range of the one that failed is tried in small pieces only. */
   plan_retry (&plan);
   range = must_be (192 * K, 256 * K);
   done (&range);
@@ -972,9 +973,10 @@ START_TEST (bad_after_good)
 }
 END_TEST
 
-/* Much has healed and some sectors have not, with several pieces under way at
- * once: all but the regions of these is hydrated, in a bounded number of rounds
- * and reads.  The first failure and the last are at the ends of what was bad.
+/* The source was repaired except for some sectors, and several pieces are under
+ * way at once: everything but the regions of these sectors is hydrated, in a
+ * bounded number of rounds and reads.  The first and the last of these sectors
+ * are at the ends of the disk.
  */
 START_TEST (bad_and_mostly_healed)
 {
@@ -1025,7 +1027,7 @@ START_TEST (bad_and_mostly_healed)
   ck_assert_uint_eq (region_map_regions (map) - region_map_count_valid (map),
                      sectors);
   ck_assert_uint_le (reads, size / BATCH + sectors * 40 + together * 8);
-  /* Then a read for each of them is all that a round costs. */
+  /* Then a round costs one read for each sector. */
   for (unsigned i = 0; i < 2; ++i) {
     plan_retry (&plan);
     for (n = 0; plan_next (&plan, BATCH, &range) == PLAN_RANGE; ++n)
@@ -1036,8 +1038,8 @@ START_TEST (bad_and_mostly_healed)
 }
 END_TEST
 
-/* More bad ranges than the list holds: all are still counted and tried again,
- * only the first are shown.
+/* More bad ranges than the list has room for: all are counted and tried again,
+ * and the first are shown.
  */
 START_TEST (many_bad)
 {
@@ -1053,7 +1055,7 @@ START_TEST (many_bad)
     ck_assert (bad (&range));
     ck_assert_uint_le (plan.bad.len, BAD_MAX);
   }
-  /* What lies between is copied, or bad with its neighbours, but never lost. */
+  /* Regions between them are copied, or bad too, but never forgotten. */
   copy_all (0, 0);
   plan_sum_bad (&plan, &sum);
   ck_assert_uint_ge (sum.regions, n);
@@ -1109,13 +1111,13 @@ START_TEST (bad_list)
 }
 END_TEST
 
-/* At random: clients want and write, copies end in any order, some of them
- * without success, or because of the source, and many because a server was
- * lost; and the map is set back.  Nothing is handed out that is under way, or
- * was copied, but for what was under way when the map was set back, and may
- * have become bad since; and in the end all is valid, without another walk over
- * the disk where servers were lost and nothing worse happened.
- * _i: even: nothing worse.
+/* At random: clients wish and write, copies end in any order, some fail, some
+ * ranges are bad, servers are lost, and the map is set back.  No range is
+ * handed out while it is under way, or after it was copied, except for ranges
+ * that were under way when the map was set back.  In the end everything is
+ * valid.  If servers were lost and nothing worse happened, one walk over the
+ * disk is enough.
+ * _i: even: nothing worse happens.
  */
 START_TEST (everything_once)
 {
