@@ -41,6 +41,8 @@ hydrate_fail (struct hydrate *h, bool by_mode)
 void
 hydrate_tell_end (struct hydrate *h)
 {
+  LOCK_FOR_SCOPE (&h->telling);
+
   if (h->on_end)
     h->on_end (h->on_end_opaque);
 }

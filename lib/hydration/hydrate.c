@@ -155,6 +155,7 @@ hydrate_new (const struct hydrate_settings *settings, bool paused,
   h->on_end = on_end;
   h->on_end_opaque = opaque;
   pthread_mutex_init (&h->lock, NULL);
+  pthread_mutex_init (&h->telling, NULL);
   return h;
 }
 
@@ -169,6 +170,7 @@ hydrate_free (struct hydrate *h)
   if (h->clone)
     plan_destroy (&h->plan);
   pthread_mutex_destroy (&h->lock);
+  pthread_mutex_destroy (&h->telling);
   free (h);
 }
 
@@ -249,6 +251,10 @@ hydrate_stop (struct hydrate *h)
   hydrate_wake (h);
   for (unsigned i = 0; i < h->nr_workers; ++i)
     worker_join (&h->worker[i]);
+
+  /* A thread of the clone's may still be in an event. */
+  LOCK_FOR_SCOPE (&h->telling);
+  h->on_end = NULL;
 }
 
 /* ---- pause, resume, settings ---- */

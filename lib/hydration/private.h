@@ -115,8 +115,9 @@ struct bad_source {
 struct hydrate {
   struct clone *clone;     /* NULL before hydrate_start */
   const struct log *log;
-  void (*on_end) (void *opaque);
+  void (*on_end) (void *opaque); /* NULL after hydrate_stop */
   void *on_end_opaque;
+  pthread_mutex_t telling; /* held while on_end is called */
   struct worker worker[HYDRATE_MAX_WORKERS];
   unsigned nr_workers;
 
