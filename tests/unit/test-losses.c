@@ -461,6 +461,7 @@ end_clone (void)
   hydrate_stop (h);
   clone_stop (d->clone);
   r = mock_disk_close (d);
+  mock_disk_listen (d, NULL);
   hydrate_free (h);
   h = NULL;
   for (unsigned i = 0; i < CLIENTS && r == 0; ++i)
