@@ -2,7 +2,7 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Which file or block device a backend is. */
+/* Identify the file or block device behind a backend. */
 
 #include <config.h>
 
@@ -55,8 +55,8 @@ backend_file_identity (struct backend *b, struct backend_identity *id)
   }
 }
 
-/* The kernel's sequence number of the disk with this device number, or of the
- * disk whose partition has it; 0 where there is none.
+/* The kernel's sequence number (diskseq) of the disk with this device number,
+ * or of the disk whose partition has it; 0 if there is none.
  */
 static uint64_t
 disk_number (dev_t dev)

@@ -2,7 +2,8 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Reading, writing, flushing and sharing, on the calling thread. */
+/* Reading, writing, write-behind, flushing and sharing, on the calling thread.
+ */
 
 #include <config.h>
 
@@ -16,7 +17,7 @@
 #include "backend/file-internal.h"
 #include "base/rounding.h"
 
-/* The most adjacent segments that one pwritev writes. */
+/* The maximum number of adjacent segments in one pwritev. */
 #define MAX_IOV 64
 
 int
@@ -27,7 +28,6 @@ file_failed (void)
   case ENOSPC:
   case ENOMEM:
   case EPERM:
-  case ESHUTDOWN:
   case EOPNOTSUPP:
     break;
   case EDQUOT:
@@ -160,8 +160,8 @@ file_sync (int fd)
   return r == -1 ? file_failed () : 0;
 }
 
-/* A crash removes a file without a name, so nothing in it needs to be durable
- * before backend_file_publish makes all of it durable.
+/* A nameless file does not survive a crash, so there is nothing to flush.
+ * backend_file_publish makes all of it durable.
  */
 int
 file_flush (struct backend *b)
@@ -173,7 +173,7 @@ file_flush (struct backend *b)
     return 0;
   if (file_sync (f->fd) == -1)
     return -1;
-  /* The kernel may have reported an error to write-behind only. */
+  /* The kernel may have reported an error only to write-behind. */
   error = write_behind_error (&f->write_behind);
   if (error == 0)
     return 0;

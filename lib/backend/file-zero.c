@@ -12,10 +12,10 @@
 #include "backend/file-internal.h"
 #include "base/rounding.h"
 
-/* Written where there is no better way. */
+/* Written when nothing faster works. */
 static char zeroes[256 << 10];
 
-/* 1: done.  0: not supported, which is remembered, and nothing was done.  -1:
+/* 1: done.  0: not supported; nothing was done, and it is not tried again.  -1:
  * error.
  */
 static int
@@ -47,7 +47,7 @@ try_punch (struct file *f, uint64_t count, uint64_t offset)
 }
 
 /* For file systems without ZERO_RANGE, such as tmpfs.  If there is no space,
- * the first allocation fails before anything is changed.
+ * the first allocation fails before any data is changed.
  */
 static int
 try_punch_and_allocate (struct file *f, uint64_t count, uint64_t offset)
@@ -87,7 +87,7 @@ zero_aligned (struct file *f, uint64_t count, uint64_t offset, unsigned flags)
   if (flags & BACKEND_MAY_TRIM)
     r = try_punch (f, count, offset);
   /* On a block device ZERO_RANGE does what BLKZEROOUT does: the kernel writes
-   * zeroes if the device has no faster way.  PUNCH_HOLE fails instead.
+   * zeroes if the device has no faster way.  PUNCH_HOLE fails then.
    */
   if (r == 0 && !(f->is_block && (flags & BACKEND_FAST)))
     r = try_fallocate (f, FALLOC_FL_ZERO_RANGE, &f->no_zero_range,
@@ -112,8 +112,8 @@ file_zero (struct backend *b, uint64_t count, uint64_t offset, unsigned flags)
   uint64_t start = MIN (round_up (offset, f->block_size), end);
   uint64_t stop = MAX (round_down (end, f->block_size), start);
 
-  /* First the part that may be refused with nothing done.  The edges are
-   * shorter than a block and never slow to write.
+  /* Zero the aligned part first: only it can be refused, and then nothing has
+   * been changed.  The edges are shorter than a block, and fast to write.
    */
   if (start < stop && zero_aligned (f, stop - start, start, flags) == -1)
     return -1;
@@ -123,8 +123,8 @@ file_zero (struct backend *b, uint64_t count, uint64_t offset, unsigned flags)
   return flags & BACKEND_FUA ? file_sync (f->fua_fd) : 0;
 }
 
-/* PUNCH_HOLE also on block devices, where it zeroes the range or fails.  After
- * BLKDISCARD the range might read as anything.
+/* Use PUNCH_HOLE on block devices, too: there it zeroes the range or fails.
+ * After BLKDISCARD the range could read as anything.
  */
 int
 file_trim (struct backend *b, uint64_t count, uint64_t offset, unsigned flags)

@@ -2,7 +2,7 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Extents, by NBD's block status. */
+/* Get extents from the server, with block status requests. */
 
 #include <config.h>
 

@@ -2,8 +2,8 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* One operation becomes requests that the server takes: split at its limits,
- * and in flight together.
+/* Split an operation into requests within the server's limits, and run these in
+ * parallel.
  */
 
 #include <config.h>
@@ -13,14 +13,14 @@
 #include "backend/nbd-internal.h"
 #include "base/rounding.h"
 
-/* Pieces that are in flight together. */
+/* The most pieces in flight at once. */
 #define BATCH_MAX 64
 
 char nbd_zeroes[1 << 20];
 
 struct batch {
   struct nbd *nbd;
-  int error; /* the first one */
+  int error; /* 0, or the first error in the order of the requests */
   size_t n;
   struct nbd_request req[BATCH_MAX];
 };

@@ -36,13 +36,13 @@
  * PROGRESS (nbd-watcher.c).  One more thread, the watcher, kills a connection
  * that has requests in flight and made no progress for the reply deadline.
  * Progress is a reply, or as many bytes as a slow line would bring.  Time does
- * not count while the server waits for us, nor while a flush, zero or trim is
- * in flight on any connection, because these may take very long.  A deadline
- * that was missed is doubled, since the server may only be slow.  Connecting,
- * and calls before nbd_pool_start, have deadlines of their own.  They run on
- * the caller's thread, and the watcher has ended when they return, because the
- * process may fork.  The watcher also logs what has happened and calls the
- * functions of struct backend_service.
+ * not count while the server waits for us, nor while a flush, zero, trim or FUA
+ * request is in flight on any connection, because these may take very long.  A
+ * deadline that was missed is doubled, since the server may only be slow.
+ * Connecting, and calls before nbd_pool_start, have deadlines of their own.
+ * They run on the caller's thread, and the watcher has ended when they return,
+ * because the process may fork.  The watcher also logs what has happened and
+ * calls the functions of struct backend_service.
  *
  * PAUSES.  The pool has one pause for all connections.  It doubles when
  * connecting fails, and when a connection dies that lived shorter than the

@@ -19,7 +19,10 @@ _Static_assert (EXTENT_HOLE == LIBNBD_STATE_HOLE &&
                 EXTENT_ZERO == LIBNBD_STATE_ZERO,
                 "extent flags are those of base:allocation");
 
-/* ---- Completion: called by libnbd, with the handle's lock held ---- */
+/* ---- Completion ----
+ *
+ * libnbd calls the on_ functions with the handle's lock held.
+ */
 
 /* Requests that were completed on this thread and not delivered yet. */
 static THREAD_LOCAL SLIST_HEAD (, nbd_request) completed;
@@ -53,8 +56,8 @@ on_completion (void *opaque, int *error)
 {
   struct nbd_request *req = opaque;
 
-  /* A part is missing.  libnbd would notice only in
-   * nbd_aio_command_completed.
+  /* Part of the data has not arrived.  libnbd checks this only in
+   * nbd_aio_command_completed, which is not called here.
    */
   if (*error == 0 && req->type == NBD_REQUEST_READ &&
       (req->received != req->count || req->mark != req->offset + req->count))
@@ -68,9 +71,9 @@ on_completion (void *opaque, int *error)
 }
 
 /* A server may send the chunks of a read in any order.  If it left out one part
- * and sent another part twice, we would pass on the buffer's former content.
- * So all bytes below the mark have been received or cleared, and nothing above
- * the mark has been received.
+ * and sent another part twice, the client would get the buffer's old content.
+ * To prevent that, this stays true: all bytes below the mark are received or
+ * cleared, and none above it is received.
  */
 static int
 on_chunk (void *opaque, const void *subbuf, size_t count, uint64_t offset,
@@ -99,7 +102,7 @@ wants_extents (const struct nbd_request *req, const char *context)
 }
 
 /* Append an extent of a reply, if the list is not full, and move *offset to its
- * end.  The reply may go beyond the export; it is cut at INT64_MAX.  -1 with
+ * end.  The extent may go beyond the export; it is cut at INT64_MAX.  -1 with
  * *error set.
  */
 static int
@@ -118,8 +121,8 @@ append_extent (struct nbd_request *req, uint64_t *offset, uint64_t length,
   return 0;
 }
 
-/* libnbd 1.20 has block status with lengths of 64 bits.  It negotiates them by
- * itself if the server has them.
+/* libnbd 1.20 has block status with lengths of 64 bits.  It negotiates this by
+ * itself if the server supports it.
  */
 #ifdef LIBNBD_HAVE_NBD_AIO_BLOCK_STATUS_64
 
@@ -182,7 +185,7 @@ nbd_connection_has_completed (void)
 
 /* ---- Submission ---- */
 
-/* -1: libnbd will not call the request's functions. */
+/* -1: the request was not issued, and no callback will run. */
 static int64_t
 issue_request (struct nbd_handle *nbd, struct nbd_request *req)
 {

@@ -2,8 +2,10 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* The watcher: kills connections that make no progress, and tells the user what
- * has happened.  The lock is held unless said otherwise.
+/* The watcher: kills connections that make no progress, logs what has happened,
+ * and calls the functions of struct backend_service.  The deadlines are in
+ * nbd-pool.c.  Functions are called with the pool's lock unless their comment
+ * says otherwise.
  */
 
 #include <config.h>
@@ -17,16 +19,16 @@
 #include "base/rounding.h"
 #include "base/thread.h"
 
-/* So many bytes in a millisecond are progress. */
+/* At least so many bytes per millisecond of the deadline count as progress. */
 #define RATE_MIN 1
 
-/* The CPU time, in milliseconds, that connecting may use.  Only a server that
- * sends without end makes it use more.
+/* The most CPU time, in milliseconds, that connecting may use.  Only a server
+ * that never stops sending makes it exceed this.
  */
 #define CONNECT_CPU INT64_C (1000)
 
-/* The longest time between two looks at the connections, and at one that is
- * being made.
+/* Connections in use are checked at least every TICK, and one that is being
+ * made every CONNECT_TICK.
  */
 #define TICK INT64_C (1000)
 #define CONNECT_TICK INT64_C (100)
@@ -58,9 +60,9 @@ watch_making (struct nbd_pool *pool, struct nbd_connection *conn, int64_t now)
     kill_silent (pool, conn, "answer", &pool->connect);
 }
 
-/* Kill a connection in use if it makes no progress.  slow: a request in flight
- * on the export may take very long.  (Before nbd_pool_start and after
- * nbd_pool_interrupt only replies count as progress.)
+/* Kill a connection in use if it makes no progress.  slow: a flush, zero, trim
+ * or FUA request is in flight on any connection.  (Before nbd_pool_start, and
+ * when the process is about to end, only replies count as progress.)
  */
 static void
 watch_use (struct nbd_pool *pool, struct nbd_connection *conn, bool slow,
@@ -121,7 +123,7 @@ watch_all (struct nbd_pool *pool)
 
 /* ---- News ---- */
 
-/* Has the connection lasted? */
+/* Has the connection lived at least as long as the pause before it? */
 static bool
 slot_is_steady (const struct nbd_slot *slot)
 {
@@ -130,9 +132,9 @@ slot_is_steady (const struct nbd_slot *slot)
      monotonic_ms () - slot->conn->born >= slot->conn->pause);
 }
 
-/* Tell the user what has changed, once.  After connections that did not last,
- * say that the server is back only when one lasts.  The lock is released
- * meanwhile.
+/* Log what has changed, once, and call service.changed.  If earlier connections
+ * died quickly, say that the server is back only after a connection has lasted.
+ * The lock is released meanwhile.
  */
 static void
 tell_news (struct nbd_pool *pool)
@@ -162,8 +164,8 @@ tell_news (struct nbd_pool *pool)
   pthread_mutex_lock (&pool->lock);
 }
 
-/* Call lost: all connections to an export that is written to are gone.  The
- * lock is released meanwhile.
+/* Call service.lost: all connections to an export that is written to are dead.
+ * The lock is released meanwhile.
  */
 static void
 tell_loss (struct nbd_pool *pool)

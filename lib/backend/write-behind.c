@@ -75,8 +75,8 @@ write_behind_add (struct write_behind *wb, uint64_t count, uint64_t offset)
   wb->waiting += count;
 }
 
-/* Get the next window to start from those before end.  False if there is
- * none.
+/* Take the next waiting window, if its index is below end, and count it as
+ * started.  False if there is none.
  */
 static bool
 take_waiting (struct write_behind *wb, uint64_t end,
@@ -92,8 +92,8 @@ take_waiting (struct write_behind *wb, uint64_t end,
   return true;
 }
 
-/* Get the next window to drop from those before end.  False if there is
- * none.
+/* Take the oldest started window, to be dropped, if its index is below end.
+ * False if there is none.
  */
 static bool
 take_oldest (struct write_behind *wb, uint64_t end,
@@ -108,14 +108,15 @@ take_oldest (struct write_behind *wb, uint64_t end,
   return true;
 }
 
-/* Called with the turn. */
+/* The caller holds wb->turn. */
 static void
 sync_window (struct write_behind *wb, const struct write_behind_window *w,
              unsigned flags)
 {
   if (sync_file_range (wb->fd, w->offset, w->count, flags) == 0)
     return;
-  /* Other errors mean that nothing was done, which does no harm. */
+  /* After any other error nothing was written back; the kernel does it later.
+   */
   if (errno == EIO || errno == ENOSPC || errno == EDQUOT)
     wb->error = errno;
 }
@@ -134,7 +135,7 @@ drop_window (struct write_behind *wb, const struct write_behind_window *w)
 {
   LOCK_FOR_SCOPE (&wb->turn);
 
-  /* WRITE again, for pages that became dirty again or were skipped. */
+  /* Start it again: pages may have become dirty again, or been skipped. */
   if (wb->error == 0)
     sync_window (wb, w, SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
                  SYNC_FILE_RANGE_WAIT_AFTER);

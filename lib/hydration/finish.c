@@ -2,7 +2,8 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* The end of a walk over the disk, and errors that stop hydration.
+/* What happens at the end of a walk over the disk, and when an error stops
+ * hydration.
  *
  *   the plan is at its end, no copy is under way: hydrate_finish
  *     |
@@ -11,11 +12,12 @@
  *     |    +- it makes the clone complete: the event "complete" (hydrate.c)
  *     |    +- it does not: hydrate_committed, then finish_begin_again
  *     |
- *     +- only bad regions are left: rest, then a round (bad-source.c)
- *     +- other regions are left: another walk
+ *     +- only bad regions are still invalid: rest, then try them again
+ *     |  (bad-source.c)
+ *     +- other regions are, too: another walk
  *
- * Regions other than bad ones are left after an error of the destination, and
- * after the map was set back.
+ * Other regions are still invalid after an error of the destination, or after
+ * the map was set back.
  */
 
 #include <config.h>
@@ -56,7 +58,9 @@ hydrate_start_over (struct hydrate *h)
   plan_restart (&h->plan);
 }
 
-/* Look for regions that were left out, at once or after a rest. */
+/* Start another walk for the regions that are still invalid, now or after a
+ * rest.
+ */
 static void
 finish_begin_again (struct hydrate *h)
 {
@@ -69,7 +73,7 @@ finish_begin_again (struct hydrate *h)
   hydrate_wake (h);
 }
 
-/* A loop must not wait for the commit: the clone's committer makes it. */
+/* This runs on a loop, which must not wait: the committer makes the commit. */
 void
 hydrate_finish (struct worker *w)
 {
@@ -83,9 +87,10 @@ hydrate_finish (struct worker *w)
     finish_begin_again (h);
 }
 
-/* Perhaps it is the commit that hydrate_finish asked for.  If the metadata
- * cannot be written, hydrate_tick goes on when it can.  A full destination and
- * a lost server are no reason to fail: what they lost is copied again.
+/* Any requested commit ends here, not only the one that hydrate_finish asked
+ * for. A full destination or a lost server does not stop hydration: regions
+ * that have become invalid are copied again.  After another error hydrate_tick
+ * resumes hydration when the mode is rw again.
  */
 void
 hydrate_committed (void *opaque, int error)
@@ -102,8 +107,9 @@ hydrate_committed (void *opaque, int error)
   full = error == ENOSPC && clone_may_set (h->clone);
   if (error && error != ENOTCONN && !full && hydrate_fail (h, true)) {
     errno = error;
-    log_error (h->log, "hydration stopped: the last commit failed: %m; remove "
-               "the cause, then resume hydration or start again");
+    log_error (h->log, "hydration stopped: the commit that would complete the "
+               "clone failed: %m; remove the cause, then resume hydration or "
+               "start again");
     hydrate_tell_end (h);
   }
   finish_begin_again (h);

@@ -138,8 +138,8 @@ extern struct clone_events hydrate_events (struct hydrate *h);
 extern int hydrate_start (struct hydrate *h, struct clone *c);
 
 /* Begin no more copies, finish or drop those under way, and join the threads.
- * From then on the clone's events are ignored, and on_end is not called.  May be
- * called without hydrate_start.
+ * From then on the clone's events are ignored, and on_end is not called.  May
+ * be called without hydrate_start.
  */
 extern void hydrate_stop (struct hydrate *h);
 
