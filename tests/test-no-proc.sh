@@ -24,7 +24,8 @@ PATH=$tmp/bin:$PATH
 
 make_disk "$tmp/src" 16M
 cp "$tmp/src" "$tmp/model"
-serve_clone "$tmp/src" destination="$tmp/dest" hydration=off
+# Nothing but the refused process may change a file.
+serve_clone "$tmp/src" destination="$tmp/dest" hydration=off commit-interval=0
 $python "$srcdir/model.py" "$tmp/model" "$(uri clone)" --ops 50
 refused 'lock|in use|another process' "$tmp/src" destination="$tmp/dest"
 
