@@ -8,7 +8,7 @@
 #include <stdlib.h>
 
 #include "base/rounding.h"
-#include "clone/copy.h"
+#include "clone/fetch.h"
 #include "clone/install.h"
 #include "clone/private.h"
 #include "clone/retry.h"
@@ -115,8 +115,8 @@ change_read_edges (struct clone *c, struct backend *source, struct edges *e)
                            (e->head > 0) + (e->tail > 0));
   }
   for (unsigned i = 0; i < 2 && r == 0; ++i)
-    r = copy_piecewise (c, source, e->buf, seg[i].offset,
-                        seg[i].offset + seg[i].count);
+    r = fetch_piecewise (c, source, e->buf, seg[i].offset,
+                         seg[i].offset + seg[i].count);
   return r;
 }
 

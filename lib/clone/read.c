@@ -11,7 +11,7 @@
 #include "base/clock.h"
 #include "base/rounding.h"
 #include "base/test-point.h"
-#include "clone/copy.h"
+#include "clone/fetch.h"
 #include "clone/private.h"
 #include "clone/retry.h"
 
@@ -102,7 +102,7 @@ read_keep_end (struct clone *c, struct backend *source, uint64_t pos)
   const uint64_t start = round_down (pos, region_size);
   const uint64_t end = MIN (start + region_size, c->size);
 
-  if (pos > start && pos < end && copy_regions (c, source, start, end) == -1)
+  if (pos > start && pos < end && fetch_regions (c, source, start, end) == -1)
     read_log_not_kept (c, start, end);
 }
 
@@ -114,15 +114,15 @@ static void
 read_keep (struct clone *c, uint64_t closings, const uint8_t *buf,
            uint64_t offset, uint64_t end)
 {
-  const uint64_t step = copy_step (c);
+  const uint64_t step = fetch_step (c);
   uint64_t start = offset, n;
 
   if (!clone_whole_regions (c, &start, &end))
     return;
   for (; start < end; start += n) {
     n = MIN (step, end - start);
-    if (copy_install (c, closings, buf + (start - offset), start,
-                      start + n) == -1) {
+    if (fetch_install (c, closings, buf + (start - offset), start,
+                       start + n) == -1) {
       read_log_not_kept (c, start, end);
       return;
     }

@@ -10,14 +10,14 @@
 #include "base/cleanup.h"
 #include "base/iszero.h"
 #include "base/rounding.h"
-#include "clone/copy.h"
+#include "clone/fetch.h"
 #include "clone/install.h"
 #include "clone/private.h"
 #include "clone/retry.h"
 
 /* Give the run that install_next found these bytes.  NULL: they are there. */
 static int
-copy_write_run (const struct install *i, const uint8_t *buf)
+fetch_write_run (const struct install *i, const uint8_t *buf)
 {
   struct backend *dest = i->clone->dest;
   const uint64_t count = i->run_end - i->pos;
@@ -32,7 +32,7 @@ copy_write_run (const struct install *i, const uint8_t *buf)
 
 /* Install a range, inside the gate. */
 static int
-copy_install_owned (struct install *i, uint64_t closings, const uint8_t *buf)
+fetch_install_owned (struct install *i, uint64_t closings, const uint8_t *buf)
 {
   struct gate_pass pass;
   int r;
@@ -41,7 +41,7 @@ copy_install_owned (struct install *i, uint64_t closings, const uint8_t *buf)
   install_own (i);
   r = clone_check_not_set_back (i->clone, closings);
   while (r == 0 && (r = install_next (i)) == 1) {
-    r = copy_write_run (i, buf);
+    r = fetch_write_run (i, buf);
     if (r == 0)
       install_set (i);
   }
@@ -51,19 +51,19 @@ copy_install_owned (struct install *i, uint64_t closings, const uint8_t *buf)
 }
 
 int
-copy_install (struct clone *c, uint64_t closings, const uint8_t *buf,
-              uint64_t start, uint64_t end)
+fetch_install (struct clone *c, uint64_t closings, const uint8_t *buf,
+               uint64_t start, uint64_t end)
 {
   struct install i = {
     .clone = c, .by = INSTALL_COPY, .start = start, .end = end,
   };
 
-  return copy_install_owned (&i, closings, buf);
+  return fetch_install_owned (&i, closings, buf);
 }
 
 int
-copy_piecewise (struct clone *c, struct backend *source, uint8_t *buf,
-                uint64_t start, uint64_t end)
+fetch_piecewise (struct clone *c, struct backend *source, uint8_t *buf,
+                 uint64_t start, uint64_t end)
 {
   const uint64_t region = start / region_map_region_size (c->map);
   const uint64_t closings = gate_closings (&c->gate);
@@ -79,23 +79,23 @@ copy_piecewise (struct clone *c, struct backend *source, uint8_t *buf,
       return 0;
     r = backend_pread (source, buf, i.end - i.start, i.start);
     if (r == 0)
-      r = copy_install_owned (&i, closings, buf);
+      r = fetch_install_owned (&i, closings, buf);
   }
   return r;
 }
 
 uint64_t
-copy_step (const struct clone *c)
+fetch_step (const struct clone *c)
 {
   return MAX (region_map_region_size (c->map), CLONE_COPY_MAX);
 }
 
 int
-copy_regions (struct clone *c, struct backend *source, uint64_t start,
-              uint64_t end)
+fetch_regions (struct clone *c, struct backend *source, uint64_t start,
+               uint64_t end)
 {
   CLEANUP_FREE uint8_t *buf = malloc (MIN (end - start, CLONE_COPY_MAX));
-  const uint64_t step = copy_step (c);
+  const uint64_t step = fetch_step (c);
   uint64_t n;
   bool valid;
   int r = buf ? 0 : -1;
@@ -109,16 +109,16 @@ copy_regions (struct clone *c, struct backend *source, uint64_t start,
     n = MIN (n, step);
     /* A large region: piece by piece, then it becomes valid as a whole. */
     r = n <= CLONE_COPY_MAX ? backend_pread (source, buf, n, start)
-      : copy_piecewise (c, source, buf, start, start + n);
+      : fetch_piecewise (c, source, buf, start, start + n);
     if (r == 0)
-      r = copy_install (c, closings, n <= CLONE_COPY_MAX ? buf : NULL, start,
-                        start + n);
+      r = fetch_install (c, closings, n <= CLONE_COPY_MAX ? buf : NULL, start,
+                         start + n);
   }
   return r;
 }
 
 static int
-copy_cache_once (struct clone *c, uint32_t count, uint64_t offset)
+fetch_cache_once (struct clone *c, uint32_t count, uint64_t offset)
 {
   const uint64_t region_size = region_map_region_size (c->map);
   const uint64_t start = round_down (offset, region_size);
@@ -132,7 +132,7 @@ copy_cache_once (struct clone *c, uint32_t count, uint64_t offset)
   source = clone_source_get (c);
   if (source == NULL)
     return 0;
-  r = copy_regions (c, source, start, end);
+  r = fetch_regions (c, source, start, end);
   clone_source_put (c);
   return r;
 }
@@ -140,5 +140,5 @@ copy_cache_once (struct clone *c, uint32_t count, uint64_t offset)
 int
 clone_cache (struct clone *c, uint32_t count, uint64_t offset)
 {
-  return RETRY_WHILE_LOST (c, copy_cache_once (c, count, offset));
+  return RETRY_WHILE_LOST (c, fetch_cache_once (c, count, offset));
 }
