@@ -363,6 +363,18 @@ commit_flush (struct commit *c)
   return 0;
 }
 
+unsigned
+commit_count_waiting (struct commit *c)
+{
+  const struct commit_waiter *waiter;
+  unsigned n = 0;
+  LOCK_FOR_SCOPE (&c->lock);
+
+  STAILQ_FOREACH (waiter, &c->waiters, entry)
+    n++;
+  return n;
+}
+
 int
 commit_background (struct commit *c)
 {

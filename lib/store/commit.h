@@ -166,6 +166,9 @@ extern bool commit_is_complete (const struct commit *c);
 /* The number of rounds that wrote to the metadata: for tests and statistics. */
 extern uint64_t commit_count (const struct commit *c);
 
+/* The number of flushes that wait for the next commit, for tests. */
+extern unsigned commit_count_waiting (struct commit *c);
+
 /* ---- setting back ---- */
 
 /* A client's change is done and not durable, and the client will be told that

@@ -401,6 +401,12 @@ START_TEST (snapshot_does_not_grow)
 }
 END_TEST
 
+static bool
+all_late_wait (void *opaque)
+{
+  return commit_count_waiting (commit) == LATE;
+}
+
 /* All flushes that arrive while a commit runs share the next one, whose
  * snapshot has their bits.  None of them ends with the running commit.  So 16
  * clients that write and flush cause two commits.
@@ -417,7 +423,7 @@ START_TEST (group_commit)
     region_map_set (map, IN (0, i + 1), 1);
     start_flush (&late[i], IN (0, i + 1));
   }
-  mock_settle ();
+  mock_wait_until (all_late_wait, NULL);
   mock_gate_open (gate);
   ck_assert_int_eq (wait_for (&first), 0);
   for (unsigned i = 0; i < LATE; ++i) {
