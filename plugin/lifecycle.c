@@ -137,7 +137,6 @@ lifecycle_get_ready (void)
 {
   const struct parameters *p = &parameters;
   struct setup setup = p->setup;
-  struct clone_events events;
 
   if (p->control_address) {
     control = control_new (p->control_address, p->control_token, &instance,
@@ -158,11 +157,10 @@ lifecycle_get_ready (void)
     nbdkit_error ("malloc: %m");
     goto error;
   }
-  events = hydrate_events (instance.hydrate);
   setup.timeout = p->service.source_timeout;
   setup.deadline = clone_debug_deadline;
   setup.options.client_is_gone = client_is_gone;
-  setup.options.events = &events;
+  setup.options.events = hydrate_events (instance.hydrate);
   instance.stop = start_stopper;
   instance.clone = setup_clone (&setup, &nbdkit_log);
   if (instance.clone == NULL)

@@ -37,8 +37,6 @@ clone_new (struct backend *source, struct backend *dest, struct metadata *md,
   c->log = log;
   c->size = region_map_size (map);
   c->options = *options;
-  if (options->events)
-    c->events = *options->events;
   c->dest = dest;
   c->metadata = md;
   c->map = map;

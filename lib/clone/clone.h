@@ -68,7 +68,7 @@ struct clone_options {
    * have written newer data over another connection.  NULL: no.
    */
   bool (*client_is_gone) (void);
-  const struct clone_events *events; /* NULL: nobody listens */
+  struct clone_events events;
 };
 
 /* One client's state: the setbacks that a flush has reported to it. */

@@ -16,6 +16,7 @@
 
 #include "backend/backend.h"
 #include "base/range-lock.h"
+#include "base/rounding.h"
 #include "clone/clone.h"
 #include "clone/committer.h"
 #include "clone/gate.h"
@@ -32,7 +33,6 @@ struct clone {
   const struct log *log;
   uint64_t size;
   struct clone_options options;
-  struct clone_events events;
 
   struct backend *dest;
   struct metadata *metadata;
@@ -61,8 +61,10 @@ struct clone {
 /* Call an event's function, if there is one, with these further arguments. */
 #define TELL(c, event, ...)                                             \
   do {                                                                  \
-    if ((c)->events.event)                                              \
-      (c)->events.event ((c)->events.opaque, ## __VA_ARGS__);           \
+    const struct clone_events *e_ = &(c)->options.events;               \
+                                                                        \
+    if (e_->event)                                                      \
+      e_->event (e_->opaque, ## __VA_ARGS__);                           \
   } while (0)
 
 static inline int
@@ -88,7 +90,7 @@ clone_regions_of (const struct clone *c, uint64_t start, uint64_t end,
   const uint64_t region_size = region_map_region_size (c->map);
 
   *first = start / region_size;
-  *count = (end + region_size - 1) / region_size - *first;
+  *count = div_round_up (end, region_size) - *first;
 }
 
 /* Shrink a range of bytes to the whole regions in it.  False if there is none.
@@ -105,7 +107,7 @@ extern int clone_check_not_set_back (struct clone *c, uint64_t closings);
 
 /* servers.c */
 
-/* What the backends call. */
+/* Called by the backends: see struct backend_service. */
 extern void servers_changed (void *opaque);
 extern void servers_lost_destination (void *opaque);
 extern void servers_lost_metadata (void *opaque);

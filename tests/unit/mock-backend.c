@@ -1399,7 +1399,7 @@ FORWARD (source_was_read, (void *opaque, uint64_t count, double took), count,
 static int
 make_clone (struct mock_disk *d, struct metadata *md)
 {
-  const struct clone_events events = {
+  d->options.events = (struct clone_events){
     .complete = forward_complete, .committed = forward_committed,
     .set_back = forward_set_back, .servers_changed = forward_servers_changed,
     .source_read = forward_source_read,
@@ -1415,7 +1415,6 @@ make_clone (struct mock_disk *d, struct metadata *md)
   if (!complete &&
       metadata_set_flags (md, md->sb.flags & ~METADATA_CLEAN) == -1)
     abort ();
-  d->options.events = &events;
   d->clone = must (clone_new (complete ? NULL : &d->source->b, &d->dest->b,
                               md, map, &d->options,
                               &mock_messages));

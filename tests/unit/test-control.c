@@ -77,7 +77,6 @@ setup (void)
 {
   const struct superblock sb = { .size = DISK_SIZE, .region_size = REGION };
   struct clone_options options = { .discard_passdown = true };
-  struct clone_events events;
   const struct hydrate_settings settings = {
     .threshold = HYDRATE_THRESHOLD_DEFAULT, .batch = 1048576,
   };
@@ -101,8 +100,7 @@ setup (void)
   instance.hydrate = hydrate_new (&settings, true, wake_control, NULL,
                                   &mock_messages);
   ck_assert_ptr_nonnull (instance.hydrate);
-  events = hydrate_events (instance.hydrate);
-  options.events = &events;
+  options.events = hydrate_events (instance.hydrate);
   instance.clone = clone_new (mock_backend (source), mock_backend (dest), md,
                               region_map_new (DISK_SIZE, REGION), &options,
                               &mock_messages);
