@@ -83,7 +83,7 @@ install_may_set (struct install *i)
 
 /* The end of the run at i->pos, all of whose bytes are in one state. */
 static uint64_t
-look (const struct install *i, bool *valid)
+install_look (const struct install *i, bool *valid)
 {
   struct clone *c = i->clone;
 
@@ -102,7 +102,7 @@ install_next (struct install *i)
   if (i->by == INSTALL_HYDRATION)
     TEST_POINT (HYDRATE_OWNED);
   for (; i->pos < i->end; i->pos = i->run_end) {
-    i->run_end = look (i, &valid);
+    i->run_end = install_look (i, &valid);
     if (!valid)
       return install_may_set (i) == -1 ? -1 : 1;
   }
@@ -128,12 +128,6 @@ install_set (struct install *i)
 {
   if (!i->piece)
     install_set_all (i, i->pos, i->run_end);
-  install_skip (i);
-}
-
-void
-install_skip (struct install *i)
-{
   i->pos = i->run_end;
 }
 

@@ -7,8 +7,8 @@
  * To install a range is to do four things in this order (I2, I3):
  *
  *   own         nobody else owns any byte of the range until the release
- *   look again  what has become valid meanwhile is left alone: it holds newer
- *               data.  A look before ownership is only a hint
+ *   look again  regions that have become valid meanwhile are left alone: they
+ *               hold newer data.  A look before ownership is only a hint
  *   write       the bytes go to the destination, and have arrived
  *   set         the regions become valid, and only then are they released
  *
@@ -56,7 +56,7 @@
 #include "clone/clone.h"
 #include "clone/gate.h"
 
-/* Who installs: for the log, and the test points. */
+/* The kind of installer: for the log, and for test points. */
 enum install_by { INSTALL_CHANGE, INSTALL_COPY, INSTALL_HYDRATION };
 
 struct install {
@@ -96,13 +96,16 @@ extern bool install_request (struct install *i);
  */
 extern int install_next (struct install *i);
 
-/* The run has been written, or could not be: go on after it. */
+/* The run has been written: make it valid, unless it is a piece, and go on
+ * after it.
+ */
 extern void install_set (struct install *i);
-extern void install_skip (struct install *i);
 
-/* For changes, which write the range whatever is valid in it.  -1 with errno
- * EIO as above.  install_set_all: [start, end), which may begin and end inside
- * a region whose other bytes have been written, too.
+/* For changes, which also write to regions that are valid by now.
+ *
+ * install_may_set returns -1 with errno EIO if no region can become valid now.
+ * install_set_all makes all regions that [start, end) touches valid.  Their
+ * other bytes have been written, too.
  */
 extern int install_may_set (struct install *i);
 extern void install_set_all (struct install *i, uint64_t start, uint64_t end);

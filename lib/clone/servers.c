@@ -33,7 +33,7 @@ servers_lost_metadata (void *opaque)
  * else has set it back since.
  */
 static void
-set_back (struct clone *c, bool always)
+servers_set_map_back (struct clone *c, bool always)
 {
   gate_close (&c->gate);
   if (always || commit_wants_set_back (c->commit)) {
@@ -48,13 +48,13 @@ void
 servers_set_back (struct clone *c)
 {
   if (commit_wants_set_back (c->commit))
-    set_back (c, false);
+    servers_set_map_back (c, false);
 }
 
 void
 servers_lost_destination (void *opaque)
 {
-  set_back (opaque, true);
+  servers_set_map_back (opaque, true);
 }
 
 int
