@@ -36,15 +36,15 @@
  *   - A server is lost (ENOTCONN): the commit fails with that error, and its
  *     sectors are dirty again.  The request may be repeated when the server is
  *     back.
- *   - Step 2 fails for want of space (ENOSPC, EDQUOT): the destination has
+ *   - Step 2 fails because the destination is full (ENOSPC, EDQUOT): it has
  *     dropped what it could not allocate.  The mode is ro until the map has
  *     been set back (see below).
  *   - Step 2 fails with another error: Linux may have dropped dirty pages, and
- *     reports that only once, to this flush.  A later flush would succeed, and
- *     clients would be told that writes are durable, and bits would be
- *     committed, whose data are gone.  So no flush succeeds, and no bit is
- *     written, until the disk is opened again, or its server, whether the clone
- *     is complete or not.  The mode becomes ro.
+ *     reports that only once, to this flush.  A later flush would succeed.  It
+ *     would acknowledge writes, and commit bits, whose data are gone.  So from
+ *     now on every flush fails and no bit is written, whether the clone is
+ *     complete or not.  Only opening the disk again, or a new start of its
+ *     server, ends this.  The mode becomes ro.
  *   - Step 3 or 4 fails: the data are durable, the bits are not.  Their sectors
  *     are dirty again, so that the next commit writes them again.  The mode is
  *     ro until a commit succeeds.  Each commit tries to write, even if no
@@ -54,10 +54,10 @@
  * valid regions stay valid.
  *
  * SETTING BACK.  A destination that was lost and is back may have dropped what
- * it had not flushed.  That is a power cut of the destination which the process
- * survives, and it has the same outcome: regions that are not durable become
- * invalid (region_map_forget), and writes that were not flushed are gone, those
- * to durable regions included.  The caller of commit_set_back has made sure
+ * it had not flushed.  The process survives, but the outcome is that of a power
+ * cut of the destination: regions that are not durable become invalid
+ * (region_map_forget), and writes that were not flushed are gone, also those to
+ * durable regions.  The caller of commit_set_back has made sure
  * that nothing is inside the gate (gate.h).  So no commit runs, no request is
  * between its look at the map and its call of the destination, and no data of
  * an earlier incarnation of the server are written to the next one.
@@ -73,8 +73,8 @@
  *             succeeded
  *
  * Changes may be gone if these two differ.  (Changes of a local destination are
- * not counted.  It is set back only after a flush failed for want of space, and
- * that always is a setback.)
+ * not counted.  It is set back only after a flush failed because it is full,
+ * and that always is a setback.)
  *
  * THE METADATA'S SERVER.  A commit holds a lock in steps 3 to 5.  After that
  * server was lost, commit_metadata_lost takes the lock before the new
@@ -176,7 +176,7 @@ extern unsigned commit_count_waiting (struct commit *c);
  */
 extern void commit_count_change (struct commit *c);
 
-/* Has a flush of the destination failed for want of space? */
+/* Has a flush of the destination failed because it is full? */
 extern bool commit_wants_set_back (const struct commit *c);
 
 /* The destination may have dropped everything that is not durable.  Nothing is
