@@ -51,13 +51,23 @@ complete_request (struct nbd_request *req, int error)
   SLIST_INSERT_HEAD (&completed, req, link);
 }
 
+/* The request that this thread is issuing, and whether it was completed
+ * meanwhile.  That happens when the handle dies in that call.  libnbd 1.14
+ * reads the command once more before the call returns.  So the callback must
+ * not retire it, which would free it.
+ */
+static THREAD_LOCAL struct {
+  struct nbd_request *req;
+  bool completed;
+} issuing;
+
 static int
 on_completion (void *opaque, int *error)
 {
   struct nbd_request *req = opaque;
 
   /* Part of the data has not arrived.  libnbd checks this only in
-   * nbd_aio_command_completed, which is not called here.
+   * nbd_aio_command_completed, which comes too late.
    */
   if (*error == 0 && req->type == NBD_REQUEST_READ &&
       (req->received != req->count || req->mark != req->offset + req->count))
@@ -67,7 +77,10 @@ on_completion (void *opaque, int *error)
     *error = ENOTCONN;
   }
   complete_request (req, *error);
-  return 1;
+  if (req != issuing.req)
+    return 1;                   /* retire the command */
+  issuing.completed = true;
+  return 0;
 }
 
 /* A server may send the chunks of a read in any order.  If it left out one part
@@ -185,9 +198,11 @@ nbd_connection_has_completed (void)
 
 /* ---- Submission ---- */
 
-/* -1: the request was not issued, and no callback will run. */
+/* The command's cookie.  -1: the request was not issued, and no callback will
+ * run.
+ */
 static int64_t
-issue_request (struct nbd_handle *nbd, struct nbd_request *req)
+issue_command (struct nbd_handle *nbd, struct nbd_request *req)
 {
   const nbd_completion_callback completion = { on_completion, req, NULL };
   const nbd_chunk_callback chunk = { on_chunk, req, NULL };
@@ -215,6 +230,21 @@ issue_request (struct nbd_handle *nbd, struct nbd_request *req)
   __builtin_unreachable ();
 }
 
+/* False: as above. */
+static bool
+issue_request (struct nbd_handle *nbd, struct nbd_request *req)
+{
+  int64_t cookie;
+
+  issuing.req = req;
+  issuing.completed = false;
+  cookie = issue_command (nbd, req);
+  issuing.req = NULL;
+  if (issuing.completed)
+    nbd_aio_command_completed (nbd, cookie); /* retire it now */
+  return cookie != -1 || issuing.completed;
+}
+
 void
 nbd_connection_submit (struct nbd_connection *conn, struct nbd_request *req)
 {
@@ -223,7 +253,7 @@ nbd_connection_submit (struct nbd_connection *conn, struct nbd_request *req)
   req->conn = conn;
   conn->load++;
   conn->slow += is_slow (req);
-  if (issue_request (conn->nbd, req) == -1) {
+  if (!issue_request (conn->nbd, req)) {
     int error = nbd_get_errno ();
     bool dead = nbd_aio_is_dead (conn->nbd) || nbd_aio_is_closed (conn->nbd);
 

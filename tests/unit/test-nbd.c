@@ -1196,6 +1196,50 @@ START_TEST (driver_leaves)
 }
 END_TEST
 
+/* Replaces libc's function: libnbd sends with it. */
+static __thread bool sends_fail;
+
+ssize_t
+send (int fd, const void *buf, size_t count, int flags)
+{
+  if (sends_fail) {
+    errno = EPIPE;
+    return -1;
+  }
+  return sendto (fd, buf, count, flags, NULL, 0);
+}
+
+/* A request is done, once, if the connection dies while it is being issued.
+ * (valgrind sees whether its command was used after it was freed.)
+ */
+START_TEST (dies_while_issuing)
+{
+  struct ev_loop *loop = ev_loop_new (EVFLAG_NOENV);
+  static struct my_io m;
+  struct channel *ch;
+
+  start_server (false, false);
+  open_backend (1, 0);
+  start_backend (false);
+  ch = channel_new (b, loop);
+  for (int i = 0; i < 4; i++) {
+    sends_fail = true;
+    if (i % 2 == 0)
+      ck_assert_int_eq (read_some (), ENOTCONN);
+    else {
+      submit (ch, &m, loop);
+      ck_assert_int_eq (finish (&m), ENOTCONN);
+    }
+    sends_fail = false;
+    wait_connections (1);
+    ck_assert_int_eq (read_some (), 0);
+  }
+  channel_free (ch);
+  ev_loop_destroy (loop);
+  end ();
+}
+END_TEST
+
 /* ---- the end ---- */
 
 /* After an interrupt requests in flight fail, a connection that is being made
@@ -1255,6 +1299,7 @@ suite (void)
   tcase_add_loop_test (tc, unread_is_no_silence, 0, 2);
   tcase_add_test (tc, channel_changes_connection);
   tcase_add_test (tc, driver_leaves);
+  tcase_add_test (tc, dies_while_issuing);
   tcase_add_loop_test (tc, all_get_replies, 1, 4);
   tcase_add_test (tc, interrupt_ends);
   suite_add_tcase (s, tc);
