@@ -285,7 +285,9 @@ superblock_write (struct metadata *md, unsigned copy,
   return backend_flush (md->backend);
 }
 
-/* Write both copies, the current one last. */
+/* Write both copies, the current one last.  After that the caller changes
+ * md->sb: only the fields that are new, because other threads read the others.
+ */
 static int
 superblock_update (struct metadata *md, struct superblock *sb)
 {
@@ -298,7 +300,7 @@ superblock_update (struct metadata *md, struct superblock *sb)
   md->current = 1 - md->current;
   if (superblock_write (md, 1 - md->current, sb) == -1)
     return -1;
-  md->sb = *sb;
+  md->sb.generation = sb->generation;
   return 0;
 }
 
@@ -310,7 +312,10 @@ metadata_set_flags (struct metadata *md, uint32_t flags)
   if (sb.flags == flags)
     return 0;
   sb.flags = flags;
-  return superblock_update (md, &sb);
+  if (superblock_update (md, &sb) == -1)
+    return -1;
+  md->sb.flags = flags;
+  return 0;
 }
 
 int
@@ -339,5 +344,8 @@ metadata_set_destination (struct metadata *md,
   if (sb.version == 1 || metadata_same_identity (&sb.destination, id))
     return 0;
   sb.destination = *id;
-  return superblock_update (md, &sb);
+  if (superblock_update (md, &sb) == -1)
+    return -1;
+  md->sb.destination = *id;
+  return 0;
 }
