@@ -153,7 +153,7 @@ make_source ()
 seed=0
 try ()
 {
-  local size=$1 region_size=$2 ops disk=$tmp/disk-$1 r model args
+  local size=$1 region_size=$2 ops disk=$tmp/disk-$1 r model args hydrated
   ops=$(fewer "$5")
   seed=$((seed + 1))
   [ -f "$disk" ] || make_source "$disk" "$size"
@@ -171,11 +171,12 @@ try ()
   "${model[@]}" --ops "$ops" --seed $seed
   # If there are few regions, the client may have made all of them valid.
   status_is '.state == "paused" or .hydrated == .regions'
+  hydrated=$(status .hydrated)
   stop clone
 
   # Slowly, so that the requests come while it hydrates.
   serve_clone "${args[@]}" hydration-rate=$((size / 4 + 65536))
-  status_is '.durable > 0'
+  status_is ".durable >= $hydrated"
   "${model[@]}" --ops "$ops" --seed $((1000 + seed))
   set_settings '{"hydration-rate": 0}'
   "${model[@]}" --ops $((ops / 2)) --seed $((2000 + seed))
