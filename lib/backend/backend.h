@@ -133,11 +133,12 @@ struct backend_ops {
   int (*share) (struct backend *b, struct backend *from, uint64_t count,
                 uint64_t offset);
 
-  /* Move data that were written with BACKEND_WRITE_BEHIND from the host's
-   * memory to the device.  The writer calls this regularly, soon after its
-   * writes.  It may wait for the device, which slows down a writer that is
-   * faster than the device; so the caller must own and hold nothing.  It does
-   * not make data durable.  NULL where the flag does nothing.
+  /* Move data that was written with BACKEND_WRITE_BEHIND from the host's memory
+   * to the device.  The writer calls this regularly, soon after its writes.  It
+   * may wait for the device, which slows down a writer that is faster than the
+   * device.  So the caller must hold no lock, and should own nothing that
+   * others wait for.  It does not make data durable.  NULL if the flag does
+   * nothing.
    */
   void (*write_behind) (struct backend *b);
 

@@ -2,9 +2,10 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Channels.  A backend whose peer may keep it waiting has a kind of its own.
- * For the others there is the inline channel: it executes each request inside
- * channel_submit and calls done on the loop's next turn.
+/* Channels.  A backend whose peer may keep it waiting has its own kind of
+ * channel (backend_ops.channel).  The others use the inline channel: it
+ * executes each request inside channel_submit and calls done in the loop's next
+ * turn.
  */
 
 #include <config.h>
@@ -17,18 +18,19 @@
 
 #include "backend/channel.h"
 
-/* After so many writes backend_write_behind is called in any case. */
+/* The call of backend_write_behind is put off for at most this many writes. */
 #define WRITE_BEHIND_DEFER_MAX 32
 
 struct inline_channel {
   struct channel channel;
   struct backend *backend;
   struct ev_loop *loop;
-  struct io_queue done;
-  unsigned written_behind; /* writes since backend_write_behind was called */
-  /* Called once in each turn of the loop in which a request was executed,
-   * after the loop has polled its sockets.  (An idle watcher would not be
-   * called while sockets are busy.)
+  struct io_queue finished; /* their done functions have not been called */
+  unsigned write_behinds;   /* writes with BACKEND_WRITE_BEHIND since the last
+                             * call of backend_write_behind */
+  /* inline_submit sends it.  It calls inline_wakeup once in the loop's next
+   * turn, however many requests there are, after the loop has polled its
+   * sockets.  (An idle watcher would not be called while sockets are busy.)
    */
   ev_async wakeup;
 };
@@ -57,34 +59,37 @@ inline_submit (struct channel *channel, struct io *io)
   struct inline_channel *ch = (struct inline_channel *)channel;
 
   io->error = do_io (ch->backend, io) == -1 ? errno : 0;
-  STAILQ_INSERT_TAIL (&ch->done, io, link);
-  ch->written_behind +=
+  STAILQ_INSERT_TAIL (&ch->finished, io, link);
+  ch->write_behinds +=
     io->type == IO_WRITE && (io->flags & BACKEND_WRITE_BEHIND);
   ev_async_send (ch->loop, &ch->wakeup);
 }
 
-/* Call done of the requests that are on the list now: done may submit more. */
+/* Call done for each request that is in the queue now.  Requests that these
+ * functions submit wait for the next turn.
+ */
 static void
 inline_wakeup (struct ev_loop *loop, ev_async *w, int revents)
 {
   struct inline_channel *ch = w->data;
-  struct io_queue done = STAILQ_HEAD_INITIALIZER (done);
+  struct io_queue now = STAILQ_HEAD_INITIALIZER (now);
   struct io *io;
 
-  STAILQ_CONCAT (&done, &ch->done);
-  while ((io = STAILQ_FIRST (&done))) {
-    STAILQ_REMOVE_HEAD (&done, link);
+  STAILQ_CONCAT (&now, &ch->finished);
+  while ((io = STAILQ_FIRST (&now))) {
+    STAILQ_REMOVE_HEAD (&now, link);
     io->done (io);
   }
 
-  /* This may wait for the device.  While requests are on the list, regions may
-   * be owned, and clients may wait for them.  So put it off until the list is
-   * empty, but not for ever.
+  /* backend_write_behind may wait for the device.  While requests are in the
+   * queue, this loop may own regions that clients wait for, so put the call off
+   * until the queue is empty.  After WRITE_BEHIND_DEFER_MAX writes call it all
+   * the same: a loop that is always busy must not be faster than the device.
    */
-  if (ch->written_behind > 0 &&
-      (STAILQ_EMPTY (&ch->done) ||
-       ch->written_behind >= WRITE_BEHIND_DEFER_MAX)) {
-    ch->written_behind = 0;
+  if (ch->write_behinds > 0 &&
+      (STAILQ_EMPTY (&ch->finished) ||
+       ch->write_behinds >= WRITE_BEHIND_DEFER_MAX)) {
+    ch->write_behinds = 0;
     backend_write_behind (ch->backend);
   }
 }
@@ -94,7 +99,7 @@ inline_free (struct channel *channel)
 {
   struct inline_channel *ch = (struct inline_channel *)channel;
 
-  assert (STAILQ_EMPTY (&ch->done));
+  assert (STAILQ_EMPTY (&ch->finished));
   ev_async_stop (ch->loop, &ch->wakeup);
   free (ch);
 }
@@ -116,7 +121,7 @@ inline_new (struct backend *b, struct ev_loop *loop)
   ch->channel.ops = &inline_ops;
   ch->backend = b;
   ch->loop = loop;
-  STAILQ_INIT (&ch->done);
+  STAILQ_INIT (&ch->finished);
   ev_async_init (&ch->wakeup, inline_wakeup);
   ch->wakeup.data = ch;
   ev_async_start (loop, &ch->wakeup);

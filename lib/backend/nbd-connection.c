@@ -46,7 +46,7 @@ nbd_connection_put (struct nbd_connection *conn)
     return;
   assert (conn->load == 0);
 
-  /* Send NBD_CMD_DISC, if that needs no waiting. */
+  /* Try to send NBD_CMD_DISC, without waiting. */
   if (conn->nbd && conn->alive)
     nbd_aio_disconnect (conn->nbd, 0);
   nbd_close (conn->nbd);
@@ -67,15 +67,15 @@ nbd_connection_kill (struct nbd_connection *conn, const char *why)
   conn->alive = false;
   if (conn->why[0] == '\0')
     snprintf (conn->why, sizeof conn->why, "%s", why);
-  /* This wakes the driver.  Not on libnbd's descriptor, whose number may
-   * belong to another file by now.
+  /* shutdown wakes the driver.  conn->fd is our duplicate: libnbd may have
+   * closed its own descriptor, whose number may belong to another file by now.
    */
   if (conn->fd >= 0)
     shutdown (conn->fd, SHUT_RDWR);
 }
 
 const char *
-nbd_connection_why (struct nbd_connection *conn)
+nbd_connection_confirm_death (struct nbd_connection *conn)
 {
   nbd_connection_kill (conn, conn->nbd && nbd_aio_is_closed (conn->nbd)
                  ? "the server closed it" : "sending failed");
@@ -85,6 +85,7 @@ nbd_connection_why (struct nbd_connection *conn)
 bool
 nbd_connection_handle_died (const struct nbd_connection *conn)
 {
+  /* Only a handle that is dead or closed wants neither to read nor to write. */
   return nbd_aio_get_direction (conn->nbd) == 0;
 }
 

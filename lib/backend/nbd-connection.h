@@ -6,8 +6,8 @@
  * threads and loops have requests in flight.
  *
  * Callers send their requests themselves, under libnbd's lock.  One thread at
- * a time, the driver, polls the socket and receives the replies for all.  The
- * driver is the thread that holds the mutex `driving':
+ * a time, the driver, polls the socket and receives all replies.  The driver is
+ * the thread that holds the mutex `driving':
  *
  *   - the connection's own thread, while any request is in flight; or
  *   - a caller that finds no driver, until its own requests are done.  So a
@@ -69,8 +69,9 @@ struct nbd_connection {
   /* Private to the files listed above. */
   unsigned turns;          /* of the driver */
   atomic_uint armed;       /* directions that the driver polls for; 0 without
-                            * a driver */
-  atomic_bool leaving;     /* nbd_connection_leave was called */
+                            * a driver; ~0u while the driver does not poll, and
+                            * so needs no wake-up */
+  atomic_bool stop_driving; /* nbd_connection_stop_driving was called */
   pthread_mutex_t driving; /* held by the driver */
   int wakeup;              /* eventfd that the driver polls */
   int fd;                  /* a duplicate of libnbd's descriptor of the socket,
@@ -108,11 +109,11 @@ extern bool nbd_connection_connect (struct nbd_connection *conn,
                                     bool again);
 
 /* Drive the connection on its own thread.  Returns when it is dead and nothing
- * is in flight, or when nbd_connection_leave was called and nothing is in
- * flight.
+ * is in flight, or when nbd_connection_stop_driving was called and nothing is
+ * in flight.
  */
 extern void nbd_connection_drive (struct nbd_connection *conn);
-extern void nbd_connection_leave (struct nbd_connection *conn);
+extern void nbd_connection_stop_driving (struct nbd_connection *conn);
 
 extern void nbd_connection_submit (struct nbd_connection *conn,
                                    struct nbd_request *req);
@@ -126,17 +127,22 @@ extern void nbd_connection_call (struct nbd_connection *conn,
  */
 extern void nbd_connection_kill (struct nbd_connection *conn, const char *why);
 
-/* Why the connection died, for example "the server closed it".  Only after
- * connecting or nbd_connection_call has failed on this thread, or after
- * nbd_connection_drive has returned.  The text lives as long as the
+/* Return why the connection died, for example "the server closed it".  If no
+ * reason was recorded, declare the connection dead and record one.  Call it
+ * only after connecting or nbd_connection_call has failed on this thread, or
+ * after nbd_connection_drive has returned.  The text lives as long as the
  * connection.
  */
-extern const char *nbd_connection_why (struct nbd_connection *conn);
+extern const char *nbd_connection_confirm_death (struct nbd_connection *conn);
 
-/* Of a connection in use: how many bytes have arrived, 0 where the kernel does
- * not count them; and do any of them wait for the driver?
+/* How many bytes have arrived on a connection in use; 0 if the kernel does not
+ * count them.
  */
 extern uint64_t nbd_connection_received (const struct nbd_connection *conn);
+
+/* Is there something on a connection in use that the driver has not read:
+ * bytes, or the news that the socket was closed or has failed?
+ */
 extern bool nbd_connection_has_unread (const struct nbd_connection *conn);
 
 #endif /* CLONE_NBD_CONNECTION_H */

@@ -2,7 +2,9 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* The driver: the thread that polls the socket and receives for all. */
+/* The driver: the thread that polls the socket and receives the replies to all
+ * requests on the connection.
+ */
 
 #include <config.h>
 
@@ -15,8 +17,8 @@
 #include "backend/nbd-connection-internal.h"
 #include "base/thread.h"
 
-/* Callers are woken after at most so many turns of the driver. */
-#define BATCH_MAX 16
+/* The driver delivers completed requests at least once in this many turns. */
+#define DELIVER_TURNS 16
 
 static void
 read_wakeup (struct nbd_connection *conn)
@@ -29,7 +31,9 @@ read_wakeup (struct nbd_connection *conn)
 void
 nbd_connection_wake_driver (struct nbd_connection *conn)
 {
-  /* A counter that is full wakes as well as one that was written to. */
+  /* The write fails if the counter is full, which does no harm: any counter
+   * that is not 0 wakes the driver.
+   */
   (void)!eventfd_write (conn->wakeup, 1);
 }
 
@@ -43,14 +47,19 @@ drive_once (struct nbd_connection *conn)
   };
   unsigned armed;
 
-  /* A submitter changes the direction before it reads armed. */
+  /* Set armed to what this thread is about to poll for, until libnbd wants the
+   * same.  A submitter changes what libnbd wants, and then reads armed.  So
+   * either this loop sees the change, or the submitter sees that armed lacks a
+   * direction and wakes this thread.
+   */
   do
     conn->armed = armed = nbd_aio_get_direction (conn->nbd);
   while (armed != nbd_aio_get_direction (conn->nbd));
   fds[0].events = (armed & LIBNBD_AIO_DIRECTION_READ ? POLLIN : 0) |
                   (armed & LIBNBD_AIO_DIRECTION_WRITE ? POLLOUT : 0);
-  /* Wake callers when nothing more can be received for now, because each
-   * wake-up may cost this thread its processor.
+  /* If there are completed requests, do not wait here: they are delivered as
+   * soon as nothing more can be received.  They are not delivered earlier,
+   * because waking a caller may cost this thread its processor.
    */
   poll (fds, 2, nbd_connection_has_completed () ? 0 : -1);
   conn->armed = ~0u;
@@ -60,19 +69,20 @@ drive_once (struct nbd_connection *conn)
     nbd_connection_deliver ();
     return;
   }
-  /* Reading may change what there is to write, so do one of them at a time.
-   * The replies come first: they are older than the requests that wait to be
-   * sent.
+  /* Read or write, but not both: a read may change what libnbd wants to write.
+   * Reading comes first: the replies are older than the requests that wait to
+   * be sent.
    */
   if ((fds[0].revents & ~POLLOUT ? nbd_aio_notify_read (conn->nbd)
        : nbd_aio_notify_write (conn->nbd)) == -1)
     nbd_connection_kill (conn, nbd_connection_error ());
-  if (conn->load == 0 || ++conn->turns % BATCH_MAX == 0)
+  if (conn->load == 0 || ++conn->turns % DELIVER_TURNS == 0)
     nbd_connection_deliver ();
 }
 
-/* Drive until nothing is pending or the connection is dead.  The caller holds
- * the mutex `driving', which is released.
+/* Drive until nothing is pending.  If the connection was killed, drive until
+ * libnbd's handle has died, which fails all requests.  The caller holds the
+ * mutex `driving'; this function releases it.
  */
 static void
 drive_pending (struct nbd_connection *conn, const atomic_uint *pending)
@@ -84,8 +94,9 @@ drive_pending (struct nbd_connection *conn, const atomic_uint *pending)
   pthread_mutex_unlock (&conn->driving);
 }
 
-/* Wait until the thread should drive, or the connection ends.  The wake-up is
- * not consumed: it may be meant for a caller that has just begun to drive.
+/* Wait until this thread should drive.  If the server closes the connection
+ * while no request is in flight, kill it.  The eventfd is not read: the wake-up
+ * may be meant for a caller that has just become the driver.
  */
 static void
 driver_wait_idle (struct nbd_connection *conn)
@@ -103,7 +114,7 @@ driver_wait_idle (struct nbd_connection *conn)
 void
 nbd_connection_drive (struct nbd_connection *conn)
 {
-  while (!nbd_connection_handle_died (conn) && !conn->leaving) {
+  while (!nbd_connection_handle_died (conn) && !conn->stop_driving) {
     if (conn->load == 0 && conn->alive)
       driver_wait_idle (conn);
     pthread_mutex_lock (&conn->driving);
@@ -114,15 +125,17 @@ nbd_connection_drive (struct nbd_connection *conn)
 }
 
 void
-nbd_connection_leave (struct nbd_connection *conn)
+nbd_connection_stop_driving (struct nbd_connection *conn)
 {
-  conn->leaving = true;
+  conn->stop_driving = true;
   nbd_connection_wake_driver (conn);
 }
 
 /* ---- Callers ---- */
 
-/* On the caller's stack: gone once its semaphore has been posted. */
+/* It is on the stack of the caller, which may return as soon as `done' has been
+ * posted.  Do not touch it after that.
+ */
 struct call {
   atomic_uint pending;
   sem_t done;

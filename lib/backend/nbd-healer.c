@@ -18,16 +18,13 @@
 #include "base/clock.h"
 #include "base/rounding.h"
 
-/* The longest pause.  Of each pause a random part, up to a half, is left out,
- * so that many clients do not come at the same time to a server that has just
- * started.
+/* Each pause is shortened by a random part, up to a half, so that many clients
+ * do not come at the same time to a server that has just started.
  */
-#define PAUSE_MAX INT64_C (10000)
-
 static void
 set_next_try (struct nbd_pool *pool, int64_t pause)
 {
-  pool->pause = MIN (pause, PAUSE_MAX);
+  pool->pause = MIN (pause, NBD_PAUSE_MAX);
   pool->next_try = monotonic_ms () +
     (int64_t)(pool->pause * (1 - erand48 (pool->seed) / 2));
 }
@@ -100,7 +97,7 @@ nbd_slot_fill (struct nbd_slot *slot)
   }
   if (r != NBD_OUTDATED)
     nbd_pool_set_reason (pool, conn && !conn->alive
-                         ? nbd_connection_why (conn) : why);
+                         ? nbd_connection_confirm_death (conn) : why);
   nbd_connection_put (conn);
   slot->conn = NULL;
   return r;
@@ -127,7 +124,7 @@ wait_turn (struct nbd_slot *slot)
        nbd_pool_count (pool, nbd_slot_is_alive) > 0);
     if (may && now >= pool->next_try)
       return true;
-    nbd_pool_wait_change (pool, may ? pool->next_try - now : PAUSE_MAX);
+    nbd_pool_wait_change (pool, may ? pool->next_try - now : NBD_PAUSE_MAX);
   }
   return false;
 }
@@ -175,7 +172,7 @@ empty_slot (struct nbd_slot *slot)
   const int64_t now = monotonic_ms ();
 
   if (!pool->loss_pending)
-    nbd_pool_set_reason (pool, nbd_connection_why (conn));
+    nbd_pool_set_reason (pool, nbd_connection_confirm_death (conn));
   if (pool->params.together)
     pool->loss_pending = true;
   for (unsigned i = 0; i < pool->connections && pool->loss_pending; i++)
@@ -206,7 +203,7 @@ nbd_slot_thread (void *arg)
     pthread_mutex_unlock (&slot->pool->lock);
     nbd_connection_drive (slot->conn);
     pthread_mutex_lock (&slot->pool->lock);
-    if (slot->conn->leaving)
+    if (slot->conn->stop_driving)
       break;
     empty_slot (slot);
   }

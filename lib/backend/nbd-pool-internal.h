@@ -93,8 +93,11 @@ extern void nbd_watcher_end (struct nbd_pool *pool);
 
 /* ---- nbd-healer.c ---- */
 
-/* The first pause. */
+/* The first and the longest pause between two tries to connect, in
+ * milliseconds.
+ */
 #define NBD_PAUSE_MIN INT64_C (100)
+#define NBD_PAUSE_MAX INT64_C (10000)
 
 /* The first three are what params.check returns. */
 enum nbd_filled {

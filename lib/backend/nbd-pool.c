@@ -128,7 +128,7 @@ nbd_pool_call (struct nbd_pool *pool, struct nbd_request *req, size_t n)
   if (!pool->running) {
     nbd_watcher_end (pool);
     if (!conn->alive)
-      nbd_pool_set_reason (pool, nbd_connection_why (conn));
+      nbd_pool_set_reason (pool, nbd_connection_confirm_death (conn));
   }
   nbd_connection_put (conn);
 }
@@ -339,7 +339,7 @@ nbd_pool_close (struct nbd_pool *pool)
     nbd_connection_kill (pool->witness, "stopping");
   for (unsigned i = 0; i < pool->connections; i++)
     if (nbd_slot_is_used (&pool->slots[i]))
-      nbd_connection_leave (pool->slots[i].conn);
+      nbd_connection_stop_driving (pool->slots[i].conn);
   nbd_pool_signal_change (pool);
   pthread_mutex_unlock (&pool->lock);
   for (unsigned i = 0; i < pool->connections; i++) {

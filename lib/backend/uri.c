@@ -14,8 +14,9 @@
 #include "backend/backend.h"
 #include "backend/uri.h"
 
-/* Decode the character at p, which is before end.  Return its length in the
- * URI.  A percent sign that does not begin a code stands for itself.
+/* Decode one character at p, where p < end, into *c.  Return how many bytes of
+ * the URI it takes: 3 for a percent code, else 1.  A percent sign that does not
+ * begin a code stands for itself.
  */
 static size_t
 uri_decode (const char *p, const char *end, char *c)
@@ -53,7 +54,8 @@ names_a_file (const char *key, const char *end)
 }
 
 /* Find the relative file name in a parameter, KEY=VALUE.  NULL if there is
- * none.  An empty value is left alone: it is an error, or the default.
+ * none.  A value that is empty, or that begins with an encoded NUL, is not
+ * changed: libnbd judges it.
  */
 static const char *
 relative_name (const char *parameter, const char *end)
@@ -68,7 +70,9 @@ relative_name (const char *parameter, const char *end)
   return first == '/' || first == '\0' ? NULL : value;
 }
 
-/* For libnbd a semicolon is a separator only if no ampersand follows. */
+/* Separate parameters as libnbd does: by ampersands up to the last ampersand
+ * of the query, and by semicolons after it.
+ */
 static const char *
 parameter_end (const char *parameter, const char *end)
 {
@@ -79,7 +83,7 @@ parameter_end (const char *parameter, const char *end)
   return sep ? sep : end;
 }
 
-/* Print the directory's name, encoded, with a slash at its end. */
+/* Print the directory's name, percent-encoded, with a slash at its end. */
 static void
 put_directory (const char *dir, FILE *fp)
 {
@@ -99,7 +103,7 @@ uri_absolute (const char *uri, const char *cwd)
 {
   const char *const end = uri + strcspn (uri, "#");
   const char *p = memchr (uri, '?', end - uri);
-  const char *name, *copied = uri, *next;
+  const char *name, *rest = uri, *param_end;
   char *absolute = NULL;
   size_t size;
   bool failed;
@@ -111,16 +115,16 @@ uri_absolute (const char *uri, const char *cwd)
   if (fp == NULL)
     return NULL;
 
-  for (p++; p < end; p = next + 1) {
-    next = parameter_end (p, end);
-    name = relative_name (p, next);
+  for (p++; p < end; p = param_end + 1) {
+    param_end = parameter_end (p, end);
+    name = relative_name (p, param_end);
     if (name) {
-      fwrite (copied, 1, name - copied, fp);
+      fwrite (rest, 1, name - rest, fp);
       put_directory (cwd, fp);
-      copied = name;
+      rest = name;
     }
   }
-  fputs (copied, fp);
+  fputs (rest, fp);
 
   failed = ferror (fp);
   if (fclose (fp) != 0 || failed) {

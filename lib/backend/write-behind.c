@@ -38,8 +38,9 @@ get_window (struct write_behind *wb, uint64_t i)
   return &wb->window[i % WRITE_BEHIND_WINDOWS];
 }
 
-/* Merge the range into a waiting window that it touches, starting with the
- * newest window, which is the most likely one.  False if there is none.
+/* Merge the range into a waiting window that it touches, and that does not
+ * become larger than WRITE_BEHIND_GATHER.  The newest window is the most likely
+ * one, so it comes first.  False if there is no such window.
  */
 static bool
 merge_window (struct write_behind *wb, uint64_t count, uint64_t offset)
@@ -75,8 +76,8 @@ write_behind_add (struct write_behind *wb, uint64_t count, uint64_t offset)
   wb->waiting += count;
 }
 
-/* Take the next waiting window, if its index is below end, and count it as
- * started.  False if there is none.
+/* Take the next waiting window off the queue, for the caller to start, and
+ * count it as started.  False if there is none with an index below end.
  */
 static bool
 take_waiting (struct write_behind *wb, uint64_t end,
@@ -92,8 +93,9 @@ take_waiting (struct write_behind *wb, uint64_t end,
   return true;
 }
 
-/* Take the oldest started window, to be dropped, if its index is below end.
- * False if there is none.
+/* Take the oldest started window, for the caller to drop.  False if started
+ * windows hold no more than WRITE_BEHIND_BYTES, or if there is none with an
+ * index below end.
  */
 static bool
 take_oldest (struct write_behind *wb, uint64_t end,
@@ -115,7 +117,8 @@ sync_window (struct write_behind *wb, const struct write_behind_window *w,
 {
   if (sync_file_range (wb->fd, w->offset, w->count, flags) == 0)
     return;
-  /* After any other error nothing was written back; the kernel does it later.
+  /* These three say that data was lost.  After any other error nothing has been
+   * written back here, and the kernel does it later.
    */
   if (errno == EIO || errno == ENOSPC || errno == EDQUOT)
     wb->error = errno;
@@ -135,7 +138,9 @@ drop_window (struct write_behind *wb, const struct write_behind_window *w)
 {
   LOCK_FOR_SCOPE (&wb->turn);
 
-  /* Start it again: pages may have become dirty again, or been skipped. */
+  /* Start the write-back once more: pages may have become dirty again, and the
+   * first start may have skipped some.
+   */
   if (wb->error == 0)
     sync_window (wb, w, SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
                  SYNC_FILE_RANGE_WAIT_AFTER);

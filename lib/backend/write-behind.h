@@ -2,9 +2,9 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Write-behind: write data back to the device soon after they were written to
- * the file, and drop them from the page cache.  It is for data that nobody
- * reads again soon, such as those that hydration copies.
+/* Write-behind: write data back to the device soon after it was written to the
+ * file, and drop it from the page cache.  It is for data that nobody reads
+ * again soon, such as what hydration copies.
  *
  * Without write-behind gigabytes of dirty pages pile up: other programs lose
  * their cached data, the kernel has to find and clean the pages later, and the
@@ -23,17 +23,17 @@
  * device handle a few large requests more cheaply than many small ones.
  * Windows that still wait at the end are left to the kernel, or to a flush.
  *
- * A started window is dropped when the windows started after it hold
- * WRITE_BEHIND_BYTES.  By then its write-back has mostly ended, so there is
- * little to wait for, and the device always has work.
+ * While the started windows hold more than WRITE_BEHIND_BYTES, the oldest of
+ * them is dropped.  By then its write-back has mostly ended, so there is little
+ * to wait for, and the device always has work.
  *
  * Threads: any number of threads may call these functions at once, except
  * init and destroy.
  *
  * Errors: after a failed write-back the pages are clean, but only memory holds
- * their data.  If they were dropped, a client would read what the device held
- * before.  So the first error ends write-behind for good.  Linux reports an
- * error once for each open file description, not for each page.  So windows
+ * their data.  If the pages were dropped, a client would read what the device
+ * held before.  So the first error ends write-behind for good.  Linux reports
+ * an error once for each open file description, not for each page.  So windows
  * take turns: no window drops its pages while the error that concerns them is
  * being reported to another window.
  *
@@ -103,8 +103,8 @@ extern void write_behind_add (struct write_behind *wb, uint64_t count,
 
 /* If enough windows wait, start them, and drop the oldest started windows.
  * Handles only windows that are queued when it is called, whatever other
- * threads add.  It may block on the device, so the caller must hold nothing
- * that others wait for.
+ * threads add.  It may block on the device, so the caller must hold no lock,
+ * and should own nothing that others wait for.
  */
 extern void write_behind_run (struct write_behind *wb);
 

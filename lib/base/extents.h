@@ -2,8 +2,8 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* A list of extents: where a contiguous range of a backend has data and where
- * it has holes.
+/* A list of extents.  It says for each part of a contiguous range of a backend
+ * whether that part is data or a hole.
  */
 
 #ifndef CLONE_EXTENTS_H
@@ -12,8 +12,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Flags of an extent, as in NBD's base:allocation.  Only EXTENT_ZERO says what
- * the extent reads as.  A hole without EXTENT_ZERO must be read.
+/* Flags of an extent, as in NBD's base:allocation.  An extent with EXTENT_ZERO
+ * reads as zeroes.  The content of any other extent, also of a hole, is
+ * unknown until it is read.
  */
 #define EXTENT_HOLE 1
 #define EXTENT_ZERO 2
@@ -35,8 +36,9 @@ struct extents {
 
 #define EXTENTS_INIT ((struct extents){ 0 })
 
-/* Append an extent that begins where the list ends; in an empty list it may
- * begin anywhere.  A length of 0 does nothing.  -1 with errno ENOMEM, or with
+/* Append an extent.  It begins where the list ends; in an empty list it may
+ * begin anywhere.  If its flags are those of the last extent, the two are
+ * merged into one.  A length of 0 does nothing.  -1 with errno ENOMEM, or with
  * EINVAL if the extent does not begin at the list's end.
  */
 extern int extents_add (struct extents *list, uint64_t offset,
