@@ -81,7 +81,7 @@ clone_start (struct clone *c, const struct clone_service *service)
 void
 clone_interrupt (struct clone *c)
 {
-  outage_end (&c->outage);
+  outage_end_waiting (&c->outage);
   backend_interrupt (c->dest, -1);
   backend_interrupt (c->metadata->backend, METADATA_GRACE);
   {

@@ -59,7 +59,7 @@ commit_for_others (struct clone *c)
   for (;;) {
     events = outage_events (&c->outage);
     error = clone_commit (c, true) == -1 ? errno : 0;
-    if (error != ENOTCONN || outage_has_ended (&c->outage))
+    if (error != ENOTCONN || outage_waiting_has_ended (&c->outage))
       break;
     outage_wait (&c->outage, events, 1000);
   }

@@ -9,8 +9,8 @@
  *   own         nobody else owns any byte of the range until the release
  *   look again  regions that have become valid meanwhile are left alone: they
  *               hold newer data.  A look before ownership is only a hint
- *   write       the bytes go to the destination, and have arrived
- *   set         the regions become valid, and only then are they released
+ *   write       write the bytes to the destination, and wait for the answer
+ *   set         the regions become valid; only then is the range released
  *
  * Clients' changes, copies for clients and hydration all do this here.  The
  * rules around it:
@@ -32,16 +32,19 @@
  * The callback form, for a loop, which must not wait:
  *
  *   install_enter       fails while the gate is closed
- *   install_request     true, or later i->owned: the range is owned
- *   install_next        then start to write; when that is done
- *   install_set         and install_next again
+ *   install_request     true: the range is owned; false: i->owned is called
+ *                       when it is
+ *   install_next        1: start to write the run
+ *   install_set         when the run is written; then install_next again
  *   install_release, install_leave
  *
- * An installer that writes the whole range, whatever install_next would find,
- * asks install_may_set and calls install_set_all.
+ * A change must write its bytes to regions that have become valid, too.  It
+ * calls install_may_set instead of install_next, and install_set_all instead of
+ * install_set.
  *
  * A piece is a part of one region.  Installing it writes its bytes and does not
- * make the region valid; the last installer installs the whole region.
+ * make the region valid.  When all pieces are in the destination, the region is
+ * made valid as a whole, under ownership of the whole region.
  *
  * All offsets are bytes.
  */
@@ -60,15 +63,15 @@
 enum install_by { INSTALL_CHANGE, INSTALL_COPY, INSTALL_HYDRATION };
 
 struct install {
-  /* The user's, set before the range is owned. */
+  /* The caller sets these before it owns the range. */
   struct clone *clone;
   enum install_by by;
-  uint64_t start, end;  /* whole regions, or a part of one: */
+  uint64_t start, end;  /* whole regions; with piece, a part of one region */
   bool piece;
   void (*owned) (struct install *i); /* see install_request */
   void *opaque;
 
-  /* After install_next: this run is invalid, and is to be written. */
+  /* Set by install_next: this run is invalid, and is to be written. */
   uint64_t pos, run_end;
 
   /* install.c's. */
@@ -76,23 +79,25 @@ struct install {
   struct gate_pass pass;
 };
 
-/* Own the range, waiting for former owners.  The caller is inside the gate. */
+/* Own the range.  Waits until overlapping ranges that are owned, or were asked
+ * for earlier, have been released.  The caller is inside the gate.
+ */
 extern void install_own (struct install *i);
 
-/* Enter the gate.  False where it is closed.  Waits for nothing. */
+/* Enter the gate.  False if it is closed.  Waits for nothing. */
 extern bool install_enter (struct install *i);
 extern void install_leave (struct install *i);
 
 /* Own the range without waiting.  True: it is owned, and i->owned is not
- * called. False: i->owned is called once, when it is owned, on the thread that
- * releases the last range in the way, with no lock held.  The caller is inside
+ * called.  False: it is not owned yet.  The thread that releases the last range
+ * in the way calls i->owned, once and with no lock held.  The caller is inside
  * the gate.
  */
 extern bool install_request (struct install *i);
 
-/* Look again, for the next run that is still invalid.  1: [i->pos, i->run_end)
- * is one.  0: there is no more.  -1 with errno EIO: there is one, but no region
- * can become valid now (commit_may_set).
+/* Find the next run that is still invalid.  1: it is [i->pos, i->run_end).
+ * 0: there is none.  -1 with errno EIO: there is one, but no region can become
+ * valid now (commit_may_set).
  */
 extern int install_next (struct install *i);
 
@@ -104,8 +109,8 @@ extern void install_set (struct install *i);
 /* For changes, which also write to regions that are valid by now.
  *
  * install_may_set returns -1 with errno EIO if no region can become valid now.
- * install_set_all makes all regions that [start, end) touches valid.  Their
- * other bytes have been written, too.
+ * install_set_all makes all regions that [start, end) touches valid.  All bytes
+ * of these regions must be in the destination, also those outside [start, end).
  */
 extern int install_may_set (struct install *i);
 extern void install_set_all (struct install *i, uint64_t start, uint64_t end);

@@ -14,7 +14,7 @@ void
 outage_init (struct outage *o)
 {
   atomic_init (&o->events, 0);
-  atomic_init (&o->ended, false);
+  atomic_init (&o->waiting_ended, false);
   pthread_mutex_init (&o->lock, NULL);
   cond_init_monotonic (&o->changed);
 }
@@ -42,18 +42,18 @@ outage_happened (struct outage *o)
 }
 
 void
-outage_end (struct outage *o)
+outage_end_waiting (struct outage *o)
 {
   LOCK_FOR_SCOPE (&o->lock);
 
-  atomic_store (&o->ended, true);
+  atomic_store (&o->waiting_ended, true);
   pthread_cond_broadcast (&o->changed);
 }
 
 bool
-outage_has_ended (const struct outage *o)
+outage_waiting_has_ended (const struct outage *o)
 {
-  return atomic_load_explicit (&o->ended, memory_order_acquire);
+  return atomic_load_explicit (&o->waiting_ended, memory_order_acquire);
 }
 
 void
@@ -62,7 +62,7 @@ outage_wait (struct outage *o, uint64_t events, int milliseconds)
   const struct timespec until = monotonic_after (milliseconds / 1000.0);
   LOCK_FOR_SCOPE (&o->lock);
 
-  while (!o->ended && o->events == events &&
+  while (!o->waiting_ended && o->events == events &&
          pthread_cond_timedwait (&o->changed, &o->lock, &until) != ETIMEDOUT)
     ;
 }

@@ -11,9 +11,10 @@
  *   2. tries, and gets ENOTCONN,
  *   3. waits until outage_events has changed.
  *
- * An event after step 1 is not missed, and no try is made before there was one.
- * Events of all servers are counted together: a try that comes too early fails
- * at once.
+ * An event after step 1 is not missed, and there is no other try before an
+ * event.  The events of all servers are counted together.  So the event may be
+ * another server's; then the next try fails at once, and the thread waits
+ * again.
  */
 
 #ifndef CLONE_OUTAGE_H
@@ -26,7 +27,7 @@
 
 struct outage {
   _Atomic uint64_t events;
-  atomic_bool ended;
+  atomic_bool waiting_ended;
   pthread_mutex_t lock;
   pthread_cond_t changed;
 };
@@ -39,12 +40,12 @@ extern uint64_t outage_events (const struct outage *o);
 /* Count an event.  Any thread may call it; it waits for nothing. */
 extern void outage_happened (struct outage *o);
 
-/* From now on outage_wait returns at once. */
-extern void outage_end (struct outage *o);
-extern bool outage_has_ended (const struct outage *o);
+/* The process ends: from now on outage_wait returns at once. */
+extern void outage_end_waiting (struct outage *o);
+extern bool outage_waiting_has_ended (const struct outage *o);
 
-/* Wait until the number of events differs from `events', for so many
- * milliseconds at most, or until outage_end.
+/* Wait until the number of events differs from `events', or outage_end_waiting
+ * is called, or the time is over.
  */
 extern void outage_wait (struct outage *o, uint64_t events, int milliseconds);
 

@@ -45,7 +45,7 @@ retry_wait (struct clone *c, struct retry *retry)
     retry->lost = monotonic_seconds ();
   for (;;) {
     events = outage_events (&c->outage);
-    if (outage_has_ended (&c->outage) || retry_client_is_gone (c))
+    if (outage_waiting_has_ended (&c->outage) || retry_client_is_gone (c))
       return clone_fail (ESHUTDOWN);
     if (events != retry->events) {
       retry->events = events;

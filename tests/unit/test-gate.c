@@ -2,10 +2,10 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* The gate (lib/clone/gate.h): while it is closed nobody is inside, whoever
- * closes it waits for those who are, and nobody stays outside for ever.  And
- * the outage (lib/clone/outage.h), which those who wait for servers sleep in: no
- * event is missed.
+/* The gate (lib/clone/gate.h): no thread is inside while it is closed,
+ * gate_close waits for threads that are inside, and no thread waits for ever.
+ * The outage (lib/clone/outage.h), in which threads wait for servers: no event
+ * is missed.
  */
 
 #include <config.h>
@@ -245,10 +245,10 @@ START_TEST (events)
   noted = outage_events (&o);
   thread = mock_thread (wait_for_event, NULL);
   mock_settle ();
-  ck_assert (!flag && !outage_has_ended (&o));
-  outage_end (&o);
+  ck_assert (!flag && !outage_waiting_has_ended (&o));
+  outage_end_waiting (&o);
   mock_join (thread);
-  ck_assert (outage_has_ended (&o));
+  ck_assert (outage_waiting_has_ended (&o));
   wait_for_event (NULL);
   outage_destroy (&o);
 }
