@@ -2,16 +2,18 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Admission: may another copy begin now, and how large may it be?  The order of
- * hydration is plan_next's business.
+/* Admission: may another copy begin now, and how large may it be?  plan_next
+ * decides which range that is.
  *
  * A copy needs all of these:
  *
- *   state  hydration is neither paused, failed nor over; both servers are up;
- *          and the plan is neither at its end nor at rest (bad-source.c)
- *   room   for another batch within the pace's window, which is the threshold
- *          or less (pace.h), and within this worker's share of the window
- *   rate   the data read so far are within the rate limit
+ *   state  hydration is not paused, failed, finishing or over, and does not
+ *          rest (bad-source.c); its threshold is not 0; source and destination
+ *          can be reached
+ *   room   the worker has fewer than MAX_COPIES copies; and another batch fits
+ *          into the window, which pace.c adapts to how long reads take, and
+ *          into the worker's share of the window
+ *   rate   the time has come at which the rate limit allows the next copy
  */
 
 #include <config.h>
@@ -23,12 +25,14 @@
 #include "hydration/plan.h"
 #include "hydration/private.h"
 
-/* Copies under way in one worker.  This bounds the number of holes, which use
- * nothing of the threshold.
+/* The most copies under way in one worker.  This bounds copies of zeroes, which
+ * the threshold does not count.
  */
 #define MAX_COPIES 64
 
-/* With a rate limit, a copy is at most what may be read in so many seconds. */
+/* With a rate limit, a batch is what may be read in RATE_SLICE seconds, but at
+ * least HYDRATE_BATCH_MIN.
+ */
 #define RATE_SLICE 0.25
 
 bool
@@ -66,7 +70,9 @@ admission_count (struct worker *w, const struct plan_range *range,
     h->regions += by * div_round_up (range->end - range->start, region_size);
 }
 
-/* A copy always has room if it is the only one. */
+/* A batch always fits into the window if no other data is being copied, and
+ * into the worker's share if this worker copies no other data.
+ */
 static bool
 admission_has_room (const struct worker *w, uint64_t batch, double now)
 {
@@ -86,7 +92,7 @@ admission_next (struct worker *w, struct plan_range *range, uint64_t *cost,
 {
   struct hydrate *h = w->h;
   const struct hydrate_settings *s = &h->settings;
-  /* Not ev_now, which jumps when the time of day is set. */
+  /* ev_now is not used, because it jumps when the time of day is set. */
   const double now = monotonic_seconds ();
   uint64_t batch;
   LOCK_FOR_SCOPE (&h->lock);

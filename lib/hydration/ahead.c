@@ -278,7 +278,8 @@ ahead_new_question (struct ahead *a, uint64_t offset)
   return q;
 }
 
-/* How many questions are under way that were unanswered at least so many times?
+/* How many questions are under way that were unanswered at least `unanswered'
+ * times?
  */
 static unsigned
 ahead_under_way (const struct ahead *a, unsigned unanswered)

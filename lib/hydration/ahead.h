@@ -25,8 +25,9 @@
  * Memory is bounded by AHEAD_EXTENTS extents and the answers under way.
  *
  * When the server was lost, a question is asked again.  Its answer may be the
- * reason for the loss, so it is then asked while no other is under way.  After
- * AHEAD_MAX_UNANSWERED times its range counts as data.
+ * reason for the loss, so the question is then asked while no other is under
+ * way.  When it was not answered AHEAD_MAX_UNANSWERED times in a row, its range
+ * counts as data.
  *
  * This module does no I/O and has no lock: the caller's protects it.  All
  * offsets and sizes are bytes.
@@ -44,7 +45,9 @@
 /* A shorter hole counts as data: reading it costs less than another request. */
 #define AHEAD_HOLE_MIN (UINT64_C (64) << 10)
 
-/* Look so far ahead.  Holes take no time, so their bytes do not count. */
+/* How far to look ahead: bytes of data, and extents.  Holes take no time, so
+ * their bytes do not count.
+ */
 #define AHEAD_DATA (UINT64_C (1) << 30)
 #define AHEAD_EXTENTS 65536
 
@@ -72,9 +75,9 @@ struct ahead_question {
 struct ahead {
   uint64_t size;        /* of the disk */
   struct extents known;
-  size_t passed;        /* the walk has passed so many of them */
-  uint64_t data;        /* bytes of data in the others */
-  uint64_t data_passed; /* so many of these lie before the walk */
+  size_t passed;        /* number of known extents that the walk has passed */
+  uint64_t data;        /* bytes of data in the other known extents */
+  uint64_t data_passed; /* those of `data' that lie before the walk */
   struct ahead_question question[AHEAD_QUESTIONS];
   uint64_t last_data;   /* bytes of data in the last answer */
   size_t last_extents;

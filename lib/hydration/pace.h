@@ -45,17 +45,19 @@
 #define PACE_SLACK 0.0005
 #define PACE_IDLE 0.5
 
-/* The shortest time counts for at least PACE_MEMORY seconds, and after so many
- * seconds comes the next probe.  PACE_PROBE is a number of reads or copies.
+/* The shortest time counts for at least PACE_MEMORY seconds, which is also the
+ * time between two probes.  PACE_PROBE is a number of reads or copies.
  */
 #define PACE_MEMORY 10
 #define PACE_PROBE 8
 
-/* Longer reads for clients are not timed: their length takes time, too. */
+/* Longer reads for clients are not timed, because the transfer of their bytes
+ * takes time, too.
+ */
 #define PACE_MAX_READ (UINT64_C (128) << 10)
 
-/* Clients are busy with so many requests a second, counted every PACE_LOOK
- * seconds.
+/* Clients are busy if they make at least PACE_BUSY requests a second, counted
+ * every PACE_LOOK seconds.
  */
 #define PACE_BUSY 100
 #define PACE_LOOK 0.05
@@ -64,22 +66,22 @@ struct pace_window {
   double size;            /* bytes; 0: the threshold */
   double last;            /* when something that was timed last ended */
   double reduced;         /* when it last shrank */
-  double shortest;        /* time in the present period; 0: none was taken */
+  double shortest;        /* shortest time in this period; 0: none was taken */
   double period_began;
-  double shortest_before; /* and in the period before */
-  unsigned probe;         /* so many more belong to the probe */
+  double shortest_before; /* shortest time in the period before */
+  unsigned probe;         /* reads or copies that the probe still needs */
 };
 
 /* Initialize with zeroes. */
 struct pace {
   struct pace_window reads, copies;
-  uint64_t batch;         /* of the copies that were timed */
-  bool busy;              /* clients are */
-  uint64_t requests;      /* of clients until the last look */
-  double looked;          /* when that was */
+  uint64_t batch;         /* the batch of the copies that were timed */
+  bool busy;              /* clients are busy */
+  uint64_t requests;      /* clients' requests, counted at the last look */
+  double looked;          /* time of the last look */
 };
 
-/* A read of count bytes of the source for a client has ended, and took so many
+/* A read of count bytes of the source for a client has ended, after `took'
  * seconds.
  */
 extern void pace_was_read (struct pace *p, uint64_t count, double took,

@@ -50,7 +50,7 @@ plan_cut_done (struct plan *p, struct plan_cut *cut)
 
   LIST_REMOVE (cut, link);
   p->open_cuts--;
-  if (cut->again)
+  if (cut->was_returned)
     bad_remove (&p->returned, cut->start, cut->end);
   if (cut->returned) {
     other = plan_find_cut (p, cut->start);

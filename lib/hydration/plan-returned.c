@@ -54,7 +54,7 @@ plan_return (struct plan *p, struct plan_range *range)
   range->returned = true;
   if (range->cut)
     plan_return_cut (p, range->cut);
-  else if (range->again ||
+  else if (range->was_returned ||
            (range->wish && !plan_is_old (p, range)) ||
            (!range->retry && range->restarts == p->restarts))
     bad_add (&p->returned, range->start, range->end,
@@ -82,7 +82,7 @@ plan_begin_returned (struct plan *p)
     const struct bad_range *b = &p->returned.range[i];
 
     if (b->note != RETURNED_UNDER_WAY) {
-      p->again = (struct plan_walk){
+      p->returned_walk = (struct plan_walk){
         .pos = b->start, .end = b->end, .zero = b->note == RETURNED_ZERO,
       };
       return true;
@@ -99,7 +99,7 @@ static void
 plan_note_returned (struct plan *p, uint64_t start, enum plan_result r,
                     const struct plan_range *range)
 {
-  struct plan_walk *walk = &p->again;
+  struct plan_walk *walk = &p->returned_walk;
   uint64_t end;
 
   if (r != PLAN_RANGE) {
@@ -109,7 +109,7 @@ plan_note_returned (struct plan *p, uint64_t start, enum plan_result r,
   bad_remove (&p->returned, start, range->start);
   end = range->end;
   if (range->cut) {
-    range->cut->again = true;
+    range->cut->was_returned = true;
     end = range->cut->end;
     if (walk->cut)
       walk->end = end;
@@ -120,7 +120,7 @@ plan_note_returned (struct plan *p, uint64_t start, enum plan_result r,
 enum plan_result
 plan_next_returned (struct plan *p, uint64_t batch, struct plan_range *range)
 {
-  struct plan_walk *walk = &p->again;
+  struct plan_walk *walk = &p->returned_walk;
   enum plan_result r;
 
   while (walk->cut || plan_begin_returned (p)) {
@@ -129,7 +129,7 @@ plan_next_returned (struct plan *p, uint64_t batch, struct plan_range *range)
 
     r = plan_next_of_walk (p, walk, batch, range);
     if (r == PLAN_RANGE)
-      range->again = true;
+      range->was_returned = true;
     if (before == NULL)
       plan_note_returned (p, start, r, range);
     if (r != PLAN_END)

@@ -104,7 +104,7 @@ plan_skip (struct plan *p, struct plan_walk *walk)
     end = MIN (walk->pos + PLAN_MAX_ZERO, walk->end);
     if (walk == &p->disk)
       plan_leave_out_wishes (p, &start, &end);
-    if (walk != &p->again)
+    if (walk != &p->returned_walk)
       plan_leave_out_list (p, &p->returned, &start, &end);
     plan_leave_out_list (p, &p->bad, &start, &end);
     walk->pos = start;

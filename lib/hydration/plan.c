@@ -67,7 +67,7 @@ plan_range_done (struct plan *p, const struct plan_range *range)
 {
   if (range->retry)
     plan_retried_range_done (p, range);
-  if (range->again)
+  if (range->was_returned)
     plan_returned_range_done (p, range);
   if (range->wish)
     plan_wish_range_done (range->wish);
@@ -80,9 +80,9 @@ plan_restart (struct plan *p)
 {
   if (p->disk.cut)
     plan_end_cut (p, &p->disk, true);
-  if (p->again.cut) {
-    p->again.cut->returned = true; /* the disk's walk goes around it */
-    plan_end_cut (p, &p->again, true);
+  if (p->returned_walk.cut) {
+    p->returned_walk.cut->returned = true; /* the disk's walk goes around it */
+    plan_end_cut (p, &p->returned_walk, true);
   }
   p->disk.pos = 0;
   p->restarts++;
@@ -97,7 +97,7 @@ plan_set_back (struct plan *p)
 
   LIST_FOREACH (cut, &p->cuts, link) {
     cut->failed = true;
-    cut->returned |= cut->again;
+    cut->returned |= cut->was_returned;
   }
   plan_restart (p);
   p->set_back = p->restarts;

@@ -4,10 +4,10 @@
 
 /* The plan: what hydration copies next.
  *
- * The plan alone decides the order of hydration and the size of a copy.  It
- * knows the source's extents from ahead.h.  It does no I/O and has no lock: the
- * caller's lock protects it.  plan_next hands out a range; the caller copies
- * it and says how that ended.
+ * The plan decides the order of hydration, and cuts the disk into ranges that
+ * are not larger than the caller's batch.  It knows the source's extents from
+ * ahead.h.  It does no I/O and has no lock: the caller's lock protects it.
+ * plan_next hands out a range; the caller copies it and says how that ended.
  *
  * The order (plan_next_of_all in plan.c):
  *
@@ -17,33 +17,36 @@
  *   4  the disk, from its start to its end
  *
  * THE DISK.  A walk goes over the disk once and skips regions that are valid.
- * At the end, plan_restart lets it look for regions that were left out because
- * of an error.
+ * plan_restart begins it anew, for regions that are still invalid after an
+ * error, or invalid again because the map was set back.
  *
  * WISHES.  A wish is a stretch of the disk, of whole regions, that is to come
- * first (plan_want).  Each wish has a walk of its own.  It lies ahead of the
- * disk's walk and does not overlap another wish, and the disk's walk goes
- * around it, so nothing is handed out twice.  It ends with its last copy.
+ * first (plan_want).  Each wish has a walk of its own.  A wish lies ahead of
+ * the disk's walk and does not overlap another wish, and the disk's walk goes
+ * around it.  So nothing is handed out twice.  A wish ends when its last copy
+ * is done.
  *
  * RETURNED RANGES.  A range whose copy was interrupted because a server was
- * lost is returned (plan_return).  Of a region in pieces, the whole region is.
- * The range stays in a list, and all walks go around it, until a later copy of
- * it is done.  So nothing is forgotten, and nothing is handed out twice.  While
- * the list is long, returned ranges come before wishes.
+ * lost is returned (plan_return).  If the range was a piece of a region, the
+ * whole region is returned.  The range stays in a list until a later copy of it
+ * is done, and all walks but the one over returned ranges go around it.  So
+ * nothing is forgotten, and nothing is handed out twice.  While the list is
+ * long, returned ranges come before wishes.
  *
  * BAD RANGES.  A range that the source cannot read is bad (plan_bad).  All
  * walks go around it.  plan_retry begins a round, which hands out each bad
  * range once more, in smaller pieces: in pieces of PLAN_BAD_PIECE in the first
- * round, and in regions in those that follow.  So a bad sector ends up as one
- * bad region, and everything around it is hydrated.  A round ends early after
+ * round, and region by region later.  (If a region is larger than a batch, the
+ * smallest piece is PLAN_PIECE_ALIGN.)  So a bad sector ends up as one bad
+ * region, and everything around it is hydrated.  A round ends early after
  * PLAN_MAX_FAILURES, and the next round continues there.  A client's write
  * makes regions valid, and valid regions are not bad any more.
  *
- * After the source was repaired, a round is as fast as the first walk: pieces
- * grow with each one that is read, up to the batch, and are small again after
- * one that fails.  If a grown piece fails, its range is tried in the next round
- * in small pieces that do not grow.  So growth costs a bad sector at most two
- * more rounds, and their reads.
+ * So that a round over a repaired source is fast, pieces grow: after each piece
+ * that was read the next may have twice its size, up to the batch.  After a
+ * failure they are small again.  If a grown piece fails, its range is tried in
+ * the next round in small pieces that do not grow.  So because of the growth,
+ * at most two more rounds pass until a bad sector is one bad region.
  *
  * All offsets and sizes are bytes.
  */
@@ -68,14 +71,14 @@
 struct plan_cut {
   uint64_t start, end; /* the region */
   unsigned pieces;     /* handed out and not done */
-  struct plan_walk *walk; /* hands out more pieces; NULL: all were */
+  struct plan_walk *walk; /* hands out more pieces; NULL: there are no more */
   bool failed;         /* a piece is missing */
-  bool again;          /* the region was returned before */
-  bool returned;       /* the region comes again after this cut */
+  bool was_returned;   /* this cut copies a returned region */
+  bool returned;       /* when this cut is done, the region is returned */
   LIST_ENTRY (plan_cut) link;
 };
 
-/* The way over a part of the disk: [pos, end) is still to be handed out. */
+/* A walk over a part of the disk.  [pos, end) is still to be handed out. */
 struct plan_walk {
   uint64_t pos, end;
   bool zero;            /* all of it is known to be zeroes */
@@ -90,7 +93,9 @@ struct plan_wish {
   uint64_t number;       /* later ones have larger numbers */
 };
 
-/* When there are more, the oldest are forgotten. */
+/* One more wish replaces the oldest wish that has handed out nothing.  If there
+ * is no such wish, the new one is ignored.
+ */
 #define PLAN_MAX_WISHES 16
 
 #define PLAN_BAD_PIECE (UINT64_C (64) << 10)
@@ -102,7 +107,7 @@ struct plan_retry {
   uint64_t pos;      /* where this round, or the next one, continues */
   unsigned copies;   /* handed out and not done */
   unsigned failures; /* in this round */
-  uint64_t piece;    /* size to which pieces have grown; 0: they are small */
+  uint64_t piece;    /* size to which pieces have grown; 0: they have not */
 };
 
 /* A range to copy.  It was invalid when it was planned: look again before you
@@ -117,9 +122,10 @@ struct plan_range {
   bool probe;             /* do not copy it, only read it, to see whether it is
                            * still bad.  It is part of a region in pieces.  When
                            * no part is bad, all pieces are copied anew */
-  bool grown;             /* this retry is larger than the range's own pieces */
+  bool grown;             /* it is larger than the piece size in the note of
+                           * its bad range, because pieces have grown */
   bool bad;               /* plan_bad was called */
-  bool again;             /* it was returned before */
+  bool was_returned;      /* it was returned earlier, and is copied again */
   bool returned;          /* plan_return was called */
   uint64_t restarts;      /* the plan's, when the range was handed out */
 };
@@ -139,20 +145,21 @@ struct plan {
   LIST_HEAD (, plan_cut) cuts;
   struct plan_wish wish[PLAN_MAX_WISHES];
   uint64_t wishes;       /* ever made */
-  struct bad_ranges returned; /* and not copied since (plan-returned.c) */
-  struct plan_walk again; /* over one of these ranges */
-  struct bad_ranges bad; /* a note is the size of pieces (plan-bad.c) */
+  struct bad_ranges returned; /* the returned ranges (plan-returned.c) */
+  struct plan_walk returned_walk; /* the walk over one of them */
+  struct bad_ranges bad; /* a note has the size of pieces, and a flag
+                          * (plan-bad.c) */
   struct plan_retry retry;
   uint64_t restarts;     /* how often the disk's walk has begun anew */
-  uint64_t set_back;     /* restarts, when the map was last set back */
+  uint64_t set_back;     /* value of restarts when the map was last set back */
 };
 
-/* All bad ranges, added up.  Neighbours are one range. */
+/* The sum of all bad ranges.  Adjacent ranges count as one. */
 #define PLAN_BAD_SHOWN 32
 struct plan_bad_sum {
   uint64_t regions; /* that contain bad bytes */
   uint64_t bytes;
-  unsigned ranges;  /* the number of those that follow, the first of all */
+  unsigned ranges;  /* entries of range[], which has the first bad ranges */
   struct { uint64_t start, end; } range[PLAN_BAD_SHOWN];
 };
 
@@ -162,17 +169,20 @@ extern void plan_destroy (struct plan *p);
 
 /* The next range: data of at most batch bytes, or zeroes of any length up to
  * PLAN_MAX_ZERO.  Regions larger than a batch are cut into pieces, unless they
- * are zeroes.
+ * are zeroes.  A piece may have PLAN_PIECE_ALIGN bytes, even if the batch has
+ * less.
  */
 extern enum plan_result plan_next (struct plan *p, uint64_t batch,
                                    struct plan_range *range);
 
-/* The range has been copied, or not.  This is the last call for a range, after
- * plan_bad or plan_return, if any, and plan_piece_done.
+/* The copy of the range has ended, well or not.  This is the last call for a
+ * range, after plan_bad or plan_return, if any, and plan_piece_done.
  */
 extern void plan_range_done (struct plan *p, const struct plan_range *range);
 
-/* Copy these bytes before others: those that are invalid, and not handed out.
+/* Make a wish: copy the invalid regions of these bytes before others.  Left out
+ * is what the disk's walk has passed, what is in another wish, and what lies
+ * behind such a wish.
  */
 extern void plan_want (struct plan *p, uint64_t start, uint64_t end);
 
@@ -184,15 +194,17 @@ extern bool plan_bad (struct plan *p, struct plan_range *range);
 
 /* The range was not copied because a server was lost: hand it out again, before
  * the walk over the disk continues.  The caller also ends the range as usual,
- * with plan_piece_done (cut, false) if it has a cut.  A region in pieces comes
- * again when all of its pieces are done.  A bad range stays bad.
+ * with plan_piece_done (cut, false) if it has a cut.  A region in pieces is
+ * handed out again when all of its pieces are done.  A bad range stays bad.
  */
 extern void plan_return (struct plan *p, struct plan_range *range);
 
 /* Begin a round over the bad ranges, unless one is under way. */
 extern void plan_retry (struct plan *p);
 
-/* The time it takes depends on the size of the bad ranges, not of the disk. */
+/* Add up the bad ranges.  This takes time in proportion to their size, whatever
+ * the size of the disk.
+ */
 extern void plan_sum_bad (const struct plan *p, struct plan_bad_sum *sum);
 
 /* Begin again at the start of the disk.  Wishes hand out nothing more; their
@@ -201,15 +213,16 @@ extern void plan_sum_bad (const struct plan *p, struct plan_bad_sum *sum);
 extern void plan_restart (struct plan *p);
 
 /* The map has been set back: regions that were not durable are invalid again.
- * Regions in pieces that are under way fail, and all walks begin anew.
+ * Regions in pieces that are under way fail, wishes are dropped, and the disk's
+ * walk begins anew.
  */
 extern void plan_set_back (struct plan *p);
 
 /* A piece is done; ok: it is in the destination.  True: all pieces of the
- * region are.  The caller then takes ownership of the region, makes it valid,
- * and calls plan_cut_done.  If the map is set back in between, cut->failed says
- * so, and the region stays invalid; a caller that is inside the gate all the
- * time need not look.
+ * region are in the destination.  The caller then takes ownership of the
+ * region, makes it valid, and calls plan_cut_done.  If the map may be set back
+ * in between, the caller must look at cut->failed, and leave the region invalid
+ * if it is true.  A caller that stays inside the gate need not look.
  */
 extern bool plan_piece_done (struct plan *p, struct plan_cut *cut, bool ok);
 extern void plan_cut_done (struct plan *p, struct plan_cut *cut);
@@ -221,9 +234,10 @@ extern int plan_answer (struct plan *p, struct ahead_question *q,
                         const struct extents *list);
 
 /* Instead of plan_answer: the server was lost.  The question is asked again
- * later; until the server is back, the caller should not call plan_ask.  After
- * AHEAD_MAX_UNANSWERED times the range counts as data, because the answer may
- * be the reason why the connection is lost.
+ * later; until the server is back, the caller should not call plan_ask.  When a
+ * question was not answered AHEAD_MAX_UNANSWERED times in a row, its range
+ * counts as data, because the answer may be the reason why the connection is
+ * lost.
  */
 extern void plan_unanswered (struct plan *p, struct ahead_question *q);
 

@@ -423,13 +423,13 @@ START_TEST (returned_ranges)
   region_map_set (map, BATCH / (4 * K), 1);
   must_be (6 * M, 6 * M + 4 * K);
   range[1] = must_be (BATCH + 4 * K, 2 * BATCH + 4 * K);
-  ck_assert (range[1].again && !range[1].zero && !range[1].wish);
+  ck_assert (range[1].was_returned && !range[1].zero && !range[1].wish);
   /* While one is under way another is returned, and the walk continues. */
   returned (&range[0]);
   range[0] = must_be (0, BATCH);
   range[2] = must_be (2 * BATCH + 4 * K, 3 * BATCH);
   again = must_be (M, M + BATCH);
-  ck_assert (!again.again);
+  ck_assert (!again.was_returned);
   /* Returned once more. */
   returned (&range[2]);
   range[2] = must_be (2 * BATCH + 4 * K, 3 * BATCH);
@@ -443,7 +443,7 @@ START_TEST (returned_ranges)
   must_be (3 * M, 0);
   returned (&range[0]);
   range[0] = must_be (2 * M, 3 * M);
-  ck_assert (range[0].zero && range[0].again);
+  ck_assert (range[0].zero && range[0].was_returned);
   done (&range[0]);
   ck_assert_uint_eq (plan.returned.len, 0);
   extents_free (&list);
@@ -464,7 +464,7 @@ START_TEST (returned_wish)
   returned (&range);
   ck_assert (!plan.wish[0].open);
   range = must_be (M, M + BATCH);
-  ck_assert (range.again);
+  ck_assert (range.was_returned);
   /* Wished for again, while it is under way. */
   plan_want (&plan, M, M + BATCH);
   for (unsigned i = 0; i < 8; ++i)
@@ -515,7 +515,7 @@ START_TEST (returned_pieces)
   ck_assert (!region_map_is_valid (map, start / M));
   for (unsigned i = 0; i < 4; ++i) {
     piece[i] = must_be (start + i * BATCH, start + (i + 1) * BATCH);
-    ck_assert (piece[i].cut->again);
+    ck_assert (piece[i].cut->was_returned);
   }
   must_be (other.end, 0);
   done (&piece[1]);
