@@ -2,7 +2,7 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* The steps, and what a crash leaves after each, are in commit.h. */
+/* The steps, and what a power cut leaves after each, are in commit.h. */
 
 #include <config.h>
 
@@ -21,10 +21,10 @@
 #include "store/inherit.h"
 #include "store/superblock.h"
 
-/* A request that waits for the next commit.  On its thread's stack. */
+/* A request that waits for the next commit.  It is on its thread's stack. */
 struct commit_waiter {
   pthread_cond_t cond;
-  bool lead;  /* run that commit, for all waiters */
+  bool lead;  /* this thread runs that commit, for all waiters */
   bool done;
   int error;  /* when done: 0 or an errno */
   STAILQ_ENTRY (commit_waiter) entry;
@@ -410,7 +410,7 @@ commit_is_complete (const struct commit *c)
 }
 
 uint64_t
-commit_count (const struct commit *c)
+commit_rounds (const struct commit *c)
 {
   return c->commits;
 }

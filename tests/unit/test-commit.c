@@ -344,7 +344,7 @@ START_TEST (order)
   ck_assert (on_medium (IN (3, 4031)));
   ck_assert_uint_eq (bits_on_medium (), 3);
   ck_assert_uint_eq (region_map_count_durable (map), 3);
-  ck_assert_uint_eq (commit_count (commit), 1);
+  ck_assert_uint_eq (commit_rounds (commit), 1);
   ck_assert_int_eq (commit_mode (commit), MODE_RW);
 }
 END_TEST
@@ -432,7 +432,7 @@ START_TEST (group_commit)
   }
   ck_assert_uint_eq (mock_count (dest, MOCK_FLUSH), 2);
   ck_assert_uint_eq (mock_count (meta, MOCK_PWRITE), 2);
-  ck_assert_uint_eq (commit_count (commit), 2);
+  ck_assert_uint_eq (commit_rounds (commit), 2);
   ck_assert_uint_eq (region_map_count_durable (map), 1 + LATE);
 }
 END_TEST
@@ -474,7 +474,7 @@ START_TEST (clean_commit_leaves_metadata_alone)
   mock_log_clear (history);
   ck_assert_int_eq (commit_background (commit), 0);
   ck_assert_uint_eq (mock_log_len (history), 0);
-  ck_assert_uint_eq (commit_count (commit), 1);
+  ck_assert_uint_eq (commit_rounds (commit), 1);
 }
 END_TEST
 
@@ -705,7 +705,7 @@ START_TEST (rounds)
   ck_assert_uint_eq (region_map_count_durable (map), sectors);
   ck_assert_uint_eq (bits_on_medium (), sectors);
   ck_assert_uint_eq (mock_count (dest, MOCK_FLUSH), 3);
-  ck_assert_uint_eq (commit_count (commit), 3);
+  ck_assert_uint_eq (commit_rounds (commit), 3);
 
   for (unsigned round = 0; round < 3; ++round) {
     const struct mock_call *flush, *write, *flush_meta;

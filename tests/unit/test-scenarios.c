@@ -626,7 +626,7 @@ START_TEST (flush_during_commit)
   points_hold (point, 1);
   start (&flush, OP_FLUSH, 0, 0, 0);
   points_wait (point, 1);
-  before = commit_count (d->clone->commit);
+  before = commit_rounds (d->clone->commit);
   for (unsigned i = 0; i < 4; ++i) {
     must (OP_WRITE, 2 + i, 4 * K, (i + 1) * 8 * K);
     start (&late[i], OP_FLUSH, 0, 0, 0);
@@ -639,7 +639,7 @@ START_TEST (flush_during_commit)
   for (unsigned i = 0; i < 4; ++i)
     end (&late[i]);
   /* The held one, and one for all; or two if one flush came too late. */
-  ck_assert_uint_le (commit_count (d->clone->commit), before + 3);
+  ck_assert_uint_le (commit_rounds (d->clone->commit), before + 3);
   cut_power ();
   check_all ();
 }
