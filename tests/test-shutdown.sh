@@ -2,22 +2,25 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that SIGTERM ends the process, whatever it waits for: a source,
-# destination or metadata that is lost or silent and stays so, amid clients'
-# requests, the periodic commit, hydration and its last flush.  And that no
-# freed memory is used when the last flush takes long.  What was flushed before
-# is there at the next start.
+# Proves that SIGTERM ends the process while it waits for a server that is lost,
+# or for a source that is silent: during clients' requests, the periodic commit,
+# hydration, and the flush that ends hydration.  The process waits for a silent
+# destination, and ends when that has answered.  What was flushed before is
+# there at the next start.  No freed memory is used if a flush at the end takes
+# long.
 
 . "$(dirname "$0")/functions.sh"
 
-export CLONE_LEAKS=0 # of nbdkit's
+export CLONE_LEAKS=0 # nbdkit leaks if it ends while a client is connected
 requires "$python" -c 'import nbd'
-# Freed memory is overwritten; a tool does more than that.
+# Let malloc overwrite freed memory, so that its use is noticed.  A tool notices
+# it by itself.
 [ -n "$tool" ] || export MALLOC_PERTURB_=165
 make_disk "$tmp/src" 1M
 no_deadline
 
-# new_clone KEY=VALUE...: all three are servers, the source behind a network.
+# new_clone KEY=VALUE...: source, destination and metadata are each an NBD
+# server, the source behind a proxy.
 new_clone ()
 {
   rm -f "$tmp/d" "$tmp/m" "$tmp/clone.log"
@@ -36,7 +39,7 @@ start_clone ()
               region-size=64K "$@"
 }
 
-# Requests that are held are held for the old process only.
+# Kill all servers, and forget which requests are to be held.
 end ()
 {
   local name
@@ -62,7 +65,8 @@ flushed_is_there ()
   end
 }
 
-# The periodic commit has flushed the destination and waits for the metadata.
+# SIGTERM comes when the periodic commit has flushed the destination and waits
+# for the metadata's server, which is lost.
 lost_metadata ()
 {
   local before
@@ -130,7 +134,7 @@ silent ()
     if [ $who = src ]; then
       ends_soon clone
     else
-      # The process waits for the destination, but not after it has answered.
+      # The process waits until the destination answers, and then ends.
       kill -TERM "$(cat "$tmp/clone.pid")"
       let_device_go $who $what
       ends_soon clone
@@ -140,7 +144,8 @@ silent ()
   done
 }
 
-# A server is lost amid hydration's copies, or in its last flush.
+# A server is lost during hydration's copies, or during the flush that ends
+# hydration.
 hydration ()
 {
   local who
@@ -173,29 +178,29 @@ hydration ()
   done
 }
 
-# One of the last flushes takes longer than the process waits for the source.
-has_no_source () { [ "$(proxy far open)" = 0 ]; }
+# The first, second or third flush after SIGTERM is held until the process has
+# given up the source, where a client's read is held, and has answered the read.
 is_held_or_over () { is_held dest flush || has_ended "$1"; }
 slow_flush ()
 {
-  local i n pid
+  local n pid
   for n in 0 1 2; do
     new_clone hydration=off commit-interval=3600
     start_client a "$tmp/src"
     client a write 1 a flush write 2 b read 9 source
-    end_client a
+    hold_device src read
+    tell_client a read 9 source
+    eventually is_held src read
+    leave a
     pid=$(cat "$tmp/clone.pid")
     hold_device dest flush $n
     kill -TERM "$pid"
     eventually is_held_or_over "$pid"
-    # Wait until the source is closed or given up, which takes a second.
-    for ((i = 0; i < 30; i++)); do
-      if has_no_source; then break; fi
-      sleep 0.05
-    done
+    eventually has_ended "${client_pid[a]}"
     let_device_go dest flush
     eventually has_ended "$pid"
     reap clone "$pid"
+    end_client a
     # A normal end commits everything.
     end
     serve_device src "$tmp/src"

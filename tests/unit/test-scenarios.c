@@ -2,16 +2,18 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Proves that each race that this project must win is won, one test each.
+/* One test for each race that matters.  It brings about the worst order, and
+ * proves that the result is right.
  *
  * The library is built with test points (lib/base/test-point.h).  A test holds
  * one thread at the moment that decides the race, lets the other threads do the
  * worst they can, and sees by the points' counters that each thread has been
- * where the test needs it.  No test depends on a clock: a test waits for points
- * to be reached.
+ * where the test needs it.  No result depends on a clock: a test waits for
+ * points to be reached, and mock_settle only gives a wrong program the time to
+ * go wrong.
  *
- * Builds that are broken by the patches in tests/controls must fail these
- * tests, which test-scenarios.sh checks.
+ * test-scenarios.sh checks that these tests fail in builds that are broken by
+ * patches of tests/controls.
  */
 
 #include <config.h>
@@ -32,7 +34,6 @@
 #include "run-suite.h"
 
 #define K UINT64_C (1024)
-#define M (K * K)
 
 static struct mock_disk *d;
 static struct hydrate *h;
@@ -49,7 +50,7 @@ new_disk (uint64_t size, uint64_t region_size)
   memcpy (model, mock_content (d->source), size);
 }
 
-/* Each copy has so many regions, and so many copies run at once. */
+/* Hydrate in copies of `regions' regions, `copies' of them at once. */
 static void
 start_hydration (unsigned regions, unsigned copies)
 {
@@ -235,13 +236,16 @@ has_reached (void *opaque)
   return points_count (r->point) >= r->count;
 }
 
-/* Wait until the point was reached so many times, in all. */
+/* Wait until the point has been reached `count' times since points_reset. */
 static void
 wait_for (enum test_point point, unsigned count)
 {
   mock_wait_until (has_reached, &(struct reached){ point, count });
 }
 
+/* keep_meta: the probability, in 256, that a sector of the metadata that was
+ * not flushed is kept.
+ */
 static void
 flush_and_cut_power (unsigned keep_meta)
 {
@@ -250,8 +254,9 @@ flush_and_cut_power (unsigned keep_meta)
   ck_assert_int_eq (mock_disk_open (d), 0);
 }
 
-/* The destination keeps only what was flushed, the metadata keeps everything,
- * so that bits that were written too early show the destination's old content.
+/* The worst case: the destination keeps only what was flushed, and the metadata
+ * keeps everything.  If a bit was written too early, the destination's old
+ * content becomes visible.
  */
 static void
 cut_power (void)
@@ -275,12 +280,12 @@ static const enum test_point copy_points[2][MOMENTS] = {
 
 /* Hydration, a cache request or copy-on-read copies the first region, and is
  * held at a moment of the copy.  Then a client sends a trim, a zero, or a write
- * of the whole region, of a part, or of both regions of the disk.  Before the
- * copy owns the region the change goes through, and the copy leaves the region
- * alone.  While the copy owns it the change waits, and comes after the copy.
- * When the bit is set the change does not wait.  In the end the change is
- * there, in memory and in the destination.  (dm-clone loses a write that
- * follows such a trim.)
+ * of the whole region, of a part of it, or of a part of it and the whole second
+ * region.  If the copy does not own the region yet, the change does not wait,
+ * and the copy then leaves the region alone.  While the copy owns the region,
+ * the change waits, and comes after the copy.  When the bit is set the change
+ * does not wait.  In the end the change is there, in memory and in the
+ * destination.  (dm-clone loses a write that follows such a trim.)
  */
 START_TEST (change_against_copy)
 {
@@ -317,7 +322,9 @@ START_TEST (change_against_copy)
   case 4: start (&change, OP_WRITE, 3, 128 * K - 512, 512); break;
   }
   if (waits) {
-    /* It comes that far, and has the chance to go on wrongly. */
+    /* The change asks for the region.  Give it time to go on, which would be
+     * wrong.
+     */
     wait_for (POINT_CHANGE_UNOWNED, 2);
     mock_settle ();
     ck_assert (!change.done);
@@ -344,15 +351,15 @@ START_TEST (change_against_copy)
     free (copy.buf);
   }
   if (waits) {
-    const uint8_t newer = 4;
+    const uint8_t other = 4;
 
     end (&change);
     if (change.offset + change.count > 100 * K) {
-      /* Two concurrent writes. */
+      /* The two writes were concurrent, so either of them may have won. */
       CLEANUP_FREE uint8_t *buf = malloc (100);
 
       ck_assert_int_eq (clone_pread (d->clone, buf, 100, 100 * K), 0);
-      ck_assert (buf[0] == newer || buf[0] == change.byte);
+      ck_assert (buf[0] == other || buf[0] == change.byte);
       memset (model + 100 * K, buf[0], 100);
     }
     ck_assert_uint_ge (points_count (POINT_CHANGE_OWNED), 1);
@@ -410,11 +417,11 @@ END_TEST
 
 /* ---- a write of many regions ---- */
 
-/* A write begins and ends in the middle of regions, with one run of invalid
- * regions between, or two.  When it has read the bytes around it, and owns
- * nothing yet, all regions become valid: the first by another client's write,
- * the others by hydration.  Or hydration owns a range that ends in the middle
- * of the write.
+/* A write begins and ends in the middle of regions.  It covers one run of
+ * invalid regions, or two with valid regions between them.  Either all regions
+ * become valid after the write has read the bytes around it, and before it owns
+ * anything: the first by another client's write, the others by hydration.  Or
+ * hydration owns a range that ends in the middle of the write, which must wait.
  */
 START_TEST (write_meets_hydration)
 {
@@ -454,8 +461,8 @@ END_TEST
 
 /* ---- reads that chose the source ---- */
 
-/* A read has chosen the source, and before it reads there the region becomes
- * valid, with other data.  The read returns the old data or the new, and with
+/* A read has chosen the source.  Before it reads the source, a client's change
+ * makes the region valid.  The read returns the old data or the new, and with
  * copy-on-read it does not overwrite the new data with the old.
  */
 START_TEST (read_against_change)
@@ -482,7 +489,7 @@ START_TEST (read_against_change)
 END_TEST
 
 /* The clone becomes complete while reads have chosen the source and have not
- * read there yet: it stays open until these reads are done.
+ * read it yet.  The source stays open until these reads are done.
  */
 START_TEST (source_is_drained)
 {
@@ -504,7 +511,7 @@ START_TEST (source_is_drained)
   must (OP_WRITE, 1, 100, 200 * K);
   points_let_go (POINT_SOURCE_DROPPED);
   stop_hydration ();
-  /* The committer has dropped it. */
+  /* The clone has given up the source, but the held reads still use it. */
   ck_assert (committer_wait (&d->clone->committer, 60));
   ck_assert (!mock_is_closed (d->source));
 
@@ -529,8 +536,8 @@ static const enum test_point set_points[][3] = {
 };
 
 /* A region becomes valid after its bytes are in the destination, and while it
- * is owned (I2): a commit that comes earlier, at whatever moment, does not make
- * it durable.
+ * is owned (I2).  A commit before that moment does not make the region durable.
+ * A commit after it does, even if the region is still owned.
  */
 START_TEST (bit_after_data)
 {
@@ -574,12 +581,13 @@ static const enum test_point commit_points[] = {
 
 #define REGIONS 64
 
-/* A commit is held after each of its steps.  Meanwhile other clients' writes
- * complete, and make regions valid, in the same sector of the bitmap and in
- * another.  These writes are not flushed: after a power cut they may read as
- * the source or as what was written, but not as the destination's old content,
- * which they do if a commit has their bits whose flush did not cover their
- * data.
+/* A commit is held after one of its steps; each run of the test takes another
+ * step.  Meanwhile other clients' writes complete, and make regions valid, in
+ * the same sector of the bitmap and in a different one.  These writes are not
+ * flushed.  After a power cut they may read as the source or as what was
+ * written, but not as the destination's old content.  They would read as that
+ * if a commit wrote their bits, and flushed the destination before their data
+ * was there.
  */
 START_TEST (write_during_commit)
 {
@@ -611,9 +619,9 @@ START_TEST (write_during_commit)
 }
 END_TEST
 
-/* The same, and flushes arrive while the commit is held.  All of them wait for
- * one commit whose snapshot is taken after they came, and what they cover is
- * durable when they return (I5, I6).
+/* Flushes arrive while a commit is held after one of its steps.  They wait for
+ * a later commit, whose snapshot is taken after they arrived.  What they cover
+ * is durable when they return (I5, I6).
  */
 START_TEST (flush_during_commit)
 {
@@ -638,15 +646,17 @@ START_TEST (flush_during_commit)
   end (&flush);
   for (unsigned i = 0; i < 4; ++i)
     end (&late[i]);
-  /* The held one, and one for all; or two if one flush came too late. */
+  /* The held commit, and one for all late flushes; or two, if a flush arrived
+   * after the first of these had begun.
+   */
   ck_assert_uint_le (commit_rounds (d->clone->commit), before + 3);
   cut_power ();
   check_all ();
 }
 END_TEST
 
-/* Clients and hydration set bits while one commit after the other is held, each
- * after another step.  No bit is lost, and all are durable in the end.
+/* Clients and hydration set bits while commits are held, one after the other,
+ * each after a different step.  No bit is lost, and all are durable in the end.
  */
 START_TEST (commit_while_bits_are_set)
 {
@@ -682,9 +692,10 @@ START_TEST (commit_while_bits_are_set)
 }
 END_TEST
 
-/* A write with FUA to a region that is valid and not durable, while a commit
- * that has the region's bit is held after each of its steps.  The write waits
- * for a commit that began after its data was written, and is durable then.
+/* A client writes with FUA to a region that is valid and not durable.
+ * Meanwhile a commit that has the region's bit is held after one of its steps.
+ * The write waits for a commit that began after its data was written, and is
+ * then durable.
  */
 START_TEST (fua_during_commit)
 {
