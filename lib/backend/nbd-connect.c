@@ -185,7 +185,7 @@ wait_connected (struct nbd_connection *conn, const char *uri, int syn_retries)
   return why;
 }
 
-/* Let libnbd negotiate as far as it goes.  NULL, or why it failed. */
+/* Let libnbd negotiate until it succeeds or fails.  NULL, or why it failed. */
 static const char *
 negotiate (struct nbd_connection *conn)
 {

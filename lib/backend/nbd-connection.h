@@ -62,12 +62,12 @@ struct nbd_connection {
   atomic_uint users;       /* the last one frees it */
   atomic_bool alive;       /* false: dead */
   atomic_uint load;        /* requests in flight */
-  atomic_uint slow;        /* those of them that may take a server very long:
-                            * flush, zero, trim, and requests with FUA */
+  atomic_uint slow;        /* requests in flight that may take a server very
+                            * long: flush, zero, trim, and those with FUA */
   atomic_ullong progress;  /* counts steps of connecting, then replies */
 
   /* Private to the files listed above. */
-  unsigned turns;          /* of the driver */
+  unsigned turns;          /* counts the driver's turns */
   atomic_uint armed;       /* directions that the driver polls for; 0 without
                             * a driver; ~0u while the driver does not poll, and
                             * so needs no wake-up */
@@ -82,9 +82,9 @@ struct nbd_connection {
 
   /* The pool's, protected by its lock. */
   bool in_use;             /* false: it is being made */
-  unsigned channels;       /* that use it */
-  clockid_t clock;         /* CPU time of the thread that makes it, */
-  int64_t cpu;             /* and its value when that began */
+  unsigned channels;       /* number of channels that use it */
+  clockid_t clock;         /* CPU time of the thread that makes it */
+  int64_t cpu;             /* value of clock when the making began */
   int64_t born;            /* when it came into use */
   int64_t pause;           /* the pool's pause at that time */
   int64_t since;           /* the last progress, or the last time that nothing

@@ -70,7 +70,7 @@ use_slot (struct nbd_slot *slot)
 
   conn->in_use = true;
   conn->born = conn->since = monotonic_ms ();
-  conn->seen = conn->progress; /* that of making it */
+  conn->seen = conn->progress; /* the steps of connecting are over */
   conn->pause = pool->pause;
   pool->connect.now = pool->connect.normal;
   pool->refused = false;

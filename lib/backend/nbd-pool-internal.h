@@ -34,7 +34,7 @@ struct nbd_pool {
   struct nbd_pool_params params;
   struct backend_service service;
   unsigned connections;    /* slots in use, at least 1 once it is open */
-  unsigned clients;        /* the first so many slots are for clients */
+  unsigned clients;        /* slots for clients: slots[0] to [clients - 1] */
   int64_t opened;          /* when the first connection was begun */
   bool running;            /* nbd_pool_start was called */
   pthread_t watcher;
@@ -44,9 +44,9 @@ struct nbd_pool {
   pthread_cond_t changed;
   bool news;               /* changed was signalled: the watcher looks again */
   bool watching;           /* false: the watcher ends */
-  bool stopping;           /* nbd_pool_interrupt was called, */
-  int64_t interrupted;     /* at this time, */
-  int grace;               /* with this; -1: no limit */
+  bool stopping;           /* nbd_pool_interrupt was called */
+  int64_t interrupted;     /* time of that call */
+  int grace;               /* its argument; -1: no limit */
   bool refused;            /* the server that came back has another disk */
   char reason[256];        /* see nbd_pool_reason */
   struct nbd_deadline reply, connect;
@@ -67,7 +67,7 @@ struct nbd_pool {
 /* ---- nbd-pool.c: all of these are called with the lock ---- */
 
 extern void nbd_pool_signal_change (struct nbd_pool *pool);
-/* Wait for a change, at most so long.  Releases the lock meanwhile. */
+/* Wait for a change, at most ms milliseconds.  Releases the lock meanwhile. */
 extern void nbd_pool_wait_change (struct nbd_pool *pool, int64_t ms);
 
 /* Has the slot a connection that has come into use, and is it alive? */

@@ -22,8 +22,8 @@
 
 /* To make the first connection. */
 #define FIRST_DEADLINE INT64_C (30000)
-/* To make each further one: some servers accept only so many clients and let
- * the others wait.
+/* To make each further connection: some servers limit the number of clients,
+ * and let a further client wait.
  */
 #define FURTHER_DEADLINE INT64_C (5000)
 /* For a call before nbd_pool_start. */
@@ -192,8 +192,8 @@ nbd_pool_handle (struct nbd_pool *pool)
   return pool->slots[0].conn->nbd;
 }
 
-/* Set a deadline to so many milliseconds; or to so many seconds, if these are
- * not 0.  A test's deadline replaces both.
+/* Set a deadline to `normal' milliseconds; or to `seconds', if that is not 0.
+ * A test's deadline replaces both.
  */
 static void
 set_deadline (const struct nbd_pool *pool, struct nbd_deadline *deadline,
@@ -238,8 +238,9 @@ pool_connect_now (struct nbd_pool *pool, int64_t normal, unsigned seconds)
   return -1;
 }
 
-/* A server that will not answer must not delay the start for long.  One that
- * took T for the first handshake gets a small multiple of T for the others.
+/* A server that does not answer further connections must not delay the start
+ * for long.  If the first handshake took a time T, each other handshake may
+ * take a second and ten times T, at most FURTHER_DEADLINE.
  */
 void
 nbd_pool_connect_further (struct nbd_pool *pool)

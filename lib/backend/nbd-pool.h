@@ -87,7 +87,7 @@ struct nbd_pool_params {
 /* Make the first connection.  NULL, logged, on failure. */
 extern struct nbd_pool *nbd_pool_open (const struct nbd_pool_params *params);
 
-/* Make the others, as many as the server accepts. */
+/* Make the other connections, until there are enough, or one fails. */
 extern void nbd_pool_connect_further (struct nbd_pool *pool);
 
 /* No other thread may use the pool.  Waits at most for a host name lookup.

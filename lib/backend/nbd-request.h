@@ -28,7 +28,9 @@ enum nbd_request_type {
   NBD_REQUEST_EXTENTS,
 };
 
-/* Extents beyond so many in one reply are dropped; the caller asks again. */
+/* The most extents of one reply that are kept.  The caller asks again for the
+ * rest.
+ */
 #define EXTENTS_MAX_REPLY 65536
 
 struct nbd_request {

@@ -19,7 +19,8 @@
 #include "base/rounding.h"
 #include "base/thread.h"
 
-/* At least so many bytes per millisecond of the deadline count as progress. */
+/* Bytes per millisecond of the deadline that must arrive to count as progress.
+ */
 #define RATE_MIN 1
 
 /* The most CPU time, in milliseconds, that connecting may use.  Only a server

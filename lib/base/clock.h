@@ -40,7 +40,7 @@ monotonic_ms (void)
   return clock_ms (CLOCK_MONOTONIC);
 }
 
-/* The time so many seconds from now, for pthread_cond_timedwait. */
+/* The time `seconds' from now, for pthread_cond_timedwait. */
 static inline struct timespec
 monotonic_after (double seconds)
 {

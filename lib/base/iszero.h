@@ -11,7 +11,7 @@
 #include <stddef.h>
 #include <string.h>
 
-/* Most data have a byte that is not zero near the start, so look there first.
+/* Most data has a byte that is not zero near its start, so look there first.
  * If the first 32 bytes are zero, and each later byte equals the one 32 bytes
  * before it, all bytes are zero.  memcmp is the fastest loop for this.
  */

@@ -47,8 +47,8 @@ struct clone_events {
   void (*set_back) (void *opaque);
   /* A server was lost, or has returned. */
   void (*servers_changed) (void *opaque);
-  /* Called on a client's thread: before it reads bytes from the source, and
-   * after it has read so many bytes in so many seconds.
+  /* Called on a client's thread: before it reads [start, end) from the source,
+   * and after it has read `count' bytes in `took' seconds.
    */
   void (*source_read) (void *opaque, uint64_t start, uint64_t end);
   void (*source_was_read) (void *opaque, uint64_t count, double took);
@@ -63,7 +63,7 @@ struct clone_options {
   bool copy_on_read;
   bool source_check; /* compare the source's fingerprint at the start, and
                       * when the source returns */
-  /* Has the client disconnected whose request this thread runs?  A request that
+  /* This thread runs a client's request: has the client gone?  A request that
    * has waited for a server asks this before it goes on, because the client may
    * have written newer data over another connection.  NULL: no.
    */
@@ -73,7 +73,7 @@ struct clone_options {
 
 /* One client's state: the setbacks that a flush has reported to it. */
 struct clone_client {
-  _Atomic uint64_t setbacks; /* of commit_setbacks */
+  _Atomic uint64_t setbacks; /* the number from commit_setbacks */
 };
 
 /* Make a clone of its parts, and take ownership of them.  On failure, with

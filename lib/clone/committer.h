@@ -40,8 +40,8 @@ extern int committer_start (struct committer *k, unsigned interval);
 /* Commit now.  Waits for nothing. */
 extern void committer_ask (struct committer *k);
 
-/* Wait until no commit is running or asked for, for so many seconds at most.
- * False if one still is.
+/* Wait until no commit is running or asked for, for at most `seconds'.  False
+ * if one still is.
  */
 extern bool committer_wait (struct committer *k, double seconds);
 

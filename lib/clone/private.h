@@ -44,7 +44,8 @@ struct clone {
   struct inheritance *inheritance; /* NULL: there is none */
   struct outage outage;
   unsigned source_timeout;      /* seconds that a request waits, 0: for ever */
-  _Atomic uint64_t setbacks_told; /* of commit_setbacks: some client knows */
+  _Atomic uint64_t setbacks_told; /* commit_setbacks, at the last report to a
+                                   * client */
 
   pthread_mutex_t source_lock; /* protects the two below */
   struct backend *source;      /* NULL when it is closed */
@@ -99,9 +100,10 @@ clone_regions_of (const struct clone *c, uint64_t start, uint64_t end,
 extern bool clone_whole_regions (const struct clone *c, uint64_t *start,
                                  uint64_t *end);
 
-/* Was the map set back since the gate had been closed so many times?  Then what
- * was seen before, or written to invalid regions, does not count: -1 with errno
- * ENOTCONN, and the request begins again.
+/* Has the gate been closed again since gate_closings returned `closings'?  Then
+ * the map may have been set back, and what the request saw before, or wrote to
+ * invalid regions, does not count: -1 with errno ENOTCONN, and the request
+ * begins again.
  */
 extern int clone_check_not_set_back (struct clone *c, uint64_t closings);
 

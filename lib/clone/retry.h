@@ -32,7 +32,7 @@ struct retry {
  */
 extern int retry_wait (struct clone *c, struct retry *retry);
 
-/* Has the client gone whose request this thread runs? */
+/* This thread runs a client's request: has the client gone? */
 extern bool retry_client_is_gone (const struct clone *c);
 
 /* Evaluate `once', a try of the request, which returns 0 or -1, until it

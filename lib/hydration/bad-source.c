@@ -27,8 +27,8 @@
  */
 #define MAX_BAD_SAID 8
 
-/* When the server is lost during the read of the same range so many times in a
- * row, the range is bad: perhaps the read is what makes the server fail.
+/* When the server is lost MAX_LOST_READS times in a row during the read of the
+ * same range, the range is bad: perhaps the read makes the server fail.
  */
 #define MAX_LOST_READS 5
 

@@ -64,7 +64,7 @@ hydrate_source_read (void *opaque, uint64_t start, uint64_t end)
     plan_want (&h->plan, start, end + admission_batch (&h->settings));
 }
 
-/* A client has read so many bytes from the source in so many seconds. */
+/* A client has read `count' bytes from the source in `took' seconds. */
 static void
 hydrate_source_was_read (void *opaque, uint64_t count, double took)
 {

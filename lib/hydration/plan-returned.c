@@ -15,8 +15,8 @@
  */
 enum { RETURNED_DATA, RETURNED_ZERO, RETURNED_UNDER_WAY };
 
-/* With so many ranges in the list, wishes wait, so that it does not grow
- * without bound.
+/* With this number of ranges in the list, wishes wait, so that the list does
+ * not grow without bound.
  */
 #define RETURNED_MANY (BAD_MAX / 2)
 

@@ -59,7 +59,7 @@ struct copy {
   struct plan_range range;
   enum copy_method method;
   uint64_t cost;   /* bytes of the threshold that it uses */
-  int error;       /* of the destination: an errno, or 0 */
+  int error;       /* the destination's errno, or 0 */
   double asked;    /* when the read of the source began */
   struct install install;
   struct io io;
@@ -86,18 +86,19 @@ struct worker {
   struct ev_loop *loop;
   ev_async wake;
   ev_timer later;          /* the rate limit allows the next copy */
-  ev_timer tick;           /* of the first worker only */
+  ev_timer tick;           /* only the first worker uses it */
   struct backend *source;
   struct channel *from, *to;
   bool shares;             /* COPY_SHARE is tried first */
 
-  struct copy_list idle;   /* with their buffers, for the next ranges of data */
-  uint64_t idle_bytes;     /* of these buffers */
-  unsigned copies;         /* under way */
-  uint64_t bytes;          /* of the threshold that these use */
-  unsigned questions;      /* under way */
+  struct copy_list idle;   /* have buffers, for the next ranges of data */
+  uint64_t idle_bytes;     /* sum of these buffers */
+  unsigned copies;         /* number of copies under way */
+  uint64_t bytes;          /* bytes of the threshold that these use */
+  unsigned questions;      /* number of questions under way */
 
-  struct copy_list granted; /* own their ranges since; under hydrate.lock */
+  struct copy_list granted; /* copies that have become owners of their ranges;
+                             * under hydrate.lock */
 };
 
 /* Unreadable ranges of the source (bad-source.c). */
@@ -106,10 +107,11 @@ struct bad_source {
                            * then; 0: there is no rest */
   double rest;            /* length of the last rest; 0: there was none */
   uint64_t valid_at_rest; /* bytes that were valid when it began */
-  unsigned said;          /* ranges that became bad, with a message */
-  unsigned unsaid;        /* the same without one, since the last summary */
+  unsigned said;          /* number of ranges that became bad, with a message */
+  unsigned unsaid;        /* those without a message, since the last summary */
   uint64_t suspect;       /* start of the range whose reads lose the server */
-  unsigned lost_reads;    /* how many did, in a row; 0: no range is suspected */
+  unsigned lost_reads;    /* number of these reads, in a row; 0: no range is
+                           * suspected */
 };
 
 struct hydrate {
@@ -133,9 +135,9 @@ struct hydrate {
   bool failed_by_mode;     /* the error: no region could become valid */
   bool finishing;          /* the plan is at its end: see hydrate_finish */
   struct question question[AHEAD_QUESTIONS];
-  unsigned questions;      /* under way */
-  uint64_t bytes;          /* of the threshold that all copies use */
-  unsigned copies;         /* under way */
+  unsigned questions;      /* number of questions under way */
+  uint64_t bytes;          /* bytes of the threshold that all copies use */
+  unsigned copies;         /* number of copies under way */
   uint64_t regions;        /* whole regions being copied */
   double rate_next;        /* when the rate limit allows the next copy */
   uint64_t valid_then;     /* bytes that were valid at the last tick */

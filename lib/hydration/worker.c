@@ -60,9 +60,9 @@ worker_free_idle (struct worker *w)
     worker_free_copy (copy);
 }
 
-/* A copy with a buffer of at least so many bytes.  A copy without a buffer
- * leaves idle copies to the next data, because a new buffer costs page faults.
- * NULL: no memory.
+/* A copy with a buffer of at least buf_size bytes.  If that is 0, no idle copy
+ * is used: idle copies are kept for data, because a new buffer costs page
+ * faults.  NULL: no memory.
  */
 static struct copy *
 worker_get_copy (struct worker *w, size_t buf_size)
@@ -83,11 +83,10 @@ worker_get_copy (struct worker *w, size_t buf_size)
   return copy;
 }
 
-/* Keep the copy for the next range, as long as idle buffers and copies under
- * way are within the worker's share of the threshold.  A small range may use a
- * large buffer, so all buffers together take up to twice the threshold.
- * Without this bound, each of MAX_COPIES (admission.c) buffers would grow to a
- * batch.
+/* Keep the copy for the next range, if idle buffers and copies under way are
+ * within the worker's share of the threshold.  A small range may use a large
+ * buffer, so all buffers together take up to twice the threshold.  Without this
+ * bound, each of MAX_COPIES (admission.c) buffers would grow to a batch.
  */
 static void
 worker_put_copy (struct worker *w, struct copy *copy, uint64_t share)

@@ -159,7 +159,7 @@ struct metadata {
   const struct log *log;
   struct superblock sb;    /* as on disk, in both copies if no update failed */
   unsigned current;        /* the current copy: 0 for A, 1 for B */
-  uint64_t generation;     /* of the last update, even if it failed */
+  uint64_t generation;     /* the last update's, even if the update failed */
 };
 
 /* The size of a store for this disk, in bytes. */

@@ -22,7 +22,7 @@
 
 #define PARTITIONS_MAX 25
 
-/* Tables lie in the first bytes of the disk, as many as this. */
+/* Tables lie in the first PARTITIONS_TABLE_SIZE bytes of the disk. */
 #define PARTITIONS_TABLE_SIZE 16384
 
 struct partitions {

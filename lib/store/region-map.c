@@ -20,10 +20,10 @@
 /* Bytes, on most machines. */
 #define HUGE_PAGE ((size_t)2 << 20)
 
-/* Allocate the words of so many sectors, all 0.  Pages that are not touched
- * take no memory.  Huge pages are asked for because the hydration of a sparse
- * disk touches all pages at once, and would spend most of its time in page
- * faults.
+/* Allocate the words of this number of sectors, all 0.  Pages that are not
+ * touched take no memory.  Huge pages are asked for because the hydration of a
+ * sparse disk touches all pages at once, and would spend most of its time in
+ * page faults.
  */
 static void *
 region_map_new_words (uint32_t sectors)

@@ -100,8 +100,8 @@ extern uint64_t region_map_bytes_valid (const struct region_map *map);
 
 /* ---- whole sectors ---- */
 
-/* Does this bitmap sector of a disk with so many regions have a bit that stands
- * for no region?
+/* Does this bitmap sector, of a disk with `regions' regions, have a bit that
+ * stands for no region?
  */
 extern bool region_map_has_stray_bits (uint64_t regions, uint32_t sector,
                                        const uint64_t words[WORDS_PER_SECTOR]);
