@@ -543,7 +543,7 @@ kill_client ()
 
 progress_begins () { find "$tmp/progress" -type f -delete; }
 
-# have_answered N: were so many requests acknowledged since progress_begins?
+# have_answered N: were N requests acknowledged since progress_begins?
 # shellcheck disable=SC2012
 have_answered ()
 {

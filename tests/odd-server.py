@@ -105,7 +105,7 @@ with open(args.file, "rb") as f:
     data = f.read()
 size = len(data)
 is_zero = [not any(data[i:i + BLOCK]) for i in range(0, size, BLOCK)]
-# What it will do is the same each time, as far as what it is asked is.
+# The same requests have the same answers in each run.
 rand = random.Random(1)
 counts = {"reads": 0, "faults": 0, "overtaken": 0}
 

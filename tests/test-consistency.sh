@@ -53,7 +53,7 @@ stop_clone ()
 }
 
 # start_and_test TESTER-ARGUMENT...: the result is the tester's status.  The
-# rate is such that hydration goes on for about as long as the clients do.
+# rate is chosen so that hydration takes about the same time as the clients.
 start_and_test ()
 {
   start_clone region-size=$region_size copy-on-read=$copy_on_read \

@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 # Proves that no power cut loses data that was flushed, or shows data that was
-# never written (crash/lab.c).  And that the laboratory finds such bugs: it must
-# find an illegal image of each build that is broken by one of controls/*.patch.
+# never written (crash/lab.c).  It also proves that the laboratory finds these
+# bugs: it must find an illegal image of each build that is broken by one of
+# controls/*.patch.
 # A patch that does not apply to lib/ fails the test, and so does a build that
 # is not caught.
 

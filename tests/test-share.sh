@@ -50,7 +50,7 @@ ends_well ()
   same "$src" "$tmp/untouched"
 }
 
-# shares START BYTES: at least so many bytes of the destination are shared from
+# shares START BYTES: at least BYTES bytes of the destination are shared from
 # START on.
 shares ()
 {

@@ -26,9 +26,9 @@ struct client {
   const struct world *world;
   unsigned number;
   struct nbd_handle *nbd;
-  uint64_t writes;       /* so far */
+  uint64_t writes;       /* number of writes so far */
   unsigned in_flight;
-  struct slot *answered; /* to be looked at */
+  struct slot *answered; /* answers that were not looked at yet */
 };
 
 /* A request that is under way. */

@@ -40,8 +40,8 @@ extern bool client_can_multi_conn (struct client *c);
 /* Sets what the server can do, and its block sizes. */
 extern void client_look (struct client *c, struct area *area);
 
-/* Send these requests, of which type, flags, offset and count are set, in their
- * order, with up to so many under way, and wait for all answers.
+/* Send these requests, whose type, flags, offset and count are set, in their
+ * order, with at most in_flight under way, and wait for all answers.
  */
 extern void client_run (struct client *c, struct request *request, size_t n,
                         unsigned in_flight);

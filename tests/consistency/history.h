@@ -31,8 +31,8 @@ struct history_counts {
   uint64_t torn;        /* those that were mixtures of old and new */
 };
 
-/* The disk from offset on, size bytes, with its initial content, which must
- * stay there for as long as the history.
+/* A history of `size' bytes of the disk from `offset' on.  The initial content
+ * must stay in memory until the history is freed.
  */
 extern struct history *history_new (uint64_t run, uint64_t offset,
                                     uint64_t size, const uint8_t *initial);

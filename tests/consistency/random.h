@@ -28,7 +28,7 @@ random_below (uint64_t *state, uint64_t n)
   return random_next (state) % n;
 }
 
-/* From 1 to n, and each order of magnitude as often as any other. */
+/* A number from 1 to n.  All orders of magnitude are equally likely. */
 static inline uint64_t
 random_magnitude (uint64_t *state, uint64_t n)
 {

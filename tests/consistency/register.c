@@ -223,8 +223,8 @@ check_torn_reads (const struct round *r, const value_t *value, size_t nr_reads)
   return true;
 }
 
-/* Is the round legal as far as the first nr_reads reads go, if they returned
- * these values?
+/* Are the first nr_reads reads of the round legal, if they returned these
+ * values?
  */
 static bool
 is_legal (struct round *r, const value_t *value, size_t nr_reads)

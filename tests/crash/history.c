@@ -310,7 +310,7 @@ struct loser {
   struct history *history;
   uint64_t seed;
   bool dest, meta, meta_first;
-  unsigned kept;       /* of 256 sectors */
+  unsigned kept;       /* number of sectors in 256 that survive */
   unsigned after, between, away; /* microseconds */
 };
 

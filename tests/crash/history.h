@@ -40,8 +40,8 @@ struct event {
 struct state {
   uint64_t size, region_size;
   unsigned excess;        /* bytes of the destination behind the disk */
-  uint64_t window;        /* where clients are busy: so many bytes at the disk's
-                           * end, whole regions; what lies before is hydrated */
+  uint64_t window;        /* bytes at the disk's end, whole regions, in which
+                           * clients are busy; the rest is hydrated */
   unsigned requests;      /* of each client */
   uint64_t source_seed;   /* where the source has its holes */
   uint8_t *dest, *meta;   /* what the devices hold */

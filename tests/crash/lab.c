@@ -8,15 +8,14 @@
  *   lab [seed=N] [cuts=N] [histories=N] [every=N] [images=N] [deep=0]
  *       [faults=1]
  *
- * It runs histories (history.h) until it has tried so many cut points, or so
- * many histories.  For each cut point of a history, or with every=N for each
- * Nth, where trying them takes long, it builds after-crash images
- * (image.h), the named ones and so many random ones, opens each with the real
- * code, and compares what a client reads (judge.h) with what it may
- * (oracle.h).  With deep=0 this is all; else it also looks at what clients have
- * read before the cut, and copies some images to the end.  Exit status 0: all
- * images were legal; 1: one was not, and a message says why; anything else: the
- * laboratory itself failed.
+ * It runs histories (history.h) until it has tried `cuts' cut points or
+ * `histories' histories.  At each cut point, or with every=N at each Nth, it
+ * builds after-crash images (image.h): the named ones and `images' random ones.
+ * It opens each image with the real code, and compares what a client reads
+ * (judge.h) with what a client may read (oracle.h).  Unless deep=0 is given, it
+ * also looks at what clients have read before the cut, and hydrates some images
+ * to the end.  Exit status 0: all images were legal; 1: one was not, and a
+ * message says why; anything else: the laboratory itself failed.
  *
  * The seed determines the requests, and the random choices for a recording.
  * The order of threads is up to the machine.  So a failure is printed with all
@@ -102,8 +101,8 @@
 #include "judge.h"
 #include "oracle.h"
 
-/* Every so many images look deeper, fewer where the disk is large; and each so
- * many times that, hydrate.
+/* Look deeper at one image in DEEP_EVERY, at fewer if the disk is large; and
+ * hydrate one in HYDRATE_EVERY of these.
  */
 #define DEEP_EVERY 16
 #define HYDRATE_EVERY 16

@@ -25,8 +25,8 @@
  *   REQUEST       holds "ERROR [START END]": requests fail with EIO or ENOSPC,
  *                 all of them or those that touch the bytes START to END - 1
  *   REQUEST.once  the same for one request, which removes the file
- *   REQUEST.hold  requests wait as long as this is there; if it holds a number,
- *                 so many of them go on before
+ *   REQUEST.hold  requests wait while this file exists; if it contains a number
+ *                 N, the first N requests do not wait
  *   REQUEST.held  is made by a request that begins to wait
  */
 

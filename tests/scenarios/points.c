@@ -22,8 +22,8 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static struct {
   unsigned count;    /* threads that reached it, ever */
-  unsigned to_hold;  /* of the next ones */
-  unsigned held;     /* now */
+  unsigned to_hold;  /* how many of the next threads are to be held */
+  unsigned held;     /* threads that are held now */
   unsigned let_go;   /* calls of let_go */
 } points[NR_TEST_POINTS];
 

@@ -82,8 +82,8 @@ struct mock {
   uint64_t versions;
 
   enum mock_trim trim;
-  unsigned share_refused;   /* every such range is refused, 0: none is, */
-  int share_error;          /* with this */
+  unsigned share_refused;   /* every n-th range is refused; 0: none is */
+  int share_error;          /* errno of the refusal */
   unsigned shares;          /* calls */
   size_t max_extents;
   unsigned delay;

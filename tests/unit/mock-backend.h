@@ -140,8 +140,7 @@ extern void mock_set_share (struct mock *m, unsigned refused, int error);
 extern unsigned mock_shares (struct mock *m);
 /* The most extents that one call returns; 0: no limit. */
 extern void mock_set_max_extents (struct mock *m, size_t max);
-/* Each call takes between half and one and a half times so many microseconds.
- */
+/* Each call takes between half of usec and one and a half times usec. */
 extern void mock_set_delay (struct mock *m, unsigned usec);
 /* Have a channel on which many requests are in flight; without it, a loop's
  * requests are done one by one.

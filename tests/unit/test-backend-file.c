@@ -519,7 +519,7 @@ START_TEST (write_behind)
 }
 END_TEST
 
-/* More ranges than the queue can hold, of all sizes: no data are lost, and
+/* More ranges than the queue can hold, of all sizes: no data is lost, and
  * nothing is written back before backend_write_behind.
  */
 START_TEST (behind_too_much)

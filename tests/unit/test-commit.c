@@ -111,9 +111,9 @@ bits_on_medium (void)
 /* A commit on a thread of its own. */
 struct caller {
   struct mock_thread *thread;
-  uint64_t region;   /* is it durable when the commit is over? */
+  uint64_t region;
   int result, error;
-  bool durable;
+  bool durable;      /* the region was durable when the commit was over */
 };
 
 static void
@@ -177,7 +177,7 @@ END_TEST
 /* A commit that fails in any step covers no changes, so that setting back
  * counts a setback.  For example, the periodic commit flushes the destination
  * and cannot write the metadata; then the destination's server is lost, and the
- * changed region is forgotten although its data are there.
+ * changed region is forgotten although its data is there.
  */
 START_TEST (failed_commit_covers_nothing)
 {

@@ -66,8 +66,8 @@ is_closed (void *opaque)
   return g.closed;
 }
 
-/* Whoever closes it waits for each of those who are inside, not only for some;
- * and from the moment on at which it is closed others stay outside.
+/* gate_close waits for all threads that are inside, not only for some.  Once
+ * the gate is closed, other threads stay outside.
  */
 START_TEST (closing_waits)
 {
@@ -111,7 +111,7 @@ START_TEST (entering_waits)
 }
 END_TEST
 
-/* A second one who closes it waits until the first has opened it. */
+/* A second thread that closes the gate waits until the first has opened it. */
 START_TEST (one_closes)
 {
   struct mock_thread *thread;
@@ -128,8 +128,9 @@ START_TEST (one_closes)
 }
 END_TEST
 
-/* A gate that was removed keeps nobody out and waits for nobody who came after
- * that.  Those who were counted inside leave as they came.
+/* A gate that was removed stops no thread, and gate_close does not wait for
+ * threads that entered after that.  Threads that were counted before leave as
+ * usual.
  */
 START_TEST (removed)
 {
@@ -218,8 +219,9 @@ wait_for_event (void *opaque)
   flag = true;
 }
 
-/* An event between the look at the number and the wait is not missed; one after
- * that, or the end, wakes whoever waits; and after the end nobody waits.
+/* An event between the look at the number and the wait is not missed.  A later
+ * event wakes the threads that wait, and so does the end.  After the end no
+ * thread waits.
  */
 START_TEST (events)
 {

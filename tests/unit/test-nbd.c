@@ -389,7 +389,7 @@ came (int moment)
   return server.came[moment];
 }
 
-/* Wait until that moment has come more than so many times. */
+/* Wait until that moment has come more than `before' times. */
 static void
 wait_came (int moment, unsigned before)
 {
@@ -487,9 +487,10 @@ stop_server (void)
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t cond = PTHREAD_COND_INITIALIZER;
-static char text[1 << 16];  /* what was logged; the lock protects this, */
+/* The lock protects these four lines. */
+static char text[1 << 16];  /* what was logged */
 static unsigned losses, changes;
-static bool hold_lost;      /* and these */
+static bool hold_lost;
 static unsigned alive_in_lost;
 static struct backend *b;
 

@@ -127,9 +127,9 @@ START_TEST (long_reads)
 }
 END_TEST
 
-/* Hydration's own reads for so many seconds.  A read takes by_itself when it is
- * alone, and the source answers one read in `each' seconds.  Clients make so
- * many requests a second.  Returns the window in the end.
+/* Hydration reads for `seconds'.  A read takes by_itself when it is alone, and
+ * the source answers one read in `each' seconds.  Clients make `requests' a
+ * second.  Returns the window in the end.
  */
 static uint64_t
 copies (struct pace *p, double by_itself, double each, uint64_t requests,
@@ -148,9 +148,10 @@ copies (struct pace *p, double by_itself, double each, uint64_t requests,
   return window_at (p, now);
 }
 
-/* Beside busy clients: from a near source, which one copy keeps busy, at most
- * two copies; from a far source as many as fill the link, and not many more.
- * While clients are not busy, the threshold.
+/* Beside busy clients hydration has at most two copies under way from a near
+ * source, which one copy keeps busy.  From a far source it has enough to fill
+ * the link, and not many more.  While clients are not busy, the window is the
+ * threshold.
  */
 START_TEST (busy_clients)
 {
