@@ -3,10 +3,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 # Proves that the regions of a flushed write, or of a write with FUA, are
-# durable, bits included: when the server is killed right after it, the next one
-# finds their bits in the metadata (I6).  (It finds other valid bits, too, in
-# shared memory, see test-inherit.sh.) And that flushes with nothing to commit
-# do not touch the metadata.
+# durable, bits included: when the server is killed right after it, the next
+# server finds their bits in the metadata (I6).  (It finds other valid bits in
+# shared memory, see test-inherit.sh.)  Also proves that flushes with nothing to
+# commit do not touch the metadata.
 
 . "$(dirname "$0")/functions.sh"
 

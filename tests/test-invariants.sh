@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 # Proves that HACKING.md can be trusted: its two tables have a row for each of
-# the invariants I1 to I12, every test that it names exists and is run, and so
-# does every file and function that keeps an invariant.  And that each test
-# script is in a list of tests/Makefile.am, so that it is run.
+# the invariants I1 to I12, every test that it names exists and is run, and
+# every file and function that keeps an invariant exists.  Also proves that each
+# test script is in a list of tests/Makefile.am, so that it is run.
 
 . "$(dirname "$0")/functions.sh"
 

@@ -3,12 +3,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 # Proves that the server of the destination or the metadata may be lost at the
-# worst moment.  In the last flush of hydration: the clone becomes complete all
-# the same.  Between a commit's flush of the destination and its write of the
-# metadata: each client is told once, by its next flush, that writes are lost.
-# When both servers work again the clone becomes writable by itself, even with
-# nothing to commit.  And all connections come back after one of them could not
-# be made again.
+# worst moment.  If it is lost during the last flush of hydration, the clone
+# becomes complete all the same.  If it is lost between a commit's flush of the
+# destination and its write of the metadata, each client is told once, by its
+# next flush, that writes are lost.  When both servers work again the clone
+# becomes writable by itself, even with nothing to commit.  All connections come
+# back after one of them could not be made again.
 
 . "$(dirname "$0")/functions.sh"
 

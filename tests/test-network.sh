@@ -30,8 +30,9 @@ on_host ip address add 192.168.77.2/24 dev far
 on_host ip link set far up
 
 make_disk "$tmp/src" 8M
-# qemu-nbd, because nbdkit 1.32 may abort when it answers a client that has
-# gone. Not by on_host: $! must be the server, not a shell that waits for it.
+# The server is qemu-nbd, because nbdkit 1.32 may abort when it answers a client
+# that has gone.  on_host is not used: $! must be the server, not a shell that
+# waits for it.
 nsenter -t "$host" -n qemu-nbd -t -r -f raw -e 16 -b 192.168.77.2 \
         "$tmp/src" >"$tmp/src.log" 2>&1 &
 pids+=("$!")

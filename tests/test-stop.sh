@@ -4,9 +4,9 @@
 
 # Proves that a client that reconnects notices POST /stop, or kill -9, and a new
 # start as a pause only: with QEMU between fio, which verifies what it wrote,
-# and the clone, there is no error and no wrong byte.  And that POST /stop is
-# answered before the end begins; commits; ends the process with status 0,
-# without an answer to requests that are under way; leaves nothing in shared
+# and the clone, there is no error and no wrong byte.  Also proves that POST
+# /stop is answered before the end begins; commits; ends the process with status
+# 0, without an answer to requests that are under way; leaves nothing in shared
 # memory; and is not held up by SIGTERM, idle clients, or metadata that is lost
 # or silent.
 #

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 # Proves that the plugin exports the symbols that nbdkit looks up, and no
-# others, because nbdkit loads all plugins into one name space.  And that test
-# points cost nothing in a normal build, which has none.
+# others, because nbdkit loads all plugins into one name space.  Also proves
+# that test points cost nothing in a normal build, which has none.
 
 . "$(dirname "$0")/functions.sh"
 

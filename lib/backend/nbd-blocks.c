@@ -2,11 +2,11 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Servers may accept whole blocks only.  Blocks that a write covers partly are
- * read, changed and written.  A write that came between that read and that
- * write would be lost.  So every write to such a server owns its blocks while
- * it runs, also a write of whole blocks.  (The writes of channels need not own
- * them: hydration writes whole regions that nobody else writes to.)
+/* Servers may accept whole blocks only.  A block that a write covers partly is
+ * read, changed and written back.  Another write to the block in between would
+ * be lost.  So every write to such a server owns its blocks while it runs, also
+ * a write of whole blocks.  (The writes of channels need not own their blocks:
+ * hydration writes whole regions that nobody else writes to.)
  */
 
 #include <config.h>

@@ -7,8 +7,9 @@
  * If the server has multi-conn, half of the connections serve clients: each
  * request goes to the one with the fewest requests in flight.  Each channel
  * gets one of the others for itself.  So no client's request waits behind
- * hydration's.  Without multi-conn a flush covers one connection only, so
- * there is only one, which all share (nbd-connection.h).
+ * hydration's.  Without multi-conn a flush covers one connection only, so the
+ * pool has one connection, which clients and channels share
+ * (nbd-connection.h).
  *
  * A LOSS IS AN ERROR.  Requests in flight on a connection that dies, and
  * requests for which there is no connection, fail with ENOTCONN at once.
@@ -25,24 +26,25 @@
  * killed it because it made no progress.  Users that still have requests on it
  * keep its memory.
  *
- * A server that is reached again may have crashed and lost data that were not
+ * A server that is reached again may have crashed and lost data that was not
  * flushed.  So the connections to an export that is written to die together.
  * When one dies, all others are killed.  Then the pool calls lost (struct
- * backend_service).  Only then a new connection is made; it is in use at once.
- * Each further one comes into use after an older one, the witness, has
- * answered a request that was sent after the new one connected.  This proves
- * that both lead to the same incarnation of the server.
+ * backend_service).  Only then a new connection is made, which comes into use
+ * at once.  Each further connection has an older one as its witness.  It comes
+ * into use when the witness has answered a request that was sent after the
+ * further one connected.  This proves that both lead to the same incarnation of
+ * the server.
  *
  * PROGRESS (nbd-watcher.c).  One more thread, the watcher, kills a connection
  * that has requests in flight and made no progress for the reply deadline.
- * Progress is a reply, or as many bytes as a slow line would bring.  Time does
- * not count while the server waits for us, nor while a flush, zero, trim or FUA
+ * Progress is a reply, or enough received bytes (RATE_MIN).  Time does not
+ * count while the server waits for us, nor while a flush, zero, trim or FUA
  * request is in flight on any connection, because these may take very long.  A
  * deadline that was missed is doubled, since the server may only be slow.
  * Connecting, and calls before nbd_pool_start, have deadlines of their own.
- * They run on the caller's thread, and the watcher has ended when they return,
- * because the process may fork.  The watcher also logs what has happened and
- * calls the functions of struct backend_service.
+ * Before nbd_pool_start both run on the caller's thread, and the watcher has
+ * ended when they return, because the process may fork.  The watcher also logs
+ * losses and returns, and calls the functions of struct backend_service.
  *
  * PAUSES.  The pool has one pause for all connections.  It doubles when
  * connecting fails, and when a connection dies that lived shorter than the

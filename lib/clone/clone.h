@@ -5,11 +5,11 @@
 /* The clone: the disk that clients see, made of a source, a destination and
  * the map that says which of them holds a region.
  *
- * A request is split into runs of regions in the same state.  A run of valid
- * regions goes to the destination, after one atomic look at the map.  Of a run
- * of invalid regions a read goes to the source; a change reads from the source
- * the bytes around it, if it covers a region only partly, and then installs the
- * run (install.h).
+ * A request is split into runs of regions in the same state.  For a run of
+ * valid regions it goes to the destination, after one atomic look at the map.
+ * For a run of invalid regions a read goes to the source.  A change that covers
+ * a region only partly first reads the bytes around it from the source; then it
+ * installs the run (install.h).
  *
  * The source is read outside the gate (gate.h), everything else is done inside.
  * A request that fails because a server is lost is tried again from its
@@ -149,8 +149,8 @@ extern void clone_client_init (struct clone *c, struct clone_client *client);
 extern int clone_flush (struct clone *c, struct clone_client *client);
 
 /* clone_ask_commit asks the committer for a commit, and does not wait.
- * clone_wait_committed waits until no commit is running or asked for, for so
- * many seconds at most; false if one still is.
+ * clone_wait_committed waits until no commit is running or asked for, for at
+ * most `seconds'; false if one still is.
  */
 extern void clone_ask_commit (struct clone *c);
 extern bool clone_wait_committed (struct clone *c, double seconds);

@@ -54,7 +54,7 @@ struct gate {
   pthread_cond_t opened;
   pthread_cond_t left;
 
-  /* How many are inside: the sum of these. */
+  /* The sum of these is the number of requests, copies and commits inside. */
   struct {
     _Alignas (64) atomic_uint inside;
   } stripe[GATE_STRIPES];
@@ -74,11 +74,12 @@ extern void gate_enter (struct gate *g, struct gate_pass *pass);
 extern bool gate_try_enter (struct gate *g, struct gate_pass *pass);
 extern void gate_leave (struct gate *g, struct gate_pass *pass);
 
-/* How many times it was closed. */
+/* How many times the gate was closed. */
 extern uint64_t gate_closings (const struct gate *g);
 
-/* Close it, and wait until everything inside has left.  If another thread has
- * closed it, wait for its gate_open first.  The caller is not inside.
+/* Close the gate, and wait until everything inside has left.  If another thread
+ * has closed it, wait for that thread's gate_open first.  The caller is not
+ * inside.
  */
 extern void gate_close (struct gate *g);
 extern void gate_open (struct gate *g);

@@ -18,7 +18,7 @@ static const char *const installer[] = {
   [INSTALL_HYDRATION] = "hydrated",
 };
 
-/* The test point of a step of whoever installs. */
+/* The test point of a step, by the kind of installer. */
 #define INSTALL_POINT(i, step)                                          \
   do {                                                                  \
     switch ((i)->by) {                                                  \

@@ -116,8 +116,8 @@ extern void servers_lost_metadata (void *opaque);
 extern int servers_same_source (void *opaque, struct backend *source,
                                 char **why);
 
-/* A commit has failed: set the map back if its destination flush failed in a
- * way that this makes good, and nobody else has done so.  Outside the gate.
+/* A commit has failed: set the map back if the flush of the destination failed
+ * because it is full, unless another thread has done so.  Outside the gate.
  */
 extern void servers_set_back (struct clone *c);
 
@@ -128,8 +128,8 @@ extern void servers_set_back (struct clone *c);
  */
 extern void source_drop_if_complete (struct clone *c);
 
-/* The clone is complete, so the map is never set back.  The gate goes, except
- * where the destination is a server: what it loses must still be told.
+/* The clone is complete, so no region becomes invalid.  Remove the gate, unless
+ * the destination is a server: clients must still learn that it lost changes.
  */
 extern void source_remove_gate (struct clone *c);
 

@@ -106,9 +106,9 @@ read_keep_end (struct clone *c, struct backend *source, uint64_t pos)
     read_log_not_kept (c, start, end);
 }
 
-/* copy-on-read, after the read, which began when the gate had been closed so
- * many times.  A region that is still invalid when it is owned was invalid all
- * the time, so buf has the source's bytes.
+/* copy-on-read, after the read.  closings is the value of gate_closings when
+ * the read began.  A region that is still invalid when it is owned was invalid
+ * all the time, so buf has the source's bytes.
  */
 static void
 read_keep (struct clone *c, uint64_t closings, const uint8_t *buf,

@@ -21,8 +21,8 @@
 #include "store/metadata.h"
 #include "store/superblock.h"
 
-/* For the user, who may find out with it what happened to a local file: a text
- * to be freed, or NULL.
+/* A text that helps the user to find out what happened to a local file; the
+ * caller frees it.  NULL: there is none.
  */
 static char *
 reuse_source_hint (struct setup_work *w)

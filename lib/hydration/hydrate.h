@@ -45,8 +45,8 @@
  * Shared blocks: where source and destination are files of one file system that
  * can share blocks between files (XFS, btrfs), the destination gets the
  * source's blocks, and no data is read or written.  This happens while the copy
- * owns the range, because no round trip to a server delays other owners.  What
- * cannot be shared, such as the disk's last bytes, is copied.
+ * owns the range, because no round trip to a server delays other owners.  A
+ * range that cannot be shared, such as the disk's last bytes, is copied.
  *
  * A region larger than a batch is copied in pieces, and becomes valid when all
  * of them are in the destination.
@@ -58,8 +58,8 @@
  * Unreadable ranges of the source are set aside as bad, and everything else is
  * hydrated.  When only bad ranges are left, they are tried again in rounds: the
  * first after BAD_DELAY, each later one after twice the time, at most
- * BAD_DELAY_MAX.  After a round in which regions became valid, it is BAD_DELAY
- * again.  An error of the destination stops hydration.
+ * BAD_DELAY_MAX.  After a round in which regions became valid, the time is
+ * BAD_DELAY again.  An error of the destination stops hydration.
  *
  * Sizes are bytes, rates are bytes a second.
  */

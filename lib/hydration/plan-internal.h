@@ -5,7 +5,7 @@
 /* What the files of the plan share.  plan.h describes the plan.
  *
  *   plan.c           the order, and beginning anew
- *   plan-walk.c      the way over a part of the disk
+ *   plan-walk.c      walks over a part of the disk
  *   plan-wishes.c    stretches of the disk that clients need first
  *   plan-returned.c  ranges that a lost server interrupted
  *   plan-bad.c       unreadable ranges, and rounds over them
@@ -37,8 +37,8 @@ plan_is_old (const struct plan *p, const struct plan_range *range)
 
 /* ---- plan-walk.c ---- */
 
-/* The next range of this walk, for which plan_next is described in plan.h.
- * PLAN_END: the walk is at its end.
+/* The next range of this walk; see plan_next in plan.h.  PLAN_END: the walk is
+ * at its end.
  */
 extern enum plan_result plan_next_of_walk (struct plan *p,
                                            struct plan_walk *walk,
@@ -74,7 +74,7 @@ extern void plan_give_up_wishes (struct plan *p);
 extern enum plan_result plan_next_returned (struct plan *p, uint64_t batch,
                                             struct plan_range *range);
 
-/* So many ranges are returned that wishes wait. */
+/* Does the list have RETURNED_MANY ranges, so that wishes wait? */
 extern bool plan_returned_are_many (const struct plan *p);
 
 /* A region in pieces is to be copied again. */

@@ -2,7 +2,7 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* The way over a part of the disk.  A walk skips regions that are valid, and
+/* Walks over a part of the disk.  A walk skips regions that are valid, and
  * those that it must not hand out.  It cuts ranges of zeroes, of data, and
  * pieces of regions larger than a batch.
  */

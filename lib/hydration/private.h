@@ -12,8 +12,8 @@
  * Ownership of a range may be granted on any thread; that thread appends the
  * copy to the worker's list and wakes the worker's loop.
  *
- * The only other lock that is taken while it is held is that of a pool of
- * connections, in backend_state.
+ * While hydration's lock is held, only one other lock is taken: that of a pool
+ * of connections, in backend_state.
  *
  * Sizes and offsets are bytes; times are seconds of monotonic_seconds.
  */
@@ -155,7 +155,9 @@ extern bool hydrate_is_running (const struct hydrate *h);
 /* Should the workers end?  With the lock. */
 extern bool hydrate_is_over (struct hydrate *h);
 
-/* Every HYDRATE_TICK: measure progress, and go on by itself where it can. */
+/* Every HYDRATE_TICK: measure progress, and go on if a rest is over or an error
+ * has gone.
+ */
 extern void hydrate_tick (struct hydrate *h);
 
 /* ---- finish.c ---- */
@@ -198,8 +200,8 @@ extern void bad_source_summarize (struct worker *w);
  */
 extern bool bad_source_rest (struct hydrate *h);
 
-/* Begin a round if the rest is over; valid is how many bytes of the disk are.
- * With the lock.
+/* Begin a round if the rest is over.  valid is the number of valid bytes of the
+ * disk.  With the lock.
  */
 extern void bad_source_tick (struct hydrate *h, uint64_t valid);
 

@@ -23,8 +23,8 @@ extern void judge_free (struct judge *j);
 /* How far to look. */
 enum depth {
   DEPTH_READ,     /* read the window, twice */
-  DEPTH_COPY,     /* read the whole disk, then copy what is left of it, and look
-                   * at the destination alone */
+  DEPTH_COPY,     /* read the whole disk, then copy its invalid regions, and
+                   * look at the destination alone */
   DEPTH_HYDRATE,  /* the same by hydration, on its own threads */
 };
 

@@ -13,9 +13,9 @@
  * builds after-crash images (image.h): the named ones and `images' random ones.
  * It opens each image with the real code, and compares what a client reads
  * (judge.h) with what a client may read (oracle.h).  Unless deep=0 is given, it
- * also looks at what clients have read before the cut, and hydrates some images
- * to the end.  Exit status 0: all images were legal; 1: one was not, and a
- * message says why; anything else: the laboratory itself failed.
+ * also looks at what clients have read before the cut, and copies or hydrates
+ * some images to the end.  Exit status 0: all images were legal; 1: one was
+ * not, and a message says why; anything else: the laboratory itself failed.
  *
  * The seed determines the requests, and the random choices for a recording.
  * The order of threads is up to the machine.  So a failure is printed with all

@@ -36,8 +36,8 @@ end (void)
   extents_free (&list);
 }
 
-/* Answer at most count bytes of the question.  The source of these tests has so
- * many bytes of data at the start of each stretch, then zeroes up to the next.
+/* Answer at most count bytes of the question.  In the source of these tests
+ * each stretch begins with `data' bytes of data, and the rest is zeroes.
  */
 static void
 answer (struct ahead_question *q, uint64_t count, uint64_t stretch,
