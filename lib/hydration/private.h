@@ -91,7 +91,7 @@ struct worker {
   struct channel *from, *to;
   bool shares;             /* COPY_SHARE is tried first */
 
-  struct copy_list idle;   /* have buffers, for the next ranges of data */
+  struct copy_list idle;   /* copies with buffers, for the next ranges */
   uint64_t idle_bytes;     /* sum of these buffers */
   unsigned copies;         /* number of copies under way */
   uint64_t bytes;          /* bytes of the threshold that these use */
