@@ -12,7 +12,9 @@
 #include <stdlib.h>
 
 #include "backend/backend.h"
+#include "backend/zero-if-data.h"
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/iszero.h"
 #include "base/rounding.h"
 
@@ -76,11 +78,19 @@ int
 backend_zero (struct backend *b, uint64_t count, uint64_t offset,
               unsigned flags)
 {
+  double begin;
+  int r;
+
   if (count == 0)
     return 0;
   if (check_writable (b) == -1)
     return -1;
-  return b->ops->zero (b, count, offset, flags);
+  begin = monotonic_seconds ();
+  r = flags & BACKEND_IF_DATA ? zero_if_data (b, count, offset, flags)
+    : b->ops->zero (b, count, offset, flags);
+  if (r == 0)
+    zero_step_learn (&b->zero_step, count, monotonic_seconds () - begin);
+  return r;
 }
 
 int

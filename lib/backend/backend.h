@@ -38,6 +38,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "backend/zero-step.h"
 #include "base/extents.h"
 #include "base/log.h"
 
@@ -57,6 +58,7 @@ struct segment {
 #define BACKEND_FAST 4     /* zero: EOPNOTSUPP if as slow as writing */
 #define BACKEND_REQ_ONE 8  /* extents: one extent is enough */
 #define BACKEND_WRITE_BEHIND 16 /* pwrite: nobody reads it again soon */
+#define BACKEND_IF_DATA 32 /* zero: leave alone what reads as zeroes already */
 
 /* What the user of a backend asks of it, and wants to be told, about the peer.
  */
@@ -111,13 +113,15 @@ struct backend_ops {
 
   /* Make the range read as zeroes.  Without BACKEND_MAY_TRIM it keeps its
    * space.  With BACKEND_FAST it fails with EOPNOTSUPP, and does nothing, if
-   * zeroes would have to be written.
+   * zeroes would have to be written.  It never has BACKEND_IF_DATA, which is
+   * backend_zero's.
    */
   int (*zero) (struct backend *b, uint64_t count, uint64_t offset,
                unsigned flags);
 
-  /* The range's content is not needed any more.  A backend that cannot trim
-   * does nothing and returns 0.
+  /* The range's content is not needed any more.  That is advice: it fails only
+   * with EIO, EPERM or ENOTCONN, and where BACKEND_FUA fails.  A backend that
+   * cannot trim does nothing and returns 0.
    */
   int (*trim) (struct backend *b, uint64_t count, uint64_t offset,
                unsigned flags);
@@ -188,6 +192,7 @@ struct backend {
   /* Writes that are not multiples of this cost a read-modify-write. */
   uint32_t minimum_block;
   bool readonly;       /* pwrite, zero, trim and flush fail with EPERM */
+  bool can_zero;       /* zero does more than to write zeroes, or may */
   bool can_fast_zero;  /* BACKEND_FAST succeeds at least sometimes */
   bool is_file;        /* a regular file, in a directory */
   bool knows_extents;  /* false: extents reports everything as data */
@@ -195,6 +200,7 @@ struct backend {
    * requests were lost, and the next flush does not report it again.
    */
   bool fua_takes_errors;
+  struct zero_step zero_step; /* backend_zero and channels let it learn */
 };
 
 /* What to open, and how. */
@@ -261,6 +267,11 @@ extern int backend_pwrite (struct backend *b, const void *buf, size_t count,
                            uint64_t offset, unsigned flags);
 extern int backend_pwritev (struct backend *b, const struct segment *seg,
                             size_t n, unsigned flags);
+/* With BACKEND_IF_DATA a hole stays a hole, and allocated space that reads as
+ * zeroes stays allocated: only the parts that may hold something else are
+ * zeroed.  It looks at the present content, so nobody else may write to the
+ * range.  Not together with BACKEND_FUA or BACKEND_FAST.
+ */
 extern int backend_zero (struct backend *b, uint64_t count, uint64_t offset,
                          unsigned flags);
 extern int backend_trim (struct backend *b, uint64_t count, uint64_t offset,

@@ -2,7 +2,14 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* Data and holes of a file, by SEEK_DATA and SEEK_HOLE. */
+/* Data and holes of a file, by SEEK_DATA and SEEK_HOLE.
+ *
+ * The last run of data is remembered.  Without that, short questions about a
+ * long run take quadratic time where SEEK_HOLE looks at each page of it, as on
+ * tmpfs.  Whatever may turn data into a hole calls file_forget_data when it has
+ * done so.  A question that began before, and saw data there, does not remember
+ * it then.
+ */
 
 #include <config.h>
 
@@ -11,11 +18,43 @@
 #include <unistd.h>
 
 #include "backend/file-internal.h"
+#include "base/cleanup.h"
 #include "base/extents.h"
 #include "base/rounding.h"
 
 /* The most extents that one call reports. */
 #define MAX_EXTENTS 1024
+
+void
+file_forget_data (struct file *f)
+{
+  LOCK_FOR_SCOPE (&f->data_lock);
+
+  f->data_end = f->data_start;
+  f->holes_made++;
+}
+
+/* The end of the remembered run of data, if offset is in it; otherwise 0. */
+static uint64_t
+remembered_end (struct file *f, uint64_t offset, uint64_t *holes_made)
+{
+  LOCK_FOR_SCOPE (&f->data_lock);
+
+  *holes_made = f->holes_made;
+  return f->data_start <= offset && offset < f->data_end ? f->data_end : 0;
+}
+
+static void
+remember_data (struct file *f, uint64_t start, uint64_t end,
+               uint64_t holes_made)
+{
+  LOCK_FOR_SCOPE (&f->data_lock);
+
+  if (f->holes_made == holes_made) {
+    f->data_start = start;
+    f->data_end = end;
+  }
+}
 
 /* There is no data from offset up to the end of the file.  So the rest is a
  * hole, unless the file has become shorter.
@@ -50,7 +89,16 @@ file_extents (struct backend *b, uint64_t count, uint64_t offset,
    * was a hole during one of them counts as a hole for this request.
    */
   while (offset < end && list->len < max) {
+    uint64_t holes_made, known = remembered_end (f, offset, &holes_made);
     off_t data, hole;
+
+    if (known) {
+      known = MIN (known, end);
+      if (extents_add (list, offset, known - offset, 0) == -1)
+        return file_failed ();
+      offset = known;
+      continue;
+    }
 
     data = lseek (f->fd, offset, SEEK_DATA);
     if (data == -1 && errno == ENXIO)
@@ -74,6 +122,7 @@ file_extents (struct backend *b, uint64_t count, uint64_t offset,
         return file_failed ();
       return extents_add (list, offset, end - offset, 0);
     }
+    remember_data (f, offset, hole, holes_made);
     hole = MIN ((uint64_t)hole, end);
     if (extents_add (list, offset, hole - offset, 0) == -1)
       return file_failed ();

@@ -9,6 +9,7 @@
 #ifndef CLONE_FILE_INTERNAL_H
 #define CLONE_FILE_INTERNAL_H
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/stat.h>
@@ -32,6 +33,11 @@ struct file {
   _Atomic bool no_punch;
   _Atomic bool no_zero_range;
   _Atomic bool no_allocate;
+
+  /* See file-extents.c. */
+  pthread_mutex_t data_lock;      /* protects: */
+  uint64_t data_start, data_end;  /* the last run of data that was found */
+  uint64_t holes_made;            /* calls of file_forget_data */
 };
 
 static inline struct file *
@@ -114,5 +120,8 @@ extern int file_trim (struct backend *b, uint64_t count, uint64_t offset,
 
 extern int file_extents (struct backend *b, uint64_t count, uint64_t offset,
                          unsigned flags, struct extents *list);
+
+/* Data may have become a hole, just now. */
+extern void file_forget_data (struct file *f);
 
 #endif /* CLONE_FILE_INTERNAL_H */

@@ -191,7 +191,10 @@ file_share (struct backend *b, struct backend *from, uint64_t count,
     .dest_offset = offset,
   };
 
-  return ioctl (to_file (b)->fd, FICLONERANGE, &range);
+  const int r = ioctl (to_file (b)->fd, FICLONERANGE, &range);
+
+  file_forget_data (to_file (b));
+  return r;
 }
 
 void

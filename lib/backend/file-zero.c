@@ -15,9 +15,31 @@
 /* Written when nothing faster works. */
 static char zeroes[256 << 10];
 
-/* 1: done.  0: not supported; nothing was done, and it is not tried again.  -1:
- * error.
+/* Does this failure count?  All others only mean that there is another way: a
+ * file may be busy (swap, reflinks), a driver may refuse what its device
+ * announces, and a hole in the middle of an extent may need metadata space on a
+ * full file system, where zeroes can still be written in place.
  */
+static bool
+is_failure (int mode, int error)
+{
+  switch (error) {
+  case EIO:
+  case EPERM:
+  case EACCES:
+  case EROFS:
+  case EBADF:
+  case ETXTBSY:
+    return true;
+  case ENOSPC:
+  case EDQUOT:
+    return mode == 0;           /* allocating only */
+  default:
+    return false;
+  }
+}
+
+/* 1: done.  0: not possible, try another way.  -1: error. */
 static int
 try_fallocate (struct file *f, int mode, _Atomic bool *unsupported,
                uint64_t count, uint64_t offset)
@@ -29,15 +51,17 @@ try_fallocate (struct file *f, int mode, _Atomic bool *unsupported,
   do
     r = fallocate (f->fd, mode | FALLOC_FL_KEEP_SIZE, offset, count);
   while (r == -1 && errno == EINTR);
-  if (r == 0)
+  if (r == 0) {
+    if (mode != 0)
+      file_forget_data (f);
     return 1;
-
-  /* ENODEV: block devices before Linux 4.9. */
-  if (errno == EOPNOTSUPP || errno == ENOSYS || errno == ENODEV) {
-    *unsupported = true;
-    return 0;
   }
-  return file_failed ();
+
+  /* Do not try it again.  ENODEV: block devices before Linux 4.9. */
+  if (errno == EOPNOTSUPP || errno == ENOSYS || errno == ENODEV ||
+      errno == ENOTTY)
+    *unsupported = true;
+  return is_failure (mode, errno) ? file_failed () : 0;
 }
 
 static int

@@ -85,6 +85,7 @@ file_new (const struct backend_params *params, const struct log *log)
   f->b.minimum_block = 1;
   f->block_size = 1;
   f->fd = f->fua_fd = -1;
+  pthread_mutex_init (&f->data_lock, NULL);
   write_behind_init (&f->write_behind, -1); /* file_open_others sets it */
   return f;
 }
@@ -99,6 +100,7 @@ file_close (struct backend *b)
     close (f->fua_fd);
   if (f->fd >= 0)
     close (f->fd);
+  pthread_mutex_destroy (&f->data_lock);
   free (f->b.name);
   free (f);
 }
@@ -150,7 +152,7 @@ file_identify (struct file *f, const char **reason)
 
   f->is_block = S_ISBLK (st.st_mode);
   f->b.is_file = !f->is_block;
-  f->b.can_fast_zero = !f->b.readonly;
+  f->b.can_zero = f->b.can_fast_zero = !f->b.readonly;
   if (!f->is_block) {
     f->dev = st.st_dev;
     f->ino = st.st_ino;

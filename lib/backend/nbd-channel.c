@@ -9,7 +9,7 @@
  *
  *   nbd_channel_submit -> start_piece -> piece_arrived -> channel_wakeup
  *                              ^       (any thread)          |
- *                              +--------- piece_done <-------+
+ *                              +-------- finish_piece <------+
  *                                             |
  *                                             +-> io->done
  *
@@ -26,20 +26,9 @@
 
 #include <ev.h>
 
-#include "backend/channel.h"
-#include "backend/nbd-internal.h"
+#include "backend/nbd-channel-internal.h"
 #include "base/cleanup.h"
 #include "base/rounding.h"
-
-struct transfer {
-  struct nbd_request req;  /* the piece in flight */
-  struct io *io;
-  struct nbd_channel *ch;
-  struct nbd_connection *conn; /* of this piece, which uses it; or NULL */
-  uint64_t next, end;      /* the rest of the io's range, in whole blocks */
-  bool as_data;            /* a zero, done by writing zeroes */
-  struct extents reply;
-};
 
 struct nbd_channel {
   struct channel channel;
@@ -101,10 +90,25 @@ choose_connection (struct nbd_channel *ch)
 /* ---- Transfers ---- */
 
 static void
-start_piece (struct transfer *t)
+end_transfer (struct transfer *t, int error)
 {
-  struct nbd_channel *ch = t->ch;
-  struct nbd *n = ch->n;
+  struct io *io = t->io;
+
+  if (io->type == IO_EXTENTS)
+    error = nbd_clip_extents (io->extents, &t->reply, error, io->count,
+                              io->offset);
+  extents_free (&t->reply);
+  free (t->buf);
+  free (t);
+  io->error = nbd_to_errno (error);
+  io->done (io);
+}
+
+/* Fill in t->req.  False if nothing is left to do. */
+static bool
+next_piece (struct transfer *t)
+{
+  struct nbd *n = t->ch->n;
   const uint64_t left = t->end - t->next;
 
   t->req = (struct nbd_request){
@@ -116,21 +120,39 @@ start_piece (struct transfer *t)
     t->req.type = t->io->type == IO_READ ? NBD_REQUEST_READ : NBD_REQUEST_WRITE;
     t->req.buf = (char *)t->io->buf + (t->next - t->io->offset);
     t->req.count = MIN (left, n->max_transfer);
-    break;
+    return left > 0;
   case IO_ZERO:
-    t->req.type = t->as_data ? NBD_REQUEST_WRITE : NBD_REQUEST_ZERO;
-    t->req.flags = t->as_data ? 0 : nbd_zero_flags (n, t->io->flags);
-    t->req.buf = nbd_zeroes;
-    t->req.count = MIN (left, t->as_data ? nbd_zeroes_limit (n)
-                        : NBD_MAX_RANGE);
-    break;
+    return nbd_channel_zero_next (n, t);
   case IO_SHARE: /* not for exports, see backend_can_share */
-    __builtin_unreachable ();
+    break;
   case IO_EXTENTS:
     t->req.type = NBD_REQUEST_EXTENTS;
     t->req.extents = &t->reply;
     t->req.count = MIN (left, NBD_MAX_STATUS);
-    break;
+    return true;
+  }
+  __builtin_unreachable ();
+}
+
+/* The piece has ended.  0, or the error that ends the io. */
+static int
+piece_done (struct transfer *t)
+{
+  if (t->io->type == IO_ZERO)
+    return nbd_channel_zero_done (t->ch->n, t);
+  if (t->req.error == 0)
+    t->next += t->req.count;
+  return t->req.error;
+}
+
+static void
+start_piece (struct transfer *t)
+{
+  struct nbd_channel *ch = t->ch;
+
+  if (!next_piece (t)) {
+    end_transfer (t, 0);
+    return;
   }
   if (choose_connection (ch)) {
     t->conn = ch->conn;
@@ -142,31 +164,17 @@ start_piece (struct transfer *t)
 }
 
 static void
-piece_done (struct transfer *t)
+finish_piece (struct transfer *t)
 {
-  struct io *io = t->io;
-  int error = t->req.error;
+  int error;
 
   nbd_connection_put (t->conn);
   t->conn = NULL;
-  if (t->req.type == NBD_REQUEST_ZERO && nbd_is_refusal (error)) {
-    t->as_data = true;
-    error = 0;
-  }
-  else if (error == 0)
-    t->next += t->req.count;
-
-  if (error == 0 && t->next < t->end && io->type != IO_EXTENTS) {
+  error = piece_done (t);
+  if (error || t->io->type == IO_EXTENTS)
+    end_transfer (t, error);
+  else
     start_piece (t);
-    return;
-  }
-  if (io->type == IO_EXTENTS)
-    error = nbd_clip_extents (io->extents, &t->reply, error, io->count,
-                              io->offset);
-  extents_free (&t->reply);
-  free (t);
-  io->error = nbd_to_errno (error);
-  io->done (io);
 }
 
 /* ---- The channel ---- */
@@ -189,7 +197,7 @@ channel_wakeup (struct ev_loop *loop, ev_async *w, int revents)
   while ((io = STAILQ_FIRST (&arrived))) {
     STAILQ_REMOVE_HEAD (&arrived, link);
     if (io->channel)
-      piece_done (io->channel);
+      finish_piece (io->channel);
     else
       io->done (io);
   }
@@ -219,7 +227,8 @@ nbd_channel_submit (struct channel *channel, struct io *io)
     t->ch = ch;
     t->next = nbd_block_start (n, io->offset);
     t->end = nbd_block_end (n, io->offset + io->count);
-    t->as_data = io->type == IO_ZERO && !n->can_zero;
+    if (io->type == IO_ZERO)
+      nbd_channel_zero_begin (n, t);
     start_piece (t);
     return;
   }

@@ -60,7 +60,8 @@ export_differs (struct nbd *n, struct nbd_handle *h)
                   maximum, n->max_transfer);
   else if (!n->b.readonly &&
            (nbd_is_read_only (h) != 0 || nbd_can_flush (h) != 1 ||
-            nbd_can_fua (h) != n->can_fua || nbd_can_zero (h) != n->can_zero ||
+            nbd_can_fua (h) != n->can_fua ||
+            nbd_can_zero (h) != n->b.can_zero ||
             nbd_can_trim (h) != n->can_trim))
     r = asprintf (&text, "does not support the same requests as before");
   return r == -1 ? NULL : text;

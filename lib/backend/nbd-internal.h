@@ -26,7 +26,7 @@ struct nbd {
   void *same_disk_opaque;
 
   uint64_t max_transfer;    /* bytes; a multiple of minimum_block */
-  bool can_zero, can_trim, can_fua;
+  bool can_trim, can_fua;
   struct range_lock blocks; /* owned by writes, if minimum_block > 1 */
 };
 

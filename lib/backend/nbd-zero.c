@@ -24,7 +24,7 @@ nbd_zero_flags (const struct nbd *n, unsigned flags)
 static int
 request_zero (struct nbd *n, uint64_t count, uint64_t offset, unsigned flags)
 {
-  if (!n->can_zero)
+  if (!n->b.can_zero)
     return ENOTSUP;
   return nbd_transfer_range (n, NBD_REQUEST_ZERO, NULL, count, offset,
                              nbd_zero_flags (n, flags));

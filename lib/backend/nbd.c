@@ -132,12 +132,12 @@ learn_export (struct nbd *n, struct nbd_handle *h)
                     : MAX_TRANSFER;
   n->max_transfer = MAX (nbd_block_start (n, n->max_transfer),
                          (uint64_t)n->b.minimum_block);
-  n->can_zero = nbd_can_zero (h) == 1;
+  n->b.can_zero = nbd_can_zero (h) == 1;
   n->can_trim = nbd_can_trim (h) == 1;
   n->can_fua = nbd_can_fua (h) == 1;
   /* nbdkit and QEMU do FUA by fdatasync of the file that they also flush. */
   n->b.fua_takes_errors = true;
-  n->b.can_fast_zero = n->can_zero && nbd_can_fast_zero (h) == 1;
+  n->b.can_fast_zero = n->b.can_zero && nbd_can_fast_zero (h) == 1;
   n->b.knows_extents =
     nbd_can_meta_context (h, LIBNBD_CONTEXT_BASE_ALLOCATION) == 1;
 }

@@ -156,26 +156,53 @@ change_write_owned (struct clone *c, const struct change *ch, uint64_t start,
   return 0;
 }
 
-/* Trim whole regions, as their owner.  Invalid ones must read as zeroes
- * afterwards, not as what the destination held before the clone (I9).
+/* Trim an invalid range.  It must read as zeroes afterwards, not as what the
+ * destination held before the clone (I9).  Space that is allocated is released
+ * if that is fast.
  */
+static int
+change_trim_invalid (struct clone *c, uint64_t start, uint64_t count)
+{
+  if (c->options.discard_passdown && c->dest->can_fast_zero) {
+    int r = backend_zero (c->dest, count, start,
+                          BACKEND_MAY_TRIM | BACKEND_FAST);
+
+    if (r == 0 || errno != EOPNOTSUPP)
+      return r;
+  }
+  return backend_zero (c->dest, count, start, install_zero_flags (c));
+}
+
+/* Trim whole regions, as their owner. */
 static int
 change_trim_owned (struct clone *c, const struct change *ch, uint64_t start,
                    uint64_t end)
 {
-  const unsigned may_trim = c->options.discard_passdown ? BACKEND_MAY_TRIM : 0;
   uint64_t n;
   bool valid;
   int r = 0;
 
   for (; start < end && r == 0; start += n) {
     n = region_map_run_bytes (c->map, start, end, &valid);
-    if (valid)
-      r = change_valid (c, ch, start, start + n);
-    else
-      r = backend_zero (c->dest, n, start, may_trim);
+    r = valid ? change_valid (c, ch, start, start + n)
+      : change_trim_invalid (c, start, n);
   }
   return r;
+}
+
+/* The end of the next step in an invalid run [pos, end).  Zeroes and trims of
+ * long runs take several steps, each of whole regions (zero-step.h).
+ */
+static uint64_t
+change_step_end (struct clone *c, const struct change *ch, uint64_t pos,
+                 uint64_t end)
+{
+  const uint64_t region_size = region_map_region_size (c->map);
+  const uint64_t step = MAX (zero_step_get (&c->dest->zero_step), region_size);
+
+  if (ch->type == CHANGE_WRITE || end - pos <= step)
+    return end;
+  return round_down (pos + step, region_size);
 }
 
 /* Change [start, end), all of whose regions were invalid a moment ago. */
@@ -221,6 +248,8 @@ change_inside (struct clone *c, const struct change *ch, uint64_t end,
   r = e->copied ? clone_check_not_set_back (c, e->closings) : 0;
   for (uint64_t pos = ch->offset; pos < end && r == 0; pos += n) {
     n = region_map_run_bytes (c->map, pos, end, &valid);
+    if (!valid)
+      n = change_step_end (c, ch, pos, pos + n) - pos;
     r = valid ? change_valid (c, ch, pos, pos + n)
       : change_invalid (c, ch, pos, pos + n, e);
   }

@@ -189,6 +189,12 @@ clone_destination (const struct clone *c)
 }
 
 bool
+clone_can_share (const struct clone *c, const struct backend *source)
+{
+  return c->options.discard_passdown && backend_can_share (c->dest, source);
+}
+
+bool
 clone_is_complete (const struct clone *c)
 {
   return commit_is_complete (c->commit);

@@ -186,6 +186,12 @@ extern const struct region_map *clone_map (const struct clone *c);
  */
 extern struct backend *clone_destination (const struct clone *c);
 
+/* May the destination share blocks with the source?  Not if it is to keep the
+ * space that it has.
+ */
+extern bool clone_can_share (const struct clone *c,
+                             const struct backend *source);
+
 /* Is the clone complete, durably? */
 extern bool clone_is_complete (const struct clone *c);
 

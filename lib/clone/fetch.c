@@ -8,7 +8,6 @@
 #include <stdlib.h>
 
 #include "base/cleanup.h"
-#include "base/iszero.h"
 #include "base/rounding.h"
 #include "clone/fetch.h"
 #include "clone/install.h"
@@ -20,14 +19,20 @@ static int
 fetch_write_run (const struct install *i, const uint8_t *buf)
 {
   struct backend *dest = i->clone->dest;
-  const uint64_t count = i->run_end - i->pos;
+  uint64_t n;
+  bool zero;
+  int r = 0;
 
   if (buf == NULL)
     return 0;
-  buf += i->pos - i->start;
-  if (!i->piece && is_zero (buf, count))
-    return backend_zero (dest, count, i->pos, BACKEND_MAY_TRIM);
-  return backend_pwrite (dest, buf, count, i->pos, 0);
+  for (uint64_t pos = i->pos; pos < i->run_end && r == 0; pos += n) {
+    const uint8_t *p = buf + (pos - i->start);
+
+    n = install_zero_run (i, p, i->run_end - pos, &zero);
+    r = zero ? backend_zero (dest, n, pos, install_zero_flags (i->clone))
+      : backend_pwrite (dest, p, n, pos, 0);
+  }
+  return r;
 }
 
 /* Install a range, inside the gate. */

@@ -7,7 +7,9 @@
 #include <errno.h>
 #include <inttypes.h>
 
+#include "base/iszero.h"
 #include "base/log.h"
+#include "base/rounding.h"
 #include "base/test-point.h"
 #include "clone/install.h"
 #include "clone/private.h"
@@ -135,4 +137,28 @@ void
 install_release (struct install *i)
 {
   range_lock_release (&i->clone->ownership, &i->owner);
+}
+
+/* The granule of runs of zeroes.  For a server, shorter runs are sent as data,
+ * because that costs less than another request.
+ */
+#define ZERO_GRANULE_MAX (UINT64_C (64) << 10)
+
+uint64_t
+install_zero_run (const struct install *i, const void *buf, uint64_t count,
+                  bool *zero)
+{
+  const struct clone *c = i->clone;
+  const uint64_t granule = MIN (region_map_region_size (c->map),
+                                ZERO_GRANULE_MAX);
+
+  return zero_run (buf, count, granule, backend_has_peer (c->dest)
+                   ? ZERO_GRANULE_MAX : granule, zero);
+}
+
+unsigned
+install_zero_flags (const struct clone *c)
+{
+  return BACKEND_IF_DATA |
+    (c->options.discard_passdown ? BACKEND_MAY_TRIM : 0);
 }

@@ -108,6 +108,8 @@ admission_next (struct worker *w, struct plan_range *range, uint64_t *cost,
     return ADMISSION_LATER;
   }
 
+  h->plan.max_zero =
+    zero_step_get (&clone_destination (h->clone)->zero_step);
   switch (plan_next (&h->plan, batch, range)) {
   case PLAN_WANT_EXTENTS:
     return ADMISSION_WAIT;

@@ -275,6 +275,8 @@ copy_join (struct copy *copy)
   copy_end (copy);
 }
 
+static void copy_write (struct copy *copy);
+
 static void
 copy_written (struct io *io)
 {
@@ -289,32 +291,40 @@ copy_written (struct io *io)
     copy_finish (copy);
     return;
   }
+  copy->next += io->count;
+  if (copy->next < copy->install.run_end) {
+    copy_write (copy);
+    return;
+  }
   install_set (&copy->install);
   copy_go_on (copy);
 }
 
-/* Write the run that install_next has found. */
+/* Write the rest of the run that install_next has found, or the start of it. */
 static void
 copy_write (struct copy *copy)
 {
   const struct install *i = &copy->install;
+  bool zero = copy->method == COPY_HOLE;
 
   copy->io = (struct io){
-    .offset = i->pos, .count = i->run_end - i->pos,
+    .offset = copy->next, .count = i->run_end - copy->next,
     .done = copy_written, .opaque = copy,
   };
-  switch (copy->method) {
-  case COPY_HOLE:
+  if (copy->method == COPY_BUFFER) {
+    copy->io.buf = copy->buf + (copy->next - copy->range.start);
+    copy->io.count = install_zero_run (i, copy->io.buf, copy->io.count, &zero);
+  }
+  if (zero) {
     copy->io.type = IO_ZERO;
-    copy->io.flags = BACKEND_MAY_TRIM;
-    break;
-  case COPY_SHARE:
+    copy->io.flags = install_zero_flags (i->clone);
+  }
+  else if (copy->method == COPY_SHARE) {
     copy->io.type = IO_SHARE;
     copy->io.from = copy->w->source;
-    break;
-  default:
+  }
+  else {
     copy->io.type = IO_WRITE;
-    copy->io.buf = copy->buf + (i->pos - copy->range.start);
     copy->io.flags = BACKEND_WRITE_BEHIND;
   }
   channel_submit (copy->w->to, &copy->io);
@@ -329,6 +339,7 @@ copy_go_on (struct copy *copy)
   }
   switch (install_next (&copy->install)) {
   case 1:
+    copy->next = copy->install.pos;
     copy_write (copy);
     return;
   case -1:

@@ -132,7 +132,9 @@ plan_next_in_run (struct plan *p, struct plan_walk *walk, uint64_t limit,
 
   plan_whole_granules (&start, &end, granule, limit);
   range->zero = end > start && start == walk->pos;
-  if (!range->zero) {
+  if (range->zero)
+    end = MIN (end, start + MAX (round_down (p->max_zero, granule), granule));
+  else {
     start = walk->pos;
     if (known < MIN (start + granule, limit))
       return PLAN_WANT_EXTENTS;
@@ -168,7 +170,8 @@ plan_next_of_walk (struct plan *p, struct plan_walk *walk, uint64_t batch,
 
   if (!walk->cut) {
     r = plan_next_in_run (p, walk, limit, region_size, batch, range);
-    if (r == PLAN_RANGE && (range->zero || region_size <= batch))
+    if (r == PLAN_RANGE &&
+        region_size <= (range->zero ? MAX (batch, p->max_zero) : batch))
       goto out;
     if (region_size <= batch)
       return r;

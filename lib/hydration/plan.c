@@ -17,6 +17,7 @@ plan_init (struct plan *p, const struct region_map *map, bool use_extents)
 {
   *p = (struct plan){
     .map = map, .use_extents = use_extents, .disk.end = region_map_size (map),
+    .max_zero = PLAN_MAX_ZERO,
   };
   ahead_init (&p->ahead, p->disk.end);
 }

@@ -139,6 +139,8 @@ enum plan_result {
 struct plan {
   const struct region_map *map;
   bool use_extents;      /* the source knows its extents */
+  uint64_t max_zero;     /* the longest range of zeroes, at most PLAN_MAX_ZERO.
+                          * The caller may change it between calls */
   struct plan_walk disk;
   struct ahead ahead;    /* the source's extents, ahead of the disk's walk */
   unsigned open_cuts;    /* regions in pieces, planned or under way */
@@ -167,10 +169,9 @@ extern void plan_init (struct plan *p, const struct region_map *map,
                        bool use_extents);
 extern void plan_destroy (struct plan *p);
 
-/* The next range: data of at most batch bytes, or zeroes of any length up to
- * PLAN_MAX_ZERO.  Regions larger than a batch are cut into pieces, unless they
- * are zeroes.  A piece may have PLAN_PIECE_ALIGN bytes, even if the batch has
- * less.
+/* The next range: data of at most batch bytes, or zeroes of at most max_zero.
+ * Larger regions are cut into pieces.  A piece may have PLAN_PIECE_ALIGN bytes,
+ * even if the batch has less.
  */
 extern enum plan_result plan_next (struct plan *p, uint64_t batch,
                                    struct plan_range *range);

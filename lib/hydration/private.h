@@ -62,6 +62,7 @@ struct copy {
   int error;       /* the destination's errno, or 0 */
   double asked;    /* when the read of the source began */
   struct install install;
+  uint64_t next;   /* of the run in install: it is written up to here */
   struct io io;
   uint8_t *buf;
   size_t buf_size;

@@ -25,6 +25,7 @@
 
 #include "backend/channel.h"
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/thread.h"
 #include "hydration/plan.h"
 #include "hydration/private.h"
@@ -132,9 +133,16 @@ worker_no_memory (struct worker *w, const struct plan_range *range,
     hydrate_tell_end (h);
 }
 
+/* On a channel that executes requests at once, holes that take long are done in
+ * worker_fill, and their ranges stay owned until it returns.  So it does not go
+ * on for longer than this.
+ */
+#define FILL_SECONDS ZERO_STEP_SECONDS
+
 void
 worker_fill (struct worker *w)
 {
+  const double begin = monotonic_seconds ();
   struct plan_range range;
   struct copy *copy;
   uint64_t cost;
@@ -153,6 +161,10 @@ worker_fill (struct worker *w)
       .cost = cost, .buf = copy->buf, .buf_size = copy->buf_size,
     };
     copy_start (copy);
+    if (monotonic_seconds () - begin > FILL_SECONDS) {
+      ev_async_send (w->loop, &w->wake); /* for the others */
+      break;
+    }
   }
 
   if (next == ADMISSION_LATER) {
@@ -244,7 +256,7 @@ worker_init (struct hydrate *h, struct worker *w)
     log_error (h->log, "cannot create an event loop");
     return -1;
   }
-  w->shares = backend_can_share (clone_destination (h->clone), w->source);
+  w->shares = clone_can_share (h->clone, w->source);
   w->from = channel_new (w->source, w->loop);
   w->to = channel_new (clone_destination (h->clone), w->loop);
   if (w->from == NULL || w->to == NULL)

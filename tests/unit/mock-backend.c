@@ -808,7 +808,7 @@ mock_new (struct mock_log *log, const char *name, uint64_t size,
   m->b.size = size;
   m->b.minimum_block = 1;
   m->b.readonly = readonly;
-  m->b.can_fast_zero = !readonly;
+  m->b.can_zero = m->b.can_fast_zero = !readonly;
   m->b.is_file = true;
   m->b.knows_extents = true;
   m->log = log;

@@ -439,6 +439,61 @@ START_TEST (trim_of_a_strange_device)
 }
 END_TEST
 
+/* Where the destination has a hole and the clone has zeroes, whoever makes the
+ * regions valid leaves the hole as it is, except a client that asks for zeroes.
+ */
+START_TEST (holes_stay)
+{
+  new_disk (256 * K, 4 * K);
+  d->clone->options.discard_passdown = false;
+  d->clone->options.copy_on_read = _i == 2;
+  mock_fill (d->dest, NULL, 256 * K, 0);
+  mock_fill (d->source, NULL, 192 * K, 0);
+  write_model (0, 192 * K, 0);
+  switch (_i) {
+  case 0:
+    ck_assert_int_eq (clone_trim (d->clone, 256 * K, 0, 0), 0);
+    write_model (0, 256 * K, 0);
+    break;
+  case 1:
+    ck_assert_int_eq (clone_cache (d->clone, 256 * K, 0), 0);
+    break;
+  case 2:
+    check_all ();
+    break;
+  }
+  ck_assert_uint_eq (region_map_count_valid (d->clone->map), 64);
+  ck_assert_uint_eq (mock_count (d->dest, MOCK_ZERO), 0);
+  ck_assert_uint_eq (mock_bytes (d->dest, MOCK_PWRITE), _i ? 64 * K : 0);
+  check_all ();
+}
+END_TEST
+
+/* A long zero or trim of invalid regions owns one step of them at a time. */
+START_TEST (long_zero_in_steps)
+{
+  struct mock_gate *gate;
+  struct op change, write;
+
+  new_disk (8 * M, 64 * K);
+  mock_backend (d->dest)->zero_step.bytes = 1 * M;
+  gate = mock_gate (d->dest, MOCK_ZERO, MOCK_ANYWHERE, 2);
+  start (&change, _i ? OP_TRIM : OP_ZERO, 0, 8 * M - 100, 100);
+  mock_gate_wait (gate);
+  /* The second step is under way.  The first one is over, and regions of the
+   * third are still the source's.
+   */
+  write_model (0, 1 * M - 100 - (_i ? 64 * K - 100 : 0), _i ? 64 * K : 100);
+  check_read (0, 1 * M);
+  start (&write, OP_WRITE, 7, 64 * K, 4 * M);
+  end (&write);
+  mock_gate_open (gate);
+  end (&change);
+  write_model (0, 7 * M, 1 * M);
+  check_all ();
+}
+END_TEST
+
 /* A zero of part of an invalid region is a write of it. */
 START_TEST (partial_zero)
 {
@@ -1883,6 +1938,8 @@ main (void)
   tcase_add_loop_test (tc, trim_of_a_strange_device, 0, 2);
   tcase_add_test (tc, partial_zero);
   tcase_add_test (tc, fast_zero);
+  tcase_add_loop_test (tc, holes_stay, 0, 3);
+  tcase_add_loop_test (tc, long_zero_in_steps, 0, 2);
   tcase_add_test (tc, fua);
   tcase_add_test (tc, fua_that_takes_errors);
   tcase_add_test (tc, extents);

@@ -3,7 +3,8 @@
  */
 
 /* Proves that a list of extents stays contiguous and merged, that the extent at
- * an offset is found, and that backend_is_zero is right.
+ * an offset is found, that runs of zeroes are found and backend_is_zero is
+ * right, and how much is zeroed at once.
  */
 
 #include <config.h>
@@ -14,7 +15,9 @@
 #include <check.h>
 
 #include "backend/backend.h"
+#include "backend/zero-step.h"
 #include "base/extents.h"
+#include "base/iszero.h"
 #include "mock-backend.h"
 #include "run-suite.h"
 
@@ -102,7 +105,7 @@ END_TEST
 /* Holes are not read.  One byte that is not zero is found anywhere in data, and
  * does not matter outside the range.
  */
-START_TEST (is_zero)
+START_TEST (all_zero)
 {
   struct mock_log *log = mock_log_new (false);
   struct mock *m = mock_new (log, "disk", 3 * M + 1, false);
@@ -131,6 +134,82 @@ START_TEST (is_zero)
 }
 END_TEST
 
+/* Runs of zeroes and of data. */
+START_TEST (runs)
+{
+  char buf[10000] = { 0 };
+  bool zero;
+
+  ck_assert_uint_eq (zero_run (buf, 10000, 4096, 4096, &zero), 10000);
+  ck_assert (zero);
+  ck_assert_uint_eq (zero_run (buf, 100, 4096, 4096, &zero), 100);
+  ck_assert (zero);
+  buf[4095] = buf[8192] = 1;
+  ck_assert_uint_eq (zero_run (buf, 10000, 4096, 4096, &zero), 4096);
+  ck_assert (!zero);
+  ck_assert_uint_eq (zero_run (buf + 4096, 5904, 4096, 4096, &zero), 4096);
+  ck_assert (zero);
+  ck_assert_uint_eq (zero_run (buf + 8192, 1808, 4096, 4096, &zero), 1808);
+  ck_assert (!zero);
+  ck_assert_uint_eq (zero_run (buf + 4094, 2, 4096, 4096, &zero), 2);
+  ck_assert (!zero);
+  /* One granule that is zero only in part is data. */
+  ck_assert_uint_eq (zero_run (buf, 10000, 16384, 16384, &zero), 10000);
+  ck_assert (!zero);
+}
+END_TEST
+
+/* Short runs of zeroes belong to the data beside them, long ones end where the
+ * data begins.
+ */
+START_TEST (short_runs)
+{
+  char buf[100] = { 0 };
+  bool zero;
+
+  buf[20] = buf[30] = buf[71] = 1;
+  ck_assert_uint_eq (zero_run (buf, 100, 1, 20, &zero), 20);
+  ck_assert (zero);
+  ck_assert_uint_eq (zero_run (buf, 100, 1, 21, &zero), 31);
+  ck_assert (!zero);
+  ck_assert_uint_eq (zero_run (buf + 20, 80, 1, 20, &zero), 11);
+  ck_assert (!zero);
+  ck_assert_uint_eq (zero_run (buf + 31, 69, 1, 20, &zero), 40);
+  ck_assert (zero);
+  ck_assert_uint_eq (zero_run (buf + 71, 29, 1, 20, &zero), 1);
+  ck_assert_uint_eq (zero_run (buf + 71, 29, 1, 40, &zero), 29);
+  ck_assert (!zero);
+  ck_assert_uint_eq (zero_run (buf + 72, 28, 1, 40, &zero), 28);
+  ck_assert (zero);
+}
+END_TEST
+
+/* A step grows while zeroes take no time, shrinks to what takes a tenth of a
+ * second, and stays within its limits.
+ */
+START_TEST (zero_steps)
+{
+  struct zero_step step = { 0 };
+
+  ck_assert_uint_eq (zero_step_get (&step), 32 * M);
+  zero_step_learn (&step, 16 * M, 0.001); /* says nothing about 32M */
+  ck_assert_uint_eq (zero_step_get (&step), 32 * M);
+  zero_step_learn (&step, 32 * M, 0.001);
+  ck_assert_uint_eq (zero_step_get (&step), 64 * M);
+  zero_step_learn (&step, 64 * M, 0.07);
+  ck_assert_uint_eq (zero_step_get (&step), 64 * M);
+  zero_step_learn (&step, 64 * M, 0.4);
+  ck_assert_uint_eq (zero_step_get (&step), 16 * M);
+  zero_step_learn (&step, 100 * M, 0.2); /* no reason to grow */
+  ck_assert_uint_eq (zero_step_get (&step), 16 * M);
+  zero_step_learn (&step, 16 * M, 1000);
+  ck_assert_uint_eq (zero_step_get (&step), ZERO_STEP_MIN);
+  for (unsigned i = 0; i < 20; ++i)
+    zero_step_learn (&step, 1 << 30, 0);
+  ck_assert_uint_eq (zero_step_get (&step), ZERO_STEP_MAX);
+}
+END_TEST
+
 int
 main (void)
 {
@@ -142,7 +221,10 @@ main (void)
   tcase_add_test (tc, contiguous);
   tcase_add_test (tc, find);
   tcase_add_test (tc, many);
-  tcase_add_test (tc, is_zero);
+  tcase_add_test (tc, all_zero);
+  tcase_add_test (tc, runs);
+  tcase_add_test (tc, short_runs);
+  tcase_add_test (tc, zero_steps);
   suite_add_tcase (suite, tc);
 
   return run_suite (suite);

@@ -269,6 +269,52 @@ START_TEST (unknown_zeroes)
 }
 END_TEST
 
+/* Zeroes within a copy become holes, too, and holes of the destination are left
+ * alone: only data is written.
+ */
+START_TEST (zeroes_within_copies)
+{
+  const uint64_t size = 16 * M + 1000, region_size = _i & 2 ? 2 * M : 4 * K;
+  const uint64_t granule = MIN (region_size, 64 * K);
+  uint64_t written = 0;
+
+  new_disk (size, region_size, _i & 1);
+  make_hole (size, 0);
+  for (uint64_t pos = 0; pos < size; pos += 256 * K) {
+    const uint64_t n = MIN (4 * K, size - pos);
+
+    memset (model + pos, 1, n);
+    mock_fill (d->source, model + pos, n, pos);
+    written += MIN (granule, size - pos);
+  }
+  mock_backend (d->source)->knows_extents = false;
+  mock_fill (d->dest, NULL, size, 0);
+  begin (&defaults, false);
+  check_complete ();
+  ck_assert_uint_eq (mock_bytes (d->dest, MOCK_PWRITE), written);
+  ck_assert_uint_eq (mock_count (d->dest, MOCK_ZERO), 0);
+}
+END_TEST
+
+/* A destination that is to keep its space shares nothing, and its old data is
+ * overwritten in place.
+ */
+START_TEST (space_is_kept)
+{
+  new_disk (8 * M, 64 * K, _i);
+  d->clone->options.discard_passdown = false;
+  mock_set_share (d->dest, 0, 0);
+  make_hole (4 * M, 2 * M);
+  begin (&defaults, false);
+  check_complete ();
+  ck_assert_uint_eq (mock_shares (d->dest), 0);
+  ck_assert_uint_eq (mock_bytes (d->dest, MOCK_ZERO), 4 * M);
+  for (size_t i = 0; i < mock_log_len (d->log); ++i)
+    if (mock_log_call (d->log, i)->kind == MOCK_ZERO)
+      ck_assert (!(mock_log_call (d->log, i)->flags & BACKEND_MAY_TRIM));
+}
+END_TEST
+
 /* A source whose extents cannot be read is copied as data. */
 START_TEST (extents_fail)
 {
@@ -1072,6 +1118,8 @@ main (void)
   tcase_add_loop_test (tc, shares_some, 0, 4);
   tcase_add_loop_test (tc, shares_nothing, 0, 2);
   tcase_add_test (tc, unknown_zeroes);
+  tcase_add_loop_test (tc, zeroes_within_copies, 0, 4);
+  tcase_add_loop_test (tc, space_is_kept, 0, 2);
   tcase_add_test (tc, extents_fail);
   tcase_add_test (tc, limits);
   tcase_add_loop_test (tc, threshold_is_reached, 0, 2);

@@ -1209,6 +1209,33 @@ START_TEST (everything_once)
 }
 END_TEST
 
+/* Zeroes come in ranges of at most max_zero, and a larger region of zeroes in
+ * pieces.
+ */
+START_TEST (limited_zeroes)
+{
+  const uint64_t region_size = _i ? 1 * M : 4 * K;
+  struct extents list = EXTENTS_INIT;
+  struct plan_range range;
+  unsigned n;
+
+  begin (4 * M, region_size, true);
+  plan.max_zero = 256 * K;
+  ck_assert_int_eq (extents_add (&list, 0, 4 * M, EXTENT_ZERO), 0);
+  ck_assert_int_eq (plan_answer (&plan, plan_ask (&plan), &list), 0);
+  extents_free (&list);
+  for (n = 0; plan_next (&plan, BATCH, &range) == PLAN_RANGE; ++n) {
+    ck_assert (range.zero);
+    ck_assert_uint_eq (range.end - range.start, 256 * K);
+    ck_assert (!range.cut == (_i == 0));
+    done (&range);
+  }
+  ck_assert_uint_eq (n, 16);
+  ck_assert_uint_eq (region_map_count_valid (map), 4 * M / region_size);
+  end ();
+}
+END_TEST
+
 int
 main (void)
 {
@@ -1242,6 +1269,7 @@ main (void)
   tcase_add_test (tc, many_bad);
   tcase_add_loop_test (tc, bad_list, 0, 10);
   tcase_add_loop_test (tc, everything_once, 0, 60);
+  tcase_add_loop_test (tc, limited_zeroes, 0, 2);
   suite_add_tcase (suite, tc);
 
   return run_suite (suite);
