@@ -38,10 +38,11 @@ tmp=$(mktemp -d "${TMPDIR:-/tmp}/clone-XXXXXX")
 tool_dir=
 pids=()
 bits=()
+loops=()
 
 cleanup ()
 {
-  local status=$? pid log
+  local status=$? pid log i
   set +ex
   for pid in "${pids[@]}"; do note_bits "$pid"; done
   for pid in "${pids[@]}"; do kill -9 "$pid" 2>/dev/null; done
@@ -58,6 +59,7 @@ cleanup ()
     done
   fi
   remove_bits
+  for ((i = ${#loops[@]} - 1; i >= 0; i--)); do losetup -d "${loops[i]}"; done
   type -t at_exit >/dev/null && at_exit
   rm -rf "$tmp" ${tool_dir:+"$tool_dir"}
   exit $status
@@ -700,6 +702,16 @@ make_garbage ()
 same ()
 {
   cmp "$1" "$2" || fail "$1 and $2 differ"
+}
+
+# attach LOSETUP-ARGUMENT...: make the loop device $loop, which is detached when
+# the test ends.  Skips the test where that is not possible.
+attach ()
+{
+  requires_command losetup
+  loop=$(losetup -f --show "$@" 2>/dev/null) ||
+    skip "cannot make a loop device"
+  loops+=("$loop")
 }
 
 # export_to NAME FILE: copy a server's export to a file.

@@ -7,27 +7,14 @@
 
 . "$(dirname "$0")/functions.sh"
 
-requires_command losetup
 make_disk "$tmp/src" 8M
 cp "$tmp/src" "$tmp/model"
 truncate -s 8M "$tmp/d"
 truncate -s 1M "$tmp/m"
 
-loops=()
-at_exit ()
-{
-  local l
-  for l in "${loops[@]}"; do losetup -d "$l"; done
-}
-loop ()
-{
-  dev=$(losetup -f --show "$@" 2>/dev/null) ||
-    skip "cannot make a loop device"
-  loops+=("$dev")
-}
-loop -r "$tmp/src"; src=$dev
-loop "$tmp/d"; d=$dev
-loop "$tmp/m"; m=$dev
+attach -r "$tmp/src"; src=$loop
+attach "$tmp/d"; d=$loop
+attach "$tmp/m"; m=$loop
 
 refused metadata "$src" destination="$d"
 refused 'same|both' "$d" destination="$d" metadata="$m"

@@ -244,8 +244,9 @@ extern struct backend *backend_create (const struct backend_params *params,
 /* Has this name the form of a URI?  Any other name is a path. */
 extern bool backend_name_is_uri (const char *name);
 
-/* Do two names mean the same file, block device or URI?  Different URIs of one
- * NBD export are not recognised as the same.
+/* Do two names mean the same file, block device or URI, or parts of one device
+ * that overlap?  Different URIs of one NBD export are not recognised as the
+ * same.
  */
 extern bool backend_same (const char *a, const char *b);
 

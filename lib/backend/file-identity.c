@@ -19,18 +19,6 @@
 #include "base/cleanup.h"
 
 bool
-backend_file_same (const char *a, const char *b)
-{
-  struct stat x, y;
-
-  if (stat (a, &x) == -1 || stat (b, &y) == -1)
-    return false;
-  if (S_ISBLK (x.st_mode) && S_ISBLK (y.st_mode))
-    return x.st_rdev == y.st_rdev;
-  return x.st_dev == y.st_dev && x.st_ino == y.st_ino;
-}
-
-bool
 file_is_same (const struct file *f, const struct stat *st)
 {
   if (S_ISBLK (st->st_mode))
@@ -55,29 +43,35 @@ backend_file_identity (struct backend *b, struct backend_identity *id)
   }
 }
 
+bool
+file_read_sys (dev_t dev, const char *name, char *text, size_t size)
+{
+  char path[128];
+  ssize_t n;
+
+  snprintf (path, sizeof path, "/sys/dev/block/%u:%u/%s", major (dev),
+            minor (dev), name);
+  CLEANUP_CLOSE int fd = open (path, O_RDONLY | O_CLOEXEC);
+  n = fd >= 0 ? read (fd, text, size - 1) : 0;
+  if (n <= 0)
+    return false;
+  text[n] = '\0';
+  text[strcspn (text, "\n")] = '\0';
+  return true;
+}
+
 /* The kernel's sequence number (diskseq) of the disk with this device number,
  * or of the disk whose partition has it; 0 if there is none.
  */
 static uint64_t
 disk_number (dev_t dev)
 {
-  static const char *const files[] = { "diskseq", "../diskseq" };
-  uint64_t number = 0;
+  char text[32];
 
-  for (size_t i = 0; i < 2 && number == 0; ++i) {
-    char path[64], text[32];
-    ssize_t n;
-
-    snprintf (path, sizeof path, "/sys/dev/block/%u:%u/%s", major (dev),
-              minor (dev), files[i]);
-    CLEANUP_CLOSE int fd = open (path, O_RDONLY | O_CLOEXEC);
-    n = fd >= 0 ? read (fd, text, sizeof text - 1) : 0;
-    if (n > 0) {
-      text[n] = '\0';
-      number = strtoull (text, NULL, 10);
-    }
-  }
-  return number;
+  if (file_read_sys (dev, "diskseq", text, sizeof text) ||
+      file_read_sys (dev, "../diskseq", text, sizeof text))
+    return strtoull (text, NULL, 10);
+  return 0;
 }
 
 int

@@ -78,6 +78,12 @@ extern void file_log_failure (const char *verb,
 
 extern bool file_is_same (const struct file *f, const struct stat *st);
 
+/* file-identity.c: the first line of a file that /sys has about a block device.
+ * False if there is none.
+ */
+extern bool file_read_sys (dev_t dev, const char *name, char *text,
+                           size_t size);
+
 /* Is b a struct file? */
 extern bool is_file_backend (const struct backend *b);
 

@@ -10,6 +10,7 @@
  *   file-lock.c      one process owns the file
  *   file-create.c    new files and their names
  *   file-identity.c  which file it is
+ *   file-same.c      two names of the same data
  *   write-behind.c   dropping written data from the page cache
  *
  * All I/O goes through the page cache, on the calling thread.

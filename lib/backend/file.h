@@ -31,7 +31,9 @@ extern int backend_file_publish (struct backend *b);
  */
 extern void backend_file_unlink (struct backend *b);
 
-/* Do two paths lead to the same file or block device? */
+/* Do two paths lead to the same file or block device, or to parts of one that
+ * overlap?  Partitions and loop devices are looked through (file-same.c).
+ */
 extern bool backend_file_same (const char *a, const char *b);
 
 /* Identifies a file for good: another file under the same name has another

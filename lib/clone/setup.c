@@ -128,8 +128,8 @@ setup_check_not_same (struct setup_work *w, const char *role_a, const char *a,
 {
   if (!backend_same (a, b))
     return 0;
-  log_error (w->log, "%s %s and %s %s are the same; give each its own",
-             role_a, a, role_b, b);
+  log_error (w->log, "%s %s and %s %s are the same, or parts of one disk that "
+             "overlap; give each its own", role_a, a, role_b, b);
   return -1;
 }
 
