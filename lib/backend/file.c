@@ -221,6 +221,27 @@ file_open_others (struct file *f)
   return 0;
 }
 
+/* Linux lets a read-only block device be opened for writing.  Only the writes
+ * fail.
+ */
+static bool
+is_read_only_device (const struct file *f)
+{
+  int read_only;
+
+  return f->is_block && ioctl (f->fd, BLKROGET, &read_only) == 0 && read_only;
+}
+
+static void
+log_read_only_device (const struct backend_params *params,
+                      const struct log *log)
+{
+  log_error (log, "%s %s is a read-only device; make it writable with "
+             "\"blockdev --setrw %s\", or choose another", params->role,
+             params->name, params->name);
+  errno = EROFS;
+}
+
 struct backend *
 backend_file_open (const struct backend_params *params, const struct log *log)
 {
@@ -255,6 +276,8 @@ backend_file_open (const struct backend_params *params, const struct log *log)
     if (errno == EBUSY)
       log_error (log, "%s %s is in use by another process, or mounted; stop "
                  "that first", params->role, params->name);
+    else if (errno == EROFS && S_ISBLK (st.st_mode))
+      log_read_only_device (params, log);
     else if (errno != ENOENT)
       file_log_failure ("open", params, log, NULL);
     goto error;
@@ -263,6 +286,10 @@ backend_file_open (const struct backend_params *params, const struct log *log)
       fcntl (f->fd, F_SETFL, 0) == -1 ||
       (!params->readonly && file_open_others (f) == -1)) {
     file_log_failure ("open", params, log, reason);
+    goto error;
+  }
+  if (!params->readonly && is_read_only_device (f)) {
+    log_read_only_device (params, log);
     goto error;
   }
   if (params->lock ? file_lock (f, params->role) == -1
