@@ -5,7 +5,7 @@
 # Proves the rules of create=.  `auto' creates metadata only for a destination
 # that is new or holds no data, `always' also for one with content, and `never'
 # does not.  None of them overwrites valid metadata, or what a larger
-# destination holds beyond the source's size.
+# destination holds beyond the source's size.  A symbolic link to nowhere is refused, by its name.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -69,3 +69,16 @@ for create in always auto never; do
   $python "$srcdir/model.py" "$tmp/model" "$(uri clone)"
   stop clone
 done
+
+# A symbolic link to nowhere; one to a file is as good as the file.
+rm -f "$tmp"/dest*
+ln -s "$tmp/nowhere" "$tmp/link"
+refused "destination $tmp/link: .* symbolic link to $tmp/nowhere, which does not" \
+        "$tmp/src" destination="$tmp/link"
+refused "metadata $tmp/link: .* symbolic link to $tmp/nowhere, which does not" \
+        "$tmp/src" destination="$tmp/dest" metadata="$tmp/link"
+truncate -s 2M "$tmp/nowhere"
+serve_clone "$tmp/src" destination="$tmp/link" metadata="$tmp/dest.clone"
+wait_complete
+stop clone
+same "$tmp/nowhere" "$tmp/src"

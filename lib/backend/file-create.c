@@ -91,6 +91,28 @@ backend_file_publish (struct backend *b)
   return -1;
 }
 
+/* Log that the name exists.  A symbolic link whose target is missing cannot be
+ * opened, so the user may not expect that it is there.
+ */
+static void
+log_exists (const struct backend_params *params, const struct stat *st,
+            const struct log *log)
+{
+  char target[4096];
+  ssize_t n = S_ISLNK (st->st_mode)
+    ? readlink (params->name, target, sizeof target - 1) : -1;
+
+  errno = EEXIST;
+  if (n == -1) {
+    file_log_failure ("create", params, log, NULL);
+    return;
+  }
+  target[n] = '\0';
+  log_error (log, "cannot create %s %s: it is a symbolic link to %s, which does "
+             "not exist; name that file instead, or remove the link",
+             params->role, params->name, target);
+}
+
 struct backend *
 backend_file_create (const struct backend_params *params, uint64_t size,
                      const struct log *log)
@@ -107,8 +129,7 @@ backend_file_create (const struct backend_params *params, uint64_t size,
 
   /* Now, because it may be long until the file gets its name. */
   if (lstat (params->name, &st) == 0) {
-    errno = EEXIST;
-    file_log_failure ("create", params, log, NULL);
+    log_exists (params, &st, log);
     goto error;
   }
   if (size > INT64_MAX) {
