@@ -5,7 +5,8 @@
 # Proves the rules of create=.  `auto' creates metadata only for a destination
 # that is new or holds no data, `always' also for one with content, and `never'
 # does not.  None of them overwrites valid metadata, or what a larger
-# destination holds beyond the source's size.  A symbolic link to nowhere is refused, by its name.
+# destination holds beyond the source's size.  New files can be read and written
+# by their owner only.  A symbolic link to nowhere is refused, by its name.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -69,6 +70,17 @@ for create in always auto never; do
   $python "$srcdir/model.py" "$tmp/model" "$(uri clone)"
   stop clone
 done
+
+# New files are for their owner, whatever the umask and the source's mode are.
+rm -f "$tmp"/dest*
+chmod 666 "$tmp/src"
+old_umask=$(umask)
+umask 000
+serve_clone "$tmp/src" destination="$tmp/dest"
+umask "$old_umask"
+test "$(stat -c %a "$tmp/dest")" = 600
+test "$(stat -c %a "$tmp/dest.clone")" = 600
+finish
 
 # A symbolic link to nowhere; one to a file is as good as the file.
 rm -f "$tmp"/dest*

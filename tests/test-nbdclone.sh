@@ -99,8 +99,9 @@ json "$meta" '.valid == 19 and .unknown == 0 and .regions == 10240 and
               .region_size == 4096 and .size == 41943040 and .flags.clean and
               (.flags.complete or .damaged | not)'
 has_runs "$meta" "$all"
-# A repaired copy is the same, except for the UUID.
+# A repaired copy is the same, except for the UUID.  It is for its owner only.
 expect 0 repair "$meta" "$new"
+test "$(stat -c %a "$new")" = 600
 said 'written: 19 of 10240'
 expect 0 check "$new"
 has_runs "$new" "$all"

@@ -26,6 +26,7 @@ make_disk "$tmp/src" 16M
 cp "$tmp/src" "$tmp/model"
 # Nothing but the refused process may change a file.
 serve_clone "$tmp/src" destination="$tmp/dest" hydration=off commit-interval=0
+test "$(stat -c %a "$tmp/dest") $(stat -c %a "$tmp/dest.clone")" = "600 600"
 $python "$srcdir/model.py" "$tmp/model" "$(uri clone)" --ops 50
 refused 'lock|in use|another process' "$tmp/src" destination="$tmp/dest"
 

@@ -41,6 +41,9 @@ sync_directory (const char *path)
  * It needs its name at once where the file system has no O_TMPFILE, and where
  * /proc is not mounted: then linkat could name it only with AT_EMPTY_PATH,
  * which is a privilege.
+ *
+ * Only its owner may read it: the source's data may be secret, and nbdkit sets
+ * a umask of its own, 022, whatever the user's is.
  */
 static int
 create_sparse (struct file *f, uint64_t size)
@@ -50,7 +53,7 @@ create_sparse (struct file *f, uint64_t size)
 
   if (copy == NULL)
     return -1;
-  f->fd = open (dirname (copy), O_RDWR | O_TMPFILE | O_CLOEXEC, 0666);
+  f->fd = open (dirname (copy), O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
   file_proc_name (f, path);
   if (f->fd >= 0 && access (path, F_OK) == -1) {
     close (f->fd);
@@ -58,7 +61,7 @@ create_sparse (struct file *f, uint64_t size)
     errno = EOPNOTSUPP;
   }
   if (f->fd == -1 && (errno == EOPNOTSUPP || errno == EISDIR)) {
-    f->fd = open (f->b.name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    f->fd = open (f->b.name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     f->named = f->fd >= 0;
   }
   if (f->fd == -1)
