@@ -42,6 +42,15 @@ backend_preadv (struct backend *b, const struct segment *seg, size_t n)
   return n ? b->ops->pread (b, seg, n) : 0;
 }
 
+int
+backend_pread_once (struct backend *b, void *buf, size_t count,
+                    uint64_t offset)
+{
+  if (count == 0 || b->ops->pread_once == NULL)
+    return backend_pread (b, buf, count, offset);
+  return b->ops->pread_once (b, buf, count, offset);
+}
+
 /* A backend that was opened read-only is never written to, whatever the caller
  * or the backend does.
  */
@@ -205,12 +214,13 @@ data_is_zero (struct backend *b, const struct extent *extent, void **buf)
   uint64_t offset = extent->offset;
   uint64_t end = extent->offset + extent->length;
 
-  if (*buf == NULL && (*buf = malloc (ZERO_PIECE)) == NULL)
+  if (*buf == NULL &&
+      (*buf = aligned_alloc (BACKEND_ALIGN, ZERO_PIECE)) == NULL)
     return -1;
   while (offset < end) {
     size_t count = MIN (ZERO_PIECE, end - offset);
 
-    if (backend_pread (b, *buf, count, offset) == -1)
+    if (backend_pread_once (b, *buf, count, offset) == -1)
       return -1;
     if (!is_zero (*buf, count))
       return 0;

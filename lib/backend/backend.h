@@ -60,6 +60,11 @@ struct segment {
 #define BACKEND_WRITE_BEHIND 16 /* pwrite: nobody reads it again soon */
 #define BACKEND_IF_DATA 32 /* zero: leave alone what reads as zeroes already */
 
+/* backend_pread_once is fastest if buffer, count and offset are multiples of
+ * this.
+ */
+#define BACKEND_ALIGN 4096
+
 /* What the user of a backend asks of it, and wants to be told, about the peer.
  */
 struct backend_service {
@@ -110,6 +115,13 @@ struct backend_ops {
   int (*pread) (struct backend *b, const struct segment *seg, size_t n);
   int (*pwrite) (struct backend *b, const struct segment *seg, size_t n,
                  unsigned flags);
+
+  /* pread for data that nobody reads again soon: it leaves the page cache as it
+   * is.  NULL if this host has nothing of it in its page cache: pread does the
+   * same.
+   */
+  int (*pread_once) (struct backend *b, void *buf, size_t count,
+                     uint64_t offset);
 
   /* Make the range read as zeroes.  Without BACKEND_MAY_TRIM it keeps its
    * space.  With BACKEND_FAST it fails with EOPNOTSUPP, and does nothing, if
@@ -264,6 +276,8 @@ extern int backend_pread (struct backend *b, void *buf, size_t count,
                           uint64_t offset);
 extern int backend_preadv (struct backend *b, const struct segment *seg,
                            size_t n);
+extern int backend_pread_once (struct backend *b, void *buf, size_t count,
+                               uint64_t offset);
 extern int backend_pwrite (struct backend *b, const void *buf, size_t count,
                            uint64_t offset, unsigned flags);
 extern int backend_pwritev (struct backend *b, const struct segment *seg,

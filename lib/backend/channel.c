@@ -40,7 +40,7 @@ do_io (struct backend *b, struct io *io)
 {
   switch (io->type) {
   case IO_READ:
-    return backend_pread (b, io->buf, io->count, io->offset);
+    return backend_pread_once (b, io->buf, io->count, io->offset);
   case IO_WRITE:
     return backend_pwrite (b, io->buf, io->count, io->offset, io->flags);
   case IO_ZERO:

@@ -35,7 +35,8 @@ enum io_type { IO_READ, IO_WRITE, IO_ZERO, IO_SHARE, IO_EXTENTS };
  */
 struct io {
   enum io_type type;
-  void *buf;               /* IO_READ, IO_WRITE */
+  void *buf;               /* IO_READ, IO_WRITE.  IO_READ leaves the page
+                            * cache as it is (backend_pread_once) */
   struct backend *from;    /* IO_SHARE, where backend_can_share */
   uint64_t count, offset;  /* bytes.  At most CHANNEL_MAX_ZERO for IO_ZERO,
                             * CHANNEL_MAX_EXTENTS for IO_EXTENTS, else

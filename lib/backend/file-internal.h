@@ -22,6 +22,7 @@ struct file {
   struct backend b;
   int fd;
   int fua_fd;        /* opened O_DSYNC, see file.c; -1 if read-only */
+  int once_fd;       /* opened O_DIRECT, for file_pread_once; -1: none */
   struct write_behind write_behind; /* with a descriptor of its own */
   bool named;        /* false: only backend_file_publish gives it its name */
   bool is_block;     /* a block device */
@@ -33,6 +34,7 @@ struct file {
   _Atomic bool no_punch;
   _Atomic bool no_zero_range;
   _Atomic bool no_allocate;
+  _Atomic bool no_direct;
 
   /* See file-extents.c. */
   pthread_mutex_t data_lock;      /* protects: */
@@ -58,7 +60,7 @@ extern void file_close (struct backend *b);
  */
 extern int file_identify (struct file *f, const char **reason);
 
-/* Open the other descriptors of a writable file. */
+/* Open the other descriptors. */
 extern int file_open_others (struct file *f);
 
 /* The name of an open file in /proc.  It does not exist where /proc is not
@@ -114,6 +116,14 @@ extern int file_failed (void);
 extern int file_write_all (int fd, const char *buf, size_t count,
                            uint64_t offset);
 extern int file_sync (int fd);
+
+/* Read all bytes.  -1 with an errno of backend.h's. */
+extern int file_read_all (int fd, char *buf, size_t count, uint64_t offset);
+
+/* file-read-once.c */
+
+extern int file_pread_once (struct backend *b, void *buf, size_t count,
+                            uint64_t offset);
 
 /* file-zero.c */
 

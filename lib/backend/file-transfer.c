@@ -46,8 +46,8 @@ file_failed (void)
   return -1;
 }
 
-static int
-read_all (int fd, char *buf, size_t count, uint64_t offset)
+int
+file_read_all (int fd, char *buf, size_t count, uint64_t offset)
 {
   while (count > 0) {
     ssize_t r = pread (fd, buf, count, offset);
@@ -120,8 +120,8 @@ int
 file_pread (struct backend *b, const struct segment *seg, size_t n)
 {
   for (size_t i = 0; i < n; ++i)
-    if (read_all (to_file (b)->fd, seg[i].buf, seg[i].count,
-                  seg[i].offset) == -1)
+    if (file_read_all (to_file (b)->fd, seg[i].buf, seg[i].count,
+                       seg[i].offset) == -1)
       return -1;
   return 0;
 }

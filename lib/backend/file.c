@@ -5,6 +5,7 @@
 /* The backend for regular files and block devices: opening and closing.
  *
  *   file-transfer.c  read, write, flush, share
+ *   file-read-once.c reading without filling the page cache
  *   file-zero.c      zero and trim
  *   file-extents.c   data and holes
  *   file-lock.c      one process owns the file
@@ -13,9 +14,10 @@
  *   file-same.c      two names of the same data
  *   write-behind.c   dropping written data from the page cache
  *
- * All I/O goes through the page cache, on the calling thread.
+ * All I/O is done on the calling thread.  It goes through the page cache, except
+ * for reads of data that nobody reads again soon.
  *
- * A writable file is open three times.  Linux reports a failed write-back once
+ * A writable file is open four times.  Linux reports a failed write-back once
  * for each open file description, to the next fsync, fdatasync or O_DSYNC
  * write on it.  A commit relies on that report: its flush must fail when data
  * were lost that any bit of its snapshot covers (I8).  A FUA write on the same
@@ -27,6 +29,10 @@
  *   write_behind.fd  read-only, because waiting with sync_file_range also
  *                    consumes reports.  Where it cannot be opened there is no
  *                    write-behind
+ *   once_fd          read-only, opened O_DIRECT (file-read-once.c).  Where it
+ *                    cannot be opened, fd is used
+ *
+ * A file that is read-only has fd and once_fd.
  *
  * Closing one of them releases no lock (file-lock.c).
  *
@@ -54,6 +60,7 @@
 static const struct backend_ops file_ops = {
   .close = file_close,
   .pread = file_pread,
+  .pread_once = file_pread_once,
   .pwrite = file_pwrite,
   .zero = file_zero,
   .trim = file_trim,
@@ -85,7 +92,7 @@ file_new (const struct backend_params *params, const struct log *log)
   /* The page cache takes any request. */
   f->b.minimum_block = 1;
   f->block_size = 1;
-  f->fd = f->fua_fd = -1;
+  f->fd = f->fua_fd = f->once_fd = -1;
   pthread_mutex_init (&f->data_lock, NULL);
   write_behind_init (&f->write_behind, -1); /* file_open_others sets it */
   return f;
@@ -97,6 +104,8 @@ file_close (struct backend *b)
   struct file *f = to_file (b);
 
   write_behind_destroy (&f->write_behind);
+  if (f->once_fd >= 0)
+    close (f->once_fd);
   if (f->fua_fd >= 0)
     close (f->fua_fd);
   if (f->fd >= 0)
@@ -204,7 +213,7 @@ open_again (struct file *f, int flags)
     errno = ESTALE;
     return -1;
   }
-  if (fcntl (fd, F_SETFL, flags & O_DSYNC) == -1)
+  if (fcntl (fd, F_SETFL, flags & (O_DSYNC | O_DIRECT)) == -1)
     return -1;
   r = fd;
   fd = -1;
@@ -214,6 +223,9 @@ open_again (struct file *f, int flags)
 int
 file_open_others (struct file *f)
 {
+  f->once_fd = open_again (f, O_RDONLY | O_DIRECT);
+  if (f->b.readonly)
+    return 0;
   f->fua_fd = open_again (f, O_RDWR | O_DSYNC);
   if (f->fua_fd == -1)
     return -1;
@@ -284,7 +296,7 @@ backend_file_open (const struct backend_params *params, const struct log *log)
   }
   if (file_identify (f, &reason) == -1 ||
       fcntl (f->fd, F_SETFL, 0) == -1 ||
-      (!params->readonly && file_open_others (f) == -1)) {
+      file_open_others (f) == -1) {
     file_log_failure ("open", params, log, reason);
     goto error;
   }

@@ -26,6 +26,7 @@
 #include "backend/channel.h"
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/rounding.h"
 #include "base/thread.h"
 #include "hydration/plan.h"
 #include "hydration/private.h"
@@ -74,8 +75,8 @@ worker_get_copy (struct worker *w, size_t buf_size)
     copy = calloc (1, sizeof *copy);
   if (copy && copy->buf_size < buf_size) {
     free (copy->buf);
-    copy->buf_size = buf_size;
-    copy->buf = malloc (buf_size);
+    copy->buf_size = round_up (buf_size, BACKEND_ALIGN);
+    copy->buf = aligned_alloc (BACKEND_ALIGN, copy->buf_size);
     if (copy->buf == NULL) {
       free (copy);
       return NULL;

@@ -4,7 +4,7 @@
 
 /* Proves that files are read and written as backend.h says, with and without
  * optional features of the file system; that holes are found; that write-behind
- * keeps the page cache free; that unsuitable files are refused; and that a file
+ * keeps the page cache free, and that reading once does; that unsuitable files are refused; and that a file
  * has one owner, also across fork and beside QEMU (I11).
  */
 
@@ -23,6 +23,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/un.h>
 #include <sys/vfs.h>
 #include <sys/wait.h>
@@ -641,7 +642,7 @@ START_TEST (behind_stands_alone)
     int flags = fcntl (fd, F_GETFL);
     if ((flags & O_ACCMODE) == O_RDONLY) {
       readonly++;
-      /* Writes work without it. */
+      /* Writes work without them. */
       ck_assert_int_eq (close (fd), 0);
     }
     else if (flags & O_DSYNC)
@@ -651,7 +652,7 @@ START_TEST (behind_stands_alone)
   }
   ck_assert_uint_eq (plain, 1);
   ck_assert_uint_eq (dsync, 1);
-  ck_assert_uint_eq (readonly, 1);
+  ck_assert_uint_eq (readonly, 2); /* one of them for pread_once */
 
   uint8_t *data = random_data (10 * M);
   ck_assert_int_eq (backend_pwrite (b, data, 10 * M, 0,
@@ -662,6 +663,125 @@ START_TEST (behind_stands_alone)
   ck_assert_ptr_null (open_path (path, false, true));
   ck_assert_int_eq (errno, EBUSY);
   backend_close (b);
+  free (data);
+}
+END_TEST
+
+/* ---- reads that leave nothing in the page cache ---- */
+
+/* Replaces libc's function.  It can fail for O_DIRECT, as where that is not
+ * supported.
+ */
+static _Atomic bool direct_fails;
+static _Atomic unsigned direct_calls;
+
+ssize_t
+pread (int fd, void *buf, size_t count, off_t offset)
+{
+  if (fcntl (fd, F_GETFL) & O_DIRECT) {
+    direct_calls++;
+    if (direct_fails) {
+      errno = EINVAL;
+      return -1;
+    }
+  }
+  return syscall (SYS_pread64, fd, buf, count, offset);
+}
+
+#define ONCE_SIZE (8 * M + 5 * K + 77)
+
+/* Which pages of the file are in the page cache?  One byte for each, in a
+ * static buffer.
+ */
+static const unsigned char *
+residency (void)
+{
+  static unsigned char vec[ONCE_SIZE / 4096 + 1];
+  int fd = open (path, O_RDONLY);
+  void *map = mmap (NULL, ONCE_SIZE, PROT_READ, MAP_SHARED, fd, 0);
+
+  memset (vec, 0, sizeof vec);
+  ck_assert_ptr_ne (map, MAP_FAILED);
+  ck_assert_int_eq (mincore (map, ONCE_SIZE, vec), 0);
+  for (size_t i = 0; i < sizeof vec; ++i)
+    vec[i] &= 1;
+  munmap (map, ONCE_SIZE);
+  close (fd);
+  return vec;
+}
+
+/* No page is new in the page cache, and few have left it: the kernel may drop a
+ * page at any time.
+ */
+static void
+check_residency (const unsigned char *before)
+{
+  const unsigned char *after = residency ();
+  unsigned cached = 0, lost = 0;
+
+  for (size_t i = 0; i < ONCE_SIZE / 4096 + 1; ++i) {
+    ck_assert_msg (before[i] || !after[i], "page %zu is new", i);
+    cached += before[i];
+    lost += before[i] && !after[i];
+  }
+  ck_assert_uint_gt (cached, 0);
+  ck_assert_uint_le (lost, cached / 2);
+}
+
+/* backend_pread_once returns the file's bytes, of any alignment, and leaves the
+ * page cache as it was, also where others have read ahead.  Where that is not
+ * supported it reads all the same.
+ */
+START_TEST (read_once)
+{
+  static const struct { uint64_t offset, count; } warm[] = {
+    { 0, 4 * K }, { M, 64 * K }, { 5 * M + 8 * K, 4 * K }, { ONCE_SIZE - 1, 1 },
+  };
+  static const size_t pieces[] = { M, 512 * K, 99 * K + 7, 4 * M + 1 };
+  const bool direct = _i == 0 && !is_on_tmpfs ();
+  uint8_t *data = random_data (ONCE_SIZE + 8);
+  uint8_t *buf = aligned_alloc (4096, 9 * M);
+  static unsigned char before[ONCE_SIZE / 4096 + 1];
+  struct backend *b = create (ONCE_SIZE);
+  int fd;
+
+  ck_assert_int_eq (backend_pwrite (b, data, ONCE_SIZE, 0, 0), 0);
+  ck_assert_int_eq (backend_flush (b), 0);
+  backend_close (b);
+  for (unsigned i = 0; i < sizeof pieces / sizeof pieces[0]; ++i) {
+    fd = open (path, O_RDONLY);
+    posix_fadvise (fd, 0, 0, POSIX_FADV_DONTNEED);
+    for (unsigned j = 0; j < sizeof warm / sizeof warm[0]; ++j)
+      ck_assert_int_eq (pread (fd, buf, warm[j].count, warm[j].offset),
+                        warm[j].count);
+    close (fd);
+    memcpy (before, residency (), sizeof before);
+    if (!is_on_tmpfs ())
+      ck_assert_ptr_nonnull (memchr (before, 0, sizeof before));
+
+    b = open_path (path, true, false);
+    ck_assert_ptr_nonnull (b);
+    direct_fails = _i > 0;
+    direct_calls = 0;
+    memset (buf, 0, ONCE_SIZE);
+    for (uint64_t pos = 0; pos < ONCE_SIZE; pos += pieces[i]) {
+      size_t n = pieces[i] < ONCE_SIZE - pos ? pieces[i] : ONCE_SIZE - pos;
+
+      ck_assert_int_eq (backend_pread_once (b, buf + pos, n, pos), 0);
+    }
+    ck_assert_int_eq (memcmp (buf, data, ONCE_SIZE), 0);
+    /* What is not supported is tried only once. */
+    if (direct_fails)
+      ck_assert_uint_le (direct_calls, 1);
+    direct_fails = false;
+    if (direct)
+      check_residency (before);
+    ck_assert_int_eq (backend_pread_once (b, buf, 8 * K, ONCE_SIZE - 4 * K),
+                      -1);
+    ck_assert_int_eq (errno, EIO);
+    backend_close (b);
+  }
+  free (buf);
   free (data);
 }
 END_TEST
@@ -882,7 +1002,7 @@ START_TEST (close_on_exec)
     ck_assert_int_eq (fcntl (fd, F_GETFL) & O_NONBLOCK, 0);
     checked++;
   }
-  ck_assert_uint_eq (checked, 3); /* also those for FUA and write-behind */
+  ck_assert_uint_eq (checked, 4); /* also for FUA, write-behind, pread_once */
   backend_close (b);
 }
 END_TEST
@@ -1157,6 +1277,7 @@ main (void)
   tcase_add_loop_test (tc, behind_fails, 0, 4);
   tcase_add_test (tc, behind_unsupported);
   tcase_add_test (tc, behind_stands_alone);
+  tcase_add_loop_test (tc, read_once, 0, 2);
   tcase_add_test (tc, wrong_types);
   tcase_add_test (tc, missing);
   tcase_add_test (tc, unreadable);
