@@ -205,49 +205,76 @@ backend_log_failure (struct backend *b, const char *role, const char *what)
     log_error (b->log, "%s %s: %s: %m", role, b->name, what);
 }
 
-/* backend_is_zero for an extent that is not known to be zero.  The first call
- * allocates the buffer, and the caller frees it.
- */
+struct zero_check {
+  struct backend *b;
+  uint64_t start;
+  void *buf;            /* allocated for the first read */
+  void (*progress) (void *opaque, uint64_t done);
+  void *opaque;
+};
+
+static void
+zero_is_known (const struct zero_check *z, uint64_t end)
+{
+  if (z->progress)
+    z->progress (z->opaque, end - z->start);
+}
+
+/* backend_is_zero for an extent that is not known to be zero. */
 static int
-data_is_zero (struct backend *b, const struct extent *extent, void **buf)
+data_is_zero (struct zero_check *z, const struct extent *extent)
 {
   uint64_t offset = extent->offset;
   uint64_t end = extent->offset + extent->length;
 
-  if (*buf == NULL &&
-      (*buf = aligned_alloc (BACKEND_ALIGN, ZERO_PIECE)) == NULL)
+  if (z->buf == NULL &&
+      (z->buf = aligned_alloc (BACKEND_ALIGN, ZERO_PIECE)) == NULL)
     return -1;
   while (offset < end) {
     size_t count = MIN (ZERO_PIECE, end - offset);
 
-    if (backend_pread_once (b, *buf, count, offset) == -1)
+    if (backend_pread_once (z->b, z->buf, count, offset) == -1)
       return -1;
-    if (!is_zero (*buf, count))
+    if (!is_zero (z->buf, count))
       return 0;
     offset += count;
+    zero_is_known (z, offset);
+  }
+  return 1;
+}
+
+static int
+range_is_zero (struct zero_check *z, uint64_t count)
+{
+  CLEANUP_EXTENTS_FREE struct extents list = EXTENTS_INIT;
+  uint64_t offset = z->start, end = z->start + count;
+
+  while (offset < end) {
+    extents_clear (&list);
+    if (backend_extents (z->b, end - offset, offset, 0, &list) == -1)
+      return -1;
+    for (size_t i = 0; i < list.len; i++) {
+      const struct extent *e = &list.extent[i];
+      int r = e->flags & EXTENT_ZERO ? 1 : data_is_zero (z, e);
+
+      if (r != 1)
+        return r;
+      zero_is_known (z, e->offset + e->length);
+    }
+    offset = extents_end (&list);
   }
   return 1;
 }
 
 int
-backend_is_zero (struct backend *b, uint64_t count, uint64_t offset)
+backend_is_zero (struct backend *b, uint64_t count, uint64_t offset,
+                 void (*progress) (void *opaque, uint64_t done), void *opaque)
 {
-  CLEANUP_EXTENTS_FREE struct extents list = EXTENTS_INIT;
-  CLEANUP_FREE void *buf = NULL;
-  uint64_t end = offset + count;
+  struct zero_check z = {
+    .b = b, .start = offset, .progress = progress, .opaque = opaque
+  };
+  int r = range_is_zero (&z, count);
 
-  while (offset < end) {
-    extents_clear (&list);
-    if (backend_extents (b, end - offset, offset, 0, &list) == -1)
-      return -1;
-    for (size_t i = 0; i < list.len; i++) {
-      int r = list.extent[i].flags & EXTENT_ZERO
-              ? 1 : data_is_zero (b, &list.extent[i], &buf);
-
-      if (r != 1)
-        return r;
-    }
-    offset = extents_end (&list);
-  }
-  return 1;
+  free (z.buf);
+  return r;
 }

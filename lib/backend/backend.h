@@ -262,11 +262,16 @@ extern bool backend_name_is_uri (const char *name);
  */
 extern bool backend_same (const char *a, const char *b);
 
-/* Does the range hold only zeroes?  Parts whose extents do not tell are read.
- * 1: yes.  0: no.  -1: error.
+/* Does the range hold only zeroes?  Parts whose extents do not tell are read,
+ * with backend_pread_once.  1: yes.  0: no.  -1: error.
+ *
+ * This may take long.  progress, which may be NULL, is called after each extent
+ * and each MiB that was read, with the number of bytes that are known to be
+ * zero.
  */
-extern int backend_is_zero (struct backend *b, uint64_t count,
-                            uint64_t offset);
+extern int backend_is_zero (struct backend *b, uint64_t count, uint64_t offset,
+                            void (*progress) (void *opaque, uint64_t done),
+                            void *opaque);
 
 /* The table's functions.  Here a count of 0 is allowed and does nothing.  On a
  * read-only backend those that write fail with EPERM.

@@ -9,11 +9,72 @@
 #include <inttypes.h>
 
 #include "backend/file.h"
+#include "base/clock.h"
 #include "base/rounding.h"
 #include "clone/setup-internal.h"
 #include "store/fingerprint.h"
 #include "store/metadata.h"
 #include "store/superblock.h"
+
+/* ---- is the destination empty? ---- */
+
+/* Seconds until the log says that this takes time, and between two messages. */
+#define CHECK_FIRST 1
+#define CHECK_AGAIN 5
+
+struct check {
+  struct setup_work *w;
+  uint64_t size;
+  double next;          /* when the log says something */
+};
+
+static double
+check_now (const struct check *check)
+{
+  return check->w->s->clock ? check->w->s->clock () : monotonic_seconds ();
+}
+
+/* backend_is_zero's progress.  Nobody can use the disk before the check ends. */
+static void
+check_progress (void *opaque, uint64_t done)
+{
+  static const char *const units[] = { "bytes", "KiB", "MiB", "GiB", "TiB" };
+  struct check *check = opaque;
+  const double now = check_now (check);
+  double size = check->size;
+  unsigned unit = 0;
+
+  if (now < check->next)
+    return;
+  check->next = now + CHECK_AGAIN;
+  for (; size >= 1024 && unit < 4; size /= 1024)
+    unit++;
+  log_info (check->w->log, "checking that destination %s is empty: %u %% of "
+            "%.4g %s; create=always skips this check", check->w->dest->name,
+            (unsigned)(100.0 * done / check->size), size, units[unit]);
+}
+
+static int
+create_check_empty (struct setup_work *w, uint64_t size)
+{
+  struct check check = { .w = w, .size = size };
+
+  check.next = check_now (&check) + CHECK_FIRST;
+  switch (backend_is_zero (w->dest, size, 0, check_progress, &check)) {
+  case 1:
+    return 0;
+  case 0:
+    log_error (w->log, "destination %s holds data, and there is no metadata "
+               "in %s; choose an empty destination, or use create=always to "
+               "overwrite it", w->dest->name, w->metadata_name);
+    return -1;
+  default:
+    backend_log_failure (w->dest, "destination", "cannot read it");
+    return -1;
+  }
+}
+
+/* ---- rules ---- */
 
 /* May new metadata be made? */
 static int
@@ -40,22 +101,11 @@ create_check_rules (struct setup_work *w, enum metadata_presence presence,
     return -1;
   }
 
-  if (w->dest && w->s->create == CREATE_AUTO) {
-    switch (backend_is_zero (w->dest, size, 0)) {
-    case 1:
-      break;
-    case 0:
-      log_error (w->log, "destination %s holds data, and there is no metadata "
-                 "in %s; choose an empty destination, or use create=always to "
-                 "overwrite it", w->dest->name, w->metadata_name);
-      return -1;
-    default:
-      backend_log_failure (w->dest, "destination", "cannot read it");
-      return -1;
-    }
-  }
-  return 0;
+  return w->dest && w->s->create == CREATE_AUTO ? create_check_empty (w, size)
+    : 0;
 }
+
+/* ---- making it ---- */
 
 static int
 create_choose_region_size (struct setup_work *w, struct superblock *sb)

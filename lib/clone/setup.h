@@ -29,6 +29,7 @@ struct setup {
   unsigned source_connections, destination_connections;
   unsigned timeout;        /* seconds until opening the source fails; 0: 60 */
   unsigned deadline;       /* for tests, as in backend_params */
+  double (*clock) (void);  /* for tests: replaces monotonic_seconds; or NULL */
   struct clone_options options;
 };
 

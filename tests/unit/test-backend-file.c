@@ -871,7 +871,7 @@ START_TEST (creation)
   ck_assert_int_eq (stat (path, &st), 0);
   ck_assert_int_eq (st.st_size, 5 * M + 3);
   ck_assert_uint_lt (allocated (), 64 * K);
-  ck_assert_int_eq (backend_is_zero (b, b->size, 0), 1);
+  ck_assert_int_eq (backend_is_zero (b, b->size, 0, NULL, NULL), 1);
 
   ck_assert_ptr_null (backend_create (&params, 1, &mock_messages));
   ck_assert_ptr_nonnull (strstr (mock_last_error (), "cannot create"));
@@ -1167,7 +1167,7 @@ START_TEST (qemu_itself)
   snprintf (command, sizeof command,
             "qemu-io -f raw -c 'write -P 1 0 512' '%s' >/dev/null 2>&1", path);
   ck_assert_int_ne (system (command), 0);
-  ck_assert_int_eq (backend_is_zero (b, M, 0), 1);
+  ck_assert_int_eq (backend_is_zero (b, M, 0, NULL, NULL), 1);
   backend_close (b);
   ck_assert_int_eq (system (command), 0);
 }

@@ -113,22 +113,22 @@ START_TEST (all_zero)
   static const uint64_t at[] = { 0, 31, 32, M - 1, M, 2 * M + 5, 3 * M };
   uint8_t zero = 0, one = 1;
 
-  ck_assert_int_eq (backend_is_zero (b, 3 * M + 1, 0), 1);
+  ck_assert_int_eq (backend_is_zero (b, 3 * M + 1, 0, NULL, NULL), 1);
   ck_assert_uint_eq (mock_count (m, MOCK_PREAD), 0);
   for (unsigned i = 0; i < sizeof at / sizeof at[0]; ++i) {
     mock_fill (m, &one, 1, at[i]);
     mock_set_max_extents (m, i % 2);
-    ck_assert_int_eq (backend_is_zero (b, 3 * M + 1, 0), 0);
-    ck_assert_int_eq (backend_is_zero (b, 1, at[i]), 0);
+    ck_assert_int_eq (backend_is_zero (b, 3 * M + 1, 0, NULL, NULL), 0);
+    ck_assert_int_eq (backend_is_zero (b, 1, at[i], NULL, NULL), 0);
     if (at[i] > 0)
-      ck_assert_int_eq (backend_is_zero (b, at[i], 0), 1);
+      ck_assert_int_eq (backend_is_zero (b, at[i], 0, NULL, NULL), 1);
     mock_fill (m, &zero, 1, at[i]);
-    ck_assert_int_eq (backend_is_zero (b, 3 * M + 1, 0), 1);
+    ck_assert_int_eq (backend_is_zero (b, 3 * M + 1, 0, NULL, NULL), 1);
   }
   b->knows_extents = false;
-  ck_assert_int_eq (backend_is_zero (b, 3 * M + 1, 0), 1);
+  ck_assert_int_eq (backend_is_zero (b, 3 * M + 1, 0, NULL, NULL), 1);
   mock_fail (m, MOCK_PREAD, MOCK_ANYWHERE, 2, 1, EIO);
-  ck_assert_int_eq (backend_is_zero (b, 3 * M + 1, 0), -1);
+  ck_assert_int_eq (backend_is_zero (b, 3 * M + 1, 0, NULL, NULL), -1);
   mock_free (m);
   mock_log_free (log);
 }
