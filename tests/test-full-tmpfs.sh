@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 
 # Proves the same as test-full-destination.sh for a destination that is a file
-# in a full file system.
+# in a full file system.  Metadata that finds no room is refused at the start,
+# and leaves nothing behind.
 
 if [ "${1:-}" != --inside ]; then
   . "$(dirname "$0")/functions.sh"
@@ -18,10 +19,16 @@ fi
 mkdir "$tmp/fs"
 mount -t tmpfs -o size=20M none "$tmp/fs"
 fallocate -l 12M "$tmp/fs/in-the-way"
-at_exit () { umount "$tmp/fs"; }
+mkdir "$tmp/tiny"
+mount -t tmpfs -o size=8K none "$tmp/tiny"
+at_exit () { umount "$tmp/fs" "$tmp/tiny"; }
 
 make_disk "$tmp/src" 16M
 cp "$tmp/src" "$tmp/model"
+refused 'metadata.*space' "$tmp/src" destination="$tmp/dest" \
+        metadata="$tmp/tiny/meta"
+test -z "$(ls "$tmp/tiny")"
+test ! -e "$tmp/dest"
 serve_clone "$tmp/src" destination="$tmp/fs/dest" metadata="$tmp/meta" \
             region-size=64K
 eventually grep -q -i 'space' "$tmp/clone.log"
