@@ -2,16 +2,16 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that hydration leaves the page cache as it was, as far as a local source
-# is concerned: pages that were not cached are not cached when the clone is
+# Proves that hydration leaves the page cache as it was, as far as a local
+# source is concerned: pages that were not cached are not cached when the clone is
 # complete, and pages that were cached, also by a client's read through the
 # clone, still are.
 
 . "$(dirname "$0")/functions.sh"
 [ "$(stat -f -c %T "$tmp")" != tmpfs ] || skip "$tmp is in memory"
 
-# pages COMMAND: about $tmp/src.  drop: drop all from the page cache.  warm: then
-# read some.  list: print the numbers of those that are cached.
+# pages COMMAND: about $tmp/src.  drop: drop all from the page cache.  warm:
+# then read some.  list: print the numbers of those that are cached.
 pages ()
 {
   $python - "$tmp/src" "$1" <<'PY'

@@ -111,8 +111,8 @@ log_exists (const struct backend_params *params, const struct stat *st,
     return;
   }
   target[n] = '\0';
-  log_error (log, "cannot create %s %s: it is a symbolic link to %s, which does "
-             "not exist; name that file instead, or remove the link",
+  log_error (log, "cannot create %s %s: it is a symbolic link to %s, which "
+             "does not exist; name that file instead, or remove the link",
              params->role, params->name, target);
 }
 

@@ -14,8 +14,8 @@
  *   file-same.c      two names of the same data
  *   write-behind.c   dropping written data from the page cache
  *
- * All I/O is done on the calling thread.  It goes through the page cache, except
- * for reads of data that nobody reads again soon.
+ * All I/O is done on the calling thread.  It goes through the page cache,
+ * except for reads of data that nobody reads again soon.
  *
  * A writable file is open four times.  Linux reports a failed write-back once
  * for each open file description, to the next fsync, fdatasync or O_DSYNC

@@ -34,7 +34,7 @@ check_now (const struct check *check)
   return check->w->s->clock ? check->w->s->clock () : monotonic_seconds ();
 }
 
-/* backend_is_zero's progress.  Nobody can use the disk before the check ends. */
+/* backend_is_zero's progress.  No client can connect before the check ends. */
 static void
 check_progress (void *opaque, uint64_t done)
 {

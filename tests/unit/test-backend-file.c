@@ -4,7 +4,8 @@
 
 /* Proves that files are read and written as backend.h says, with and without
  * optional features of the file system; that holes are found; that write-behind
- * keeps the page cache free, and that reading once does; that unsuitable files are refused; and that a file
+ * keeps the page cache free, and that reading once does; that unsuitable files are
+ * refused; and that a file
  * has one owner, also across fork and beside QEMU (I11).
  */
 

@@ -153,8 +153,8 @@ check_said (unsigned percent[], size_t n)
   ck_assert_str_eq (said, expected);
 }
 
-/* Each MiB takes half a second: messages after 1 and 6 seconds.  (The end of the
- * extent is one more look at the clock.)
+/* Each MiB takes half a second: messages after 1 and 6 seconds.  (The end of
+ * the extent is one more look at the clock.)
  */
 START_TEST (slow)
 {
