@@ -18,9 +18,6 @@
 #include "base/iszero.h"
 #include "base/rounding.h"
 
-/* How much backend_is_zero reads at once. */
-#define ZERO_PIECE (UINT64_C (1) << 20)
-
 void
 backend_close (struct backend *b)
 {

@@ -67,7 +67,7 @@ add_last_hole (struct file *f, uint64_t offset, uint64_t end,
 
   if (fstat (f->fd, &st) == -1)
     return file_failed ();
-  if ((uint64_t)st.st_size < end) {
+  if (!f->is_block && (uint64_t)st.st_size < end) {
     errno = EIO;
     return -1;
   }

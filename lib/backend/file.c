@@ -163,13 +163,14 @@ file_identify (struct file *f, const char **reason)
   f->is_block = S_ISBLK (st.st_mode);
   f->b.is_file = !f->is_block;
   f->b.can_zero = f->b.can_fast_zero = !f->b.readonly;
+  /* On an empty file, ENXIO says that the call is known.  Most kernels do not
+   * know it for block devices.
+   */
+  f->b.knows_extents = lseek (f->fd, 0, SEEK_HOLE) != -1 || errno == ENXIO;
   if (!f->is_block) {
     f->dev = st.st_dev;
     f->ino = st.st_ino;
     f->b.size = st.st_size;
-    /* On an empty file, ENXIO says that the call is known. */
-    f->b.knows_extents =
-      lseek (f->fd, 0, SEEK_HOLE) != -1 || errno == ENXIO;
     return 0;
   }
 

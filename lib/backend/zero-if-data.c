@@ -22,13 +22,14 @@ zero_how (const struct backend *b, unsigned flags)
 }
 
 /* Write zeroes over what is not zero.  What cannot be read is written, too:
- * that may repair it.
+ * that may repair it.  The read does not use the page cache: after a failed
+ * write-back that may have zeroes which the device has not.
  */
 static int
 zero_by_reading (struct backend *b, uint64_t count, uint64_t offset,
                  unsigned flags)
 {
-  CLEANUP_FREE char *buf = malloc (MIN (count, ZERO_PIECE));
+  CLEANUP_FREE char *buf = aligned_alloc (BACKEND_ALIGN, ZERO_PIECE);
   const uint64_t end = offset + count;
 
   if (buf == NULL)
@@ -36,7 +37,7 @@ zero_by_reading (struct backend *b, uint64_t count, uint64_t offset,
   while (offset < end) {
     size_t n = MIN (ZERO_PIECE, end - offset), run;
     bool zero = false;
-    int r = backend_pread (b, buf, n, offset);
+    int r = backend_pread_once (b, buf, n, offset);
 
     if (r == -1 && errno == ENOTCONN)
       return -1;

@@ -20,7 +20,9 @@
 
 #include "backend/backend.h"
 
-/* Step 3 reads so many bytes at once, and compares granules. */
+/* Bytes that are read at once, also by backend_is_zero, and those that are
+ * compared at once.
+ */
 #define ZERO_PIECE (UINT64_C (1) << 20)
 #define ZERO_GRANULE 4096
 
