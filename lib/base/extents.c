@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 #include "base/extents.h"
+#include "base/rounding.h"
 
 int
 extents_add (struct extents *list, uint64_t offset, uint64_t length,
@@ -68,6 +69,38 @@ extents_find (const struct extents *list, uint64_t offset)
       low = middle + 1;
   }
   return low;
+}
+
+bool
+extents_covers (const struct extents *list, uint64_t offset)
+{
+  return list->len > 0 && list->extent[0].offset <= offset &&
+    offset < extents_end (list);
+}
+
+int
+extents_copy (const struct extents *from, uint64_t start, uint64_t end,
+              size_t max, struct extents *to)
+{
+  for (size_t i = extents_find (from, start);
+       i < from->len && start < end && to->len < max; ++i) {
+    const struct extent *e = &from->extent[i];
+    const uint64_t stop = MIN (end, e->offset + e->length);
+
+    if (extents_add (to, start, stop - start, e->flags) == -1)
+      return -1;
+    start = stop;
+  }
+  return 0;
+}
+
+void
+extents_swap (struct extents *a, struct extents *b)
+{
+  const struct extents old = *a;
+
+  *a = *b;
+  *b = old;
 }
 
 void

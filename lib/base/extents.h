@@ -9,6 +9,7 @@
 #ifndef CLONE_EXTENTS_H
 #define CLONE_EXTENTS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -51,6 +52,19 @@ extern uint64_t extents_end (const struct extents *list);
  * log (len) steps.
  */
 extern size_t extents_find (const struct extents *list, uint64_t offset);
+
+/* Does the list say something about the byte at offset? */
+extern bool extents_covers (const struct extents *list, uint64_t offset);
+
+/* Append to `to' what `from' says about [start, end), where `from' covers
+ * start.  Stops before end where `from' ends, or when `to' has max extents.  -1
+ * with errno as extents_add.
+ */
+extern int extents_copy (const struct extents *from, uint64_t start,
+                         uint64_t end, size_t max, struct extents *to);
+
+/* Exchange the content of two lists. */
+extern void extents_swap (struct extents *a, struct extents *b);
 
 /* Remove all extents; keep the memory for new ones. */
 extern void extents_clear (struct extents *list);

@@ -18,6 +18,7 @@
 #include "backend/zero-step.h"
 #include "base/extents.h"
 #include "base/iszero.h"
+#include "base/rounding.h"
 #include "mock-backend.h"
 #include "run-suite.h"
 
@@ -85,6 +86,52 @@ START_TEST (find)
     }
   }
   extents_free (&list);
+}
+END_TEST
+
+/* A copy is a part of a list, from any byte to any byte, and as much of it as
+ * there is room for.
+ */
+START_TEST (copies)
+{
+  struct extents from = EXTENTS_INIT, to = EXTENTS_INIT;
+
+  ck_assert (!extents_covers (&from, 0));
+  ck_assert_int_eq (extents_add (&from, 100, 10, 0), 0);
+  ck_assert_int_eq (extents_add (&from, 110, 10, 1), 0);
+  ck_assert_int_eq (extents_add (&from, 120, 10, 0), 0);
+  for (uint64_t pos = 90; pos < 140; ++pos)
+    ck_assert (extents_covers (&from, pos) == (pos >= 100 && pos < 130));
+
+  for (uint64_t start = 100; start < 130; ++start)
+    for (uint64_t end = start + 1; end < 140; ++end)
+      for (size_t max = 1; max < 5; ++max) {
+        const size_t first = (start - 100) / 10;
+        const uint64_t room = MIN (100 + (first + max) * 10, UINT64_C (130));
+        const uint64_t stop = MIN (end, room);
+
+        extents_clear (&to);
+        ck_assert_int_eq (extents_copy (&from, start, end, max, &to), 0);
+        ck_assert_uint_eq (to.extent[0].offset, start);
+        ck_assert_uint_eq (extents_end (&to), stop);
+        ck_assert_uint_eq (to.len, (stop - 1) / 10 - 10 - first + 1);
+        for (size_t i = 0; i < to.len; ++i)
+          ck_assert_uint_eq (to.extent[i].flags, (first + i) % 2);
+      }
+  ck_assert_int_eq (extents_copy (&from, 130, 140, 9, &to), 0);
+
+  /* Merged with what is there; no room for another. */
+  extents_clear (&to);
+  ck_assert_int_eq (extents_add (&to, 105, 2, 0), 0);
+  ck_assert_int_eq (extents_copy (&from, 107, 130, 2, &to), 0);
+  ck_assert_uint_eq (to.len, 2);
+  ck_assert_uint_eq (extents_end (&to), 120);
+
+  extents_swap (&from, &to);
+  ck_assert_uint_eq (from.len, 2);
+  ck_assert_uint_eq (to.len, 3);
+  extents_free (&from);
+  extents_free (&to);
 }
 END_TEST
 
@@ -220,6 +267,7 @@ main (void)
   tcase_add_test (tc, merge);
   tcase_add_test (tc, contiguous);
   tcase_add_test (tc, find);
+  tcase_add_test (tc, copies);
   tcase_add_test (tc, many);
   tcase_add_test (tc, all_zero);
   tcase_add_test (tc, runs);
