@@ -17,6 +17,8 @@
 #define TEST_POINTS(X)                                                       \
   /* clone_pread has looked at the map, and reads from the source next */    \
   X (READ_CHOSE_SOURCE, "read-chose-source")                                 \
+  /* block status has looked at the map, and asks the backends next */        \
+  X (STATUS_LOOKED, "status-looked")                                         \
   /* a change of invalid regions: it has read the bytes around it and owns   \
    * nothing yet; it owns the regions and has not looked again; its bytes    \
    * are in the destination, the regions are still invalid; the regions are  \

@@ -293,8 +293,16 @@ change_once (struct clone *c, struct change ch, uint64_t end)
 static int
 change (struct clone *c, struct change ch, uint32_t count)
 {
+  int r;
+
   clone_count_request (c);
-  return RETRY_WHILE_LOST (c, change_once (c, ch, ch.offset + count));
+  /* Between these a kept answer of block status may be wrong
+   * (kept-extents.h).
+   */
+  atomic_fetch_add (&c->changes_begun, 1);
+  r = RETRY_WHILE_LOST (c, change_once (c, ch, ch.offset + count));
+  atomic_fetch_add (&c->changes_ended, 1);
+  return r;
 }
 
 int

@@ -48,6 +48,7 @@ clone_new (struct backend *source, struct backend *dest, struct metadata *md,
   outage_init (&c->outage);
   committer_init (&c->committer, c);
   pthread_mutex_init (&c->source_lock, NULL);
+  kept_init (&c->kept);
   if (source == NULL)
     source_remove_gate (c);
   return c;
@@ -127,6 +128,7 @@ clone_close (struct clone *c)
   range_lock_destroy (&c->ownership);
   gate_destroy (&c->gate);
   pthread_mutex_destroy (&c->source_lock);
+  kept_destroy (&c->kept);
   free (c);
   return r;
 }

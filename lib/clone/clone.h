@@ -161,7 +161,8 @@ extern bool clone_wait_committed (struct clone *c, double seconds);
 extern int clone_commit (struct clone *c, bool always);
 
 /* Append to list, which is empty, extents that begin at offset and cover at
- * least one byte of the range.  While a server is lost its ranges are data.
+ * least one byte of the range.  While a server is lost its ranges are data,
+ * except what is known (kept-extents.h).
  * flags: BACKEND_REQ_ONE
  */
 extern int clone_extents (struct clone *c, uint32_t count, uint64_t offset,

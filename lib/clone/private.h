@@ -20,6 +20,7 @@
 #include "clone/clone.h"
 #include "clone/committer.h"
 #include "clone/gate.h"
+#include "clone/kept-extents.h"
 #include "clone/outage.h"
 #include "store/commit.h"
 #include "store/inherit.h"
@@ -47,16 +48,21 @@ struct clone {
   _Atomic uint64_t setbacks_told; /* commit_setbacks, at the last report to a
                                    * client */
 
+  struct kept_extents kept;     /* for block status */
+
   pthread_mutex_t source_lock; /* protects the two below */
   struct backend *source;      /* NULL when it is closed */
   unsigned source_users;       /* it is closed when this becomes 0 */
   _Atomic bool source_dropped; /* the clone's own use has ended */
 
-  /* Reads and changes that clients have begun, until the source is dropped.
-   * Last, so that no client's look-up shares a cache line with it: all clients
-   * write to it.
+  /* All clients write to what follows.  It is last, so that no client's look-up
+   * shares a cache line with it.
+   *
+   * requests: reads and changes that clients have begun, until the source is
+   * dropped.  changes_begun, changes_ended: changes (kept-extents.h).
    */
   _Atomic uint64_t requests;
+  _Atomic uint64_t changes_begun, changes_ended;
 };
 
 /* Call an event's function, if there is one, with these further arguments. */

@@ -46,6 +46,7 @@ source_drop_if_complete (struct clone *c)
     return;
   TEST_POINT (SOURCE_DROPPED);
   source_remove_gate (c);
+  kept_forget (&c->kept);
   clone_source_put (c);
   TELL (c, complete);
 }

@@ -683,15 +683,19 @@ START_TEST (extents)
   for (size_t max = 0; max < 3; ++max) {
     mock_set_max_extents (d->source, max);
     mock_set_max_extents (d->dest, max);
+    kept_forget (&d->clone->kept);
     get_extents (0, size, 0, say);
     ck_assert_mem_eq (say, want, size);
+    kept_forget (&d->clone->kept);
     get_extents (0, size, BACKEND_REQ_ONE, say);
     ck_assert_mem_eq (say, want, size);
     for (unsigned i = 0; i < 200; ++i) {
       uint64_t offset = mock_random (&seed) % size;
       uint64_t count = 1 + mock_random (&seed) % (size - offset);
 
-      get_extents (offset, count, 0, say);
+      if (i % 2 == 0)
+        kept_forget (&d->clone->kept);
+      get_extents (offset, count, i % 3 ? 0 : BACKEND_REQ_ONE, say);
       ck_assert_mem_eq (say + offset, want + offset, count);
     }
   }
@@ -1827,8 +1831,8 @@ START_TEST (full_at_a_flush)
 }
 END_TEST
 
-/* What a lost server would have to say about its extents is data, and nobody
- * waits for that.
+/* What a lost server would have to say about its extents is data, unless it is
+ * known, and nobody waits for that.
  */
 START_TEST (extents_of_lost_servers)
 {
@@ -1846,9 +1850,18 @@ START_TEST (extents_of_lost_servers)
   ck_assert_mem_eq (say, want, 64 * K);
 
   lose (d->source);
+  get_extents (0, 64 * K, 0, say);
+  ck_assert_mem_eq (say, want, 64 * K);
+  kept_forget (&d->clone->kept);
   memset (want + 16 * K, 0, 16 * K);
   get_extents (0, 64 * K, 0, say);
   ck_assert_mem_eq (say, want, 64 * K);
+  mock_server_back (d->source);
+  memset (want + 16 * K, EXTENT_HOLE | EXTENT_ZERO, 16 * K);
+  get_extents (0, 64 * K, 0, say);
+  ck_assert_mem_eq (say, want, 64 * K);
+  lose (d->source);
+  kept_forget (&d->clone->kept);
   lose (d->dest);
   memset (want, 0, 64 * K);
   get_extents (0, 64 * K, 0, say);
