@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 
+import block_status
 import copying
 import counts
 import latency
@@ -35,6 +36,7 @@ ROWS = {
     "P9": copying.p9,
     "P10": counts.p10,
     "P11": counts.p11,
+    "P14": block_status.p14,
 }
 
 TITLE_WIDTH = 4
@@ -43,7 +45,7 @@ TITLE_WIDTH = 4
 def arguments():
     parser = argparse.ArgumentParser(prog="bench/run")
     parser.add_argument("rows", nargs="*", metavar="ROW",
-                        help="P1 to P11; default: all")
+                        help="P1 to P11, P14; default: all")
     parser.add_argument("--build", default="build", help=argparse.SUPPRESS)
     parser.add_argument("--list", action="store_true",
                         help="list the rows")

@@ -195,8 +195,8 @@ class Lab:
 
     def run(self, *argv, **kwargs):
         """Run a command and return its output."""
-        result = subprocess.run(argv, stdin=subprocess.DEVNULL,
-                                stdout=subprocess.PIPE, text=True,
+        kwargs.setdefault("stdin", subprocess.DEVNULL)
+        result = subprocess.run(argv, stdout=subprocess.PIPE, text=True,
                                 stderr=subprocess.STDOUT, timeout=PATIENCE,
                                 cwd=self.directory, **kwargs)
         if result.returncode != 0:

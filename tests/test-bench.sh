@@ -2,7 +2,7 @@
 # nbdkit-clone
 # SPDX-License-Identifier: BSD-3-Clause
 
-# Proves that bench/run knows the rows P1 to P11 and no others, and that it
+# Proves that bench/run knows the rows P1 to P11 and P14, and no others, and that it
 # judges correctly which lines of the table hold.
 
 . "$(dirname "$0")/functions.sh"
@@ -11,7 +11,7 @@ bench=$srcdir/../bench
 requires "$python" -c 'import statistics'
 
 "$bench/run" --list | cut -d' ' -f1 >"$tmp/rows"
-seq -f P%g 11 | cmp - "$tmp/rows"
+{ seq -f P%g 11; echo P14; } | cmp - "$tmp/rows"
 
 fails "$python" -B "$bench/bench.py" P12 2>"$tmp/error"
 grep P12 "$tmp/error"
