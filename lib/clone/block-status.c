@@ -260,7 +260,7 @@ clone_extents (struct clone *c, uint32_t count, uint64_t offset,
     r = kept_find (&c->kept, &q, list);
     if (r == 0)
       r = status_once (c, &q, list);
-    /* Perhaps it is only ahead that something fails. */
+    /* Perhaps only what is ahead of the walk cannot be read. */
     if (r == -1 && q.walked > 0) {
       q.walked = q.unchanged = 0;
       extents_clear (list);

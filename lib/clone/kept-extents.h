@@ -4,10 +4,10 @@
 
 /* What block status keeps from one question to the next.
  *
- * A client walks over the disk: it asks where the last answer has ended.  It may
- * ask for one extent at a time (QEMU always does), or for small ranges.  Without
- * memory each of these questions costs a round trip to a remote source.  So two
- * lists are kept:
+ * A client walks over the disk: it asks where the last answer has ended.  It
+ * may ask for one extent at a time (QEMU always does), or for small ranges.
+ * Without memory each of these questions costs a round trip to a remote source.
+ * So two lists are kept:
  *
  *   answer   what the clone has said about a range; true until a client changes
  *            something
@@ -18,14 +18,14 @@
  * source: one extent if the client wants one.  Each further question that needs
  * a new list gets one that is KEPT_AHEAD times as long as the walk has been so
  * far.  So a whole walk takes few lists, and most of what is in them is used.
- * For the answer only the part of the walk since the last change counts: while a
- * client writes all the time, each answer is used once, and is not longer than
- * it must be.
+ * For the answer only the part of the walk since the last change counts: while
+ * a client writes all the time, each answer is used once, and is not longer
+ * than it must be.
  *
  * WHEN IS A KEPT ANSWER TRUE?  The clone counts each change of a client twice:
  * changes_begun before it touches anything, changes_ended after it has touched
- * everything and before it is acknowledged, also if it fails.  An answer is kept
- * if both were equal before the look at the map.  It is true as long as
+ * everything and before it is acknowledged, also if it fails.  An answer is
+ * kept if both were equal before the look at the map.  It is true as long as
  * changes_begun is the same.  One counter is not enough:
  *
  *   changes_begun alone: a change begins; the answer is made; the change writes
@@ -94,8 +94,8 @@ extern void kept_destroy (struct kept_extents *k);
  */
 extern void kept_forget (struct kept_extents *k);
 
-/* Answer the question from what is kept: append extents to list, which is empty.
- * 1: done.  0: ask the backends.  -1 with errno ENOMEM.
+/* Answer the question from what is kept: append extents to list, which is
+ * empty.  1: done.  0: ask the backends.  -1 with errno ENOMEM.
  */
 extern int kept_find (struct kept_extents *k, struct kept_question *q,
                       struct extents *list);
@@ -110,9 +110,9 @@ extern uint64_t kept_ahead (uint64_t walked);
 extern int kept_source (struct kept_extents *k, uint64_t start, uint64_t end,
                         size_t max, struct extents *list);
 
-/* The client gets this answer to its question, and bytes of it.  Keep the answer
- * if it is true, and the source's list if it has extents.  The caller bounds
- * both lists, and gets others in exchange, for it to free.
+/* The client gets so many bytes of this answer.  Keep the answer, if no change
+ * was in progress, and the source's list; an empty list is not kept.  The
+ * caller bounds both lists, and gets others in exchange, for it to free.
  */
 extern void kept_keep (struct kept_extents *k, const struct kept_question *q,
                        struct extents *answer, uint64_t bytes,

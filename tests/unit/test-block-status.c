@@ -4,8 +4,8 @@
 
 /* Proves that block status costs as many questions to source and destination as
  * their extents need, whether the map is fragmented or not, and whatever the
- * client asks for at once; that an answer which is kept is used as long as it is
- * true, and no longer; and that what is kept has a bound.
+ * client asks for at once; that an answer which is kept is used as long as it
+ * is true, and no longer; and that what is kept has a bound.
  */
 
 #include <config.h>
