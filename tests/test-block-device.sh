@@ -4,7 +4,8 @@
 
 # Proves that source, destination and metadata may be block devices, that such a
 # destination needs metadata=, that the devices are locked, and that a read-only
-# device is refused as destination and as metadata.
+# device is refused as destination and as metadata.  And that sectors of 512 and
+# of 4096 bytes work, over old data.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -43,3 +44,29 @@ wait_complete
 stop clone
 blockdev --flushbufs "$d"
 same "$tmp/d" "$tmp/model"
+
+# Devices whose backing file can have holes punched, and that cannot be zeroed in
+# parts of sectors.
+for sector in 512 4096; do
+  for passdown in true false; do
+    : "sectors of $sector bytes, discard-passdown=$passdown"
+    make_disk "$tmp/src2" 8M
+    dd if=/dev/zero of="$tmp/src2" bs=64K seek=32 count=32 conv=notrunc \
+       status=none
+    cp "$tmp/src2" "$tmp/model"
+    make_garbage "$tmp/d2" 8M
+    rm -f "$tmp/meta"
+    attach -b $sector "$tmp/d2"
+    args=("$tmp/src2" destination="$loop" metadata="$tmp/meta" create=always
+          discard-passdown=$passdown)
+    serve_clone "${args[@]}" hydration=off
+    $python "$srcdir/model.py" "$tmp/model" "$(uri clone)" --ops 100
+    control POST /resume
+    wait_complete
+    $python "$srcdir/model.py" "$tmp/model" "$(uri clone)" --ops 50 --seed 2
+    stop clone
+    blockdev --flushbufs "$loop"
+    same "$tmp/d2" "$tmp/model"
+    losetup -d "$loop"
+  done
+done

@@ -55,12 +55,13 @@ struct clone {
   unsigned source_users;       /* it is closed when this becomes 0 */
   _Atomic bool source_dropped; /* the clone's own use has ended */
 
-  /* All clients write to what follows.  It is last, so that no client's look-up
-   * shares a cache line with it.
+  /* All clients write to what follows, so no client's look-up may share a cache
+   * line with it.
    *
    * requests: reads and changes that clients have begun, until the source is
    * dropped.  changes_begun, changes_ended: changes (kept-extents.h).
    */
+  char cache_line[64];
   _Atomic uint64_t requests;
   _Atomic uint64_t changes_begun, changes_ended;
 };
