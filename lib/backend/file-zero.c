@@ -21,7 +21,7 @@ static char zeroes[256 << 10];
  * full file system, where zeroes can still be written in place.
  */
 static bool
-is_failure (int mode, int error)
+fallocate_has_failed (int mode, int error)
 {
   switch (error) {
   case EIO:
@@ -61,7 +61,7 @@ try_fallocate (struct file *f, int mode, _Atomic bool *unsupported,
   if (errno == EOPNOTSUPP || errno == ENOSYS || errno == ENODEV ||
       errno == ENOTTY)
     *unsupported = true;
-  return is_failure (mode, errno) ? file_failed () : 0;
+  return fallocate_has_failed (mode, errno) ? file_failed () : 0;
 }
 
 static int

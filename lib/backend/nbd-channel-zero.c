@@ -25,7 +25,7 @@
 #include "base/rounding.h"
 
 static bool
-if_data (const struct transfer *t)
+zero_if_data_only (const struct transfer *t)
 {
   return t->io->flags & BACKEND_IF_DATA;
 }
@@ -35,9 +35,9 @@ nbd_channel_zero_begin (struct nbd *n, struct transfer *t)
 {
   t->begin = monotonic_seconds ();
   t->by_request = n->b.can_zero;
-  if (if_data (t))
+  if (zero_if_data_only (t))
     t->by_request &= zero_how (&n->b, t->io->flags) == ZERO_BY_REQUEST;
-  if (!if_data (t) || !n->b.knows_extents)
+  if (!zero_if_data_only (t) || !n->b.knows_extents)
     t->data_end = t->end;
 }
 
@@ -45,7 +45,7 @@ nbd_channel_zero_begin (struct nbd *n, struct transfer *t)
  * A block that is zero in part counts as data.
  */
 static void
-skip_zeroes (struct nbd *n, struct transfer *t)
+zero_skip_known (struct nbd *n, struct transfer *t)
 {
   for (size_t i = extents_find (&t->reply, t->next);
        i < t->reply.len && t->next < t->end; ++i) {
@@ -62,7 +62,7 @@ skip_zeroes (struct nbd *n, struct transfer *t)
 }
 
 static void
-ask (struct transfer *t)
+zero_ask_extents (struct transfer *t)
 {
   extents_clear (&t->reply);
   t->req.type = NBD_REQUEST_EXTENTS;
@@ -76,7 +76,7 @@ nbd_channel_zero_next (struct nbd *n, struct transfer *t)
   unsigned flags = t->io->flags & ~BACKEND_IF_DATA;
 
   if (t->data_end <= t->next)
-    skip_zeroes (n, t);
+    zero_skip_known (n, t);
   if (t->next == t->end) {
     zero_step_learn (&n->b.zero_step, t->io->count,
                      monotonic_seconds () - t->begin);
@@ -84,9 +84,9 @@ nbd_channel_zero_next (struct nbd *n, struct transfer *t)
   }
   t->req.offset = t->next;
   if (t->data_end <= t->next)
-    ask (t);
+    zero_ask_extents (t);
   else if (t->by_request) {
-    if (if_data (t) && n->b.can_fast_zero)
+    if (zero_if_data_only (t) && n->b.can_fast_zero)
       flags |= BACKEND_FAST;
     t->req.type = NBD_REQUEST_ZERO;
     t->req.flags = nbd_zero_flags (n, flags);
@@ -96,7 +96,7 @@ nbd_channel_zero_next (struct nbd *n, struct transfer *t)
     t->req.count = MIN (t->data_end - t->next, nbd_zeroes_limit (n));
     t->req.type = NBD_REQUEST_WRITE;
     t->req.buf = nbd_zeroes;
-    if (if_data (t) && !t->is_data) {
+    if (zero_if_data_only (t) && !t->is_data) {
       if (t->buf == NULL)
         t->buf = malloc (nbd_zeroes_limit (n));
       if (t->buf) {
