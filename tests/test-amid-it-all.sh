@@ -60,5 +60,5 @@ done
 awk '{ n[$1] += $2 } END { for (p in n) print p, n[p] }' "$tmp/counts" |
   sort >"$tmp/sums"
 cat "$tmp/sums"
-test "$(wc -l <"$tmp/sums")" -eq 18
+test "$(wc -l <"$tmp/sums")" -eq 19
 fails grep ' 0$' "$tmp/sums"

@@ -77,7 +77,11 @@ mkdir "$tmp/fs"
 if [ -n "${CLONE_IN_NAMESPACE:-}" ] &&
    mount -t tmpfs none "$tmp/fs" 2>/dev/null; then
   at_exit () { umount "$tmp/fs"; }
-  serve huge data size=1P data='@0 "first" @0x3fffffffffffa "at end"'
+  truncate -s 1P "$tmp/fs/huge"
+  printf first | dd of="$tmp/fs/huge" conv=notrunc status=none
+  printf 'at end' | dd of="$tmp/fs/huge" bs=1 seek=$(((1 << 50) - 6)) \
+                       conv=notrunc status=none
+  serve huge file "$tmp/fs/huge"
   serve_clone "$(uri huge)" destination="$tmp/fs/dest" \
               metadata="$tmp/fs/dest.clone"
   status_is '.size == 1125899906842624 and .region_size == 4194304'
