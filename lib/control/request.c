@@ -10,6 +10,7 @@
 
 #include "base/cleanup.h"
 #include "control/request.h"
+#include "control/text.h"
 
 /* Queue the object and a newline as the answer.  Takes over the reference. */
 static enum MHD_Result
@@ -49,6 +50,7 @@ enum MHD_Result
 request_fail (struct request *r, unsigned code, const char *message,
               const char *header, const char *value)
 {
-  return queue_answer (r, code, json_pack ("{s:s}", "error", message), header,
-                       value);
+  return queue_answer (r, code,
+                       json_pack ("{s:o}", "error", text_json (message)),
+                       header, value);
 }

@@ -4,10 +4,9 @@
 
 #include <config.h>
 
-#include <stdio.h>
-
 #include "control/settings.h"
 #include "control/status.h"
+#include "control/text.h"
 #include "store/region-map.h"
 
 static const char *const state_names[] = {
@@ -66,26 +65,11 @@ eta_json (const struct hydrate_status *h)
   return json_integer ((json_int_t)h->eta);
 }
 
-/* Null if there is no error.  JSON is UTF-8, but the text may not be: it can
- * come from a server or contain a file's name.
- */
+/* Null if there is no error. */
 static json_t *
 error_json (const char *error)
 {
-  char text[STATUS_ERROR_MAX];
-  json_t *json;
-
-  if (error[0] == '\0')
-    return json_null ();
-  json = json_string (error);
-  if (json)
-    return json;
-  snprintf (text, sizeof text, "%s", error);
-  for (char *p = text; *p; p++) {
-    if (*p & 0x80)
-      *p = '?';
-  }
-  return json_string (text);
+  return error[0] ? text_json (error) : json_null ();
 }
 
 /* Unreadable ranges of the source. */

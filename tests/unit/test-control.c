@@ -675,6 +675,9 @@ START_TEST (test_refusals)
   ask_wrong (400, "PATCH", "/settings", NULL, "{\"\xff\": \"\xc3\"}",
              "not valid JSON");
   ask_wrong (400, "PATCH", "/settings", NULL, "{} x", "not valid JSON");
+  /* The error's text ends in the middle of a character. */
+  ask_wrong (400, "PATCH", "/settings", NULL, "{\"\\\xc3\xa9\": 5}",
+             "not valid JSON");
   ask_wrong (400, "PATCH", "/settings", NULL, "[\xc3\xa4\xe2\x82\xac",
              "not valid JSON");
   ask_wrong (400, "PATCH", "/settings", NULL,
