@@ -92,7 +92,12 @@ control_thread (void *opaque)
 int
 control_start (struct control *c)
 {
-  if (server_start (&c->server, c->listener.fd, c->token, c->instance) == -1) {
+  const struct server_options options = {
+    .fd = c->listener.fd, .address = c->address, .token = c->token,
+    .instance = c->instance,
+  };
+
+  if (server_start (&c->server, &options) == -1) {
     log_error (c->log, "control=%s: cannot start the HTTP server", c->address);
     return -1;
   }

@@ -95,7 +95,7 @@ begin_request (struct server *s, struct MHD_Connection *connection,
   if (r == NULL)
     return NULL;
   r->server = s;
-  r->instance = s->instance;
+  r->instance = s->options.instance;
   r->connection = connection;
   r->refused = check_headers (s, connection);
   if (!r->refused)
@@ -199,27 +199,29 @@ max_connections (void)
 }
 
 int
-server_start (struct server *s, int fd, const char *token,
-              const struct instance *instance)
+server_start (struct server *s, const struct server_options *options)
 {
-  *s = (struct server){ .instance = instance, .token = token };
-  waiters_init (&s->waiters, instance);
+  const unsigned max = max_connections ();
+
+  *s = (struct server){ .options = *options };
+  waiters_init (&s->waiters, options->instance);
   s->daemon =
-    MHD_start_daemon (MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME, 0, NULL, NULL,
-                      on_request, s,
-                      MHD_OPTION_LISTEN_SOCKET, fd,
+    MHD_start_daemon (MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME |
+                      MHD_USE_NO_LISTEN_SOCKET, 0, NULL, NULL, on_request, s,
                       MHD_OPTION_NOTIFY_COMPLETED, on_request_done, s,
-                      MHD_OPTION_CONNECTION_LIMIT, max_connections (),
+                      MHD_OPTION_CONNECTION_LIMIT, max,
                       MHD_OPTION_CONNECTION_MEMORY_LIMIT, CONNECTION_MEMORY,
                       MHD_OPTION_CONNECTION_TIMEOUT,
                       (unsigned)CONNECTION_TIMEOUT,
                       MHD_OPTION_END);
+  acceptor_init (&s->acceptor, s->daemon, options->fd, max);
   return s->daemon ? 0 : -1;
 }
 
 void
 server_run (struct server *s)
 {
+  acceptor_run (&s->acceptor);
   MHD_run (s->daemon);
 }
 
@@ -228,29 +230,31 @@ server_wait (struct server *s, int wake, int64_t max)
 {
   const union MHD_DaemonInfo *info =
     MHD_get_daemon_info (s->daemon, MHD_DAEMON_INFO_EPOLL_FD);
-  struct pollfd pfd[2] = {
+  struct pollfd pfd[3] = {
     { .fd = wake, .events = POLLIN },
     { .fd = info->epoll_fd, .events = POLLIN },
+    { .fd = acceptor_poll_fd (&s->acceptor), .events = POLLIN },
   };
+  const int64_t pause = acceptor_timeout (&s->acceptor);
   MHD_UNSIGNED_LONG_LONG timeout;
 
   if (MHD_get_timeout (s->daemon, &timeout) == MHD_YES &&
       (max < 0 || timeout < (uint64_t)max))
     max = (int64_t)MIN (timeout, (MHD_UNSIGNED_LONG_LONG)INT_MAX);
-  return poll (pfd, 2, (int)MIN (max, INT_MAX)) > 0 && pfd[0].revents != 0;
+  if (pause >= 0 && (max < 0 || pause < max))
+    max = pause;
+  return poll (pfd, 3, (int)MIN (max, INT_MAX)) > 0 && pfd[0].revents != 0;
 }
 
 void
 server_quiesce (struct server *s)
 {
-  MHD_quiesce_daemon (s->daemon);
+  acceptor_close (&s->acceptor);
 }
 
 void
 server_stop (struct server *s)
 {
-  /* Otherwise libmicrohttpd would close the listening socket, too. */
-  MHD_quiesce_daemon (s->daemon);
   MHD_stop_daemon (s->daemon);
   s->daemon = NULL;
 }

@@ -21,22 +21,29 @@
 
 #include <microhttpd.h>
 
+#include "control/accept.h"
 #include "control/instance.h"
 #include "control/waiters.h"
 
-struct server {
+/* All of these stay the caller's. */
+struct server_options {
+  int fd;              /* the listening socket */
+  const char *address; /* where it listens, as for listen_open */
+  const char *token;   /* NULL: none is needed */
   const struct instance *instance;
-  const char *token; /* NULL: none is needed */
+};
+
+struct server {
+  struct server_options options;
   struct MHD_Daemon *daemon;
+  struct acceptor acceptor;
   struct waiters waiters;
   unsigned unanswered; /* complete requests that are not done */
 };
 
-/* Serve a listening socket, which stays the caller's, as does the token.  -1 if
- * the server cannot be started.
- */
-extern int server_start (struct server *s, int fd, const char *token,
-                         const struct instance *instance);
+/* -1 if the server cannot be started. */
+extern int server_start (struct server *s,
+                         const struct server_options *options);
 
 /* Do everything that can be done without waiting. */
 extern void server_run (struct server *s);

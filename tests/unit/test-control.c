@@ -9,6 +9,8 @@
  *     interface stops; it costs no thread, and no connection after its client
  *     has gone;
  *   - sockets of other processes are left alone;
+ *   - it goes on accepting connections after its limit was reached, and after a
+ *     time without file descriptors;
  *   - a patch changes all settings that it names, or none;
  *   - progress lines are whole, and do not wait for the reader.
  */
@@ -29,6 +31,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -55,6 +58,9 @@
 #define REGION UINT64_C (4096)
 #define REGIONS (DISK_SIZE / REGION)
 #define WAITERS 200
+
+/* Seconds until an answer comes that must come at once. */
+#define PATIENCE 10
 
 /* ---- a paused clone of random data, and its control socket ---- */
 
@@ -265,6 +271,15 @@ is_readable (int fd)
   struct pollfd pfd = { .fd = fd, .events = POLLIN };
 
   return poll (&pfd, 1, 0) > 0;
+}
+
+/* Does it become readable soon? */
+static bool
+is_readable_soon (int fd)
+{
+  struct pollfd pfd = { .fd = fd, .events = POLLIN };
+
+  return poll (&pfd, 1, PATIENCE * 1000) > 0;
 }
 
 static unsigned
@@ -1107,6 +1122,88 @@ START_TEST (test_tcp_token)
 }
 END_TEST
 
+/* ---- limits ---- */
+
+/* Set the number of the first file descriptor that cannot be opened, and return
+ * the old one.
+ */
+static rlim_t
+limit_files (rlim_t max)
+{
+  struct rlimit limit;
+  rlim_t old;
+
+  ck_assert_int_eq (getrlimit (RLIMIT_NOFILE, &limit), 0);
+  old = limit.rlim_cur;
+  limit.rlim_cur = max;
+  ck_assert_int_eq (setrlimit (RLIMIT_NOFILE, &limit), 0);
+  return old;
+}
+
+/* At the limit, half of 100, another client waits.  It is served as soon as one
+ * of the others has gone.
+ */
+START_TEST (test_connection_limit)
+{
+  const rlim_t normal = limit_files (100);
+  struct answer a;
+  int fd[50], last;
+  size_t i;
+
+  start (path, NULL);
+  ask (&a, "GET", "/status", NULL, NULL); /* it has computed its limit */
+  assert_state (&a, "paused");
+  limit_files (normal);
+  for (i = 0; i < 50; i++)
+    fd[i] = dial ();
+  last = dial ();
+  send_request (last, "GET", "/status", NULL, NULL);
+  mock_settle ();
+  ck_assert (!is_readable (last));
+  close (fd[0]);
+  ck_assert (is_readable_soon (last));
+  read_answer (last, &a);
+  assert_state (&a, "paused");
+  for (i = 1; i < 50; i++)
+    close (fd[i]);
+}
+END_TEST
+
+/* Without file descriptors the thread does not spin.  When there are some again
+ * the client that waits is served, whether there is another connection or not.
+ */
+START_TEST (test_no_files)
+{
+  const int fd = socket (AF_UNIX, SOCK_STREAM, 0);
+  struct sockaddr_un addr = { .sun_family = AF_UNIX };
+  struct answer a;
+  clock_t used;
+  rlim_t normal;
+  int other = -1;
+
+  start (path, NULL);
+  if (_i > 0)
+    other = dial ();
+  mock_settle ();
+  normal = limit_files (3);
+  snprintf (addr.sun_path, sizeof addr.sun_path, "%s", path);
+  ck_assert_int_eq (connect (fd, (struct sockaddr *)&addr, sizeof addr), 0);
+  send_request (fd, "GET", "/status", NULL, NULL);
+  used = clock ();
+  for (int i = 0; i < 10; i++)
+    mock_settle ();
+  used = clock () - used;
+  ck_assert (!is_readable (fd));
+  limit_files (normal);
+  ck_assert_int_lt (used, CLOCKS_PER_SEC / 10);
+  ck_assert (is_readable_soon (fd));
+  read_answer (fd, &a);
+  assert_state (&a, "paused");
+  if (other >= 0)
+    close (other);
+}
+END_TEST
+
 /* ---- progress ---- */
 
 /* Check that each line of the text is a status.  *n is their number; the result
@@ -1332,6 +1429,8 @@ control_suite (void)
   tcase_add_test (http, test_path);
   tcase_add_test (http, test_tcp);
   tcase_add_test (http, test_tcp_token);
+  tcase_add_test (http, test_connection_limit);
+  tcase_add_loop_test (http, test_no_files, 0, 2);
   suite_add_tcase (s, http);
 
   tcase_add_checked_fixture (lines, setup, teardown);
