@@ -9,9 +9,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 
 #include "base/rounding.h"
 #include "control/endpoints.h"
+#include "control/host.h"
 #include "control/request.h"
 #include "control/server.h"
 #include "control/token.h"
@@ -43,6 +45,25 @@ header_of (struct MHD_Connection *connection, const char *name)
   return MHD_lookup_connection_value (connection, MHD_HEADER_KIND, name);
 }
 
+/* See host.h.  On a unix socket any Host header is right. */
+static bool
+host_is_right (const struct server *s, struct MHD_Connection *connection)
+{
+  const union MHD_ConnectionInfo *info =
+    MHD_get_connection_info (connection, MHD_CONNECTION_INFO_CONNECTION_FD);
+  union {
+    struct sockaddr addr;
+    struct sockaddr_storage storage;
+  } local;
+  socklen_t len = sizeof local;
+
+  if (info == NULL || getsockname (info->connect_fd, &local.addr, &len) == -1)
+    return false;
+  return local.addr.sa_family == AF_UNIX ||
+         host_is_ours (header_of (connection, MHD_HTTP_HEADER_HOST),
+                       s->options.address, &local.addr);
+}
+
 /* 0, or the HTTP status of the refusal.
  *
  * A browser sets the Origin header when a page of another site makes it send a
@@ -52,8 +73,12 @@ header_of (struct MHD_Connection *connection, const char *name)
 static unsigned
 check_headers (const struct server *s, struct MHD_Connection *connection)
 {
-  if (s->token &&
-      !token_matches (s->token,
+  const char *token = s->options.token;
+
+  if (!host_is_right (s, connection))
+    return MHD_HTTP_MISDIRECTED_REQUEST;
+  if (token &&
+      !token_matches (token,
                       header_of (connection, MHD_HTTP_HEADER_AUTHORIZATION)))
     return MHD_HTTP_UNAUTHORIZED;
   if (header_of (connection, MHD_HTTP_HEADER_ORIGIN))
@@ -73,6 +98,10 @@ answer_refusal (struct request *r, const char *path)
   case MHD_HTTP_FORBIDDEN:
     return request_fail (r, r->refused, "requests with the header \"Origin\", "
                          "which web pages send, are refused", NULL, NULL);
+  case MHD_HTTP_MISDIRECTED_REQUEST:
+    return request_fail (r, r->refused, "the header \"Host\" does not name "
+                         "this server: use its address, localhost, 127.0.0.1 "
+                         "or [::1], and its port", NULL, NULL);
   case MHD_HTTP_NOT_FOUND:
     return endpoints_refuse_path (r);
   case MHD_HTTP_METHOD_NOT_ALLOWED:

@@ -11,6 +11,7 @@
  *   - sockets of other processes are left alone;
  *   - it goes on accepting connections after its limit was reached, and after a
  *     time without file descriptors;
+ *   - a TCP port answers only requests that name it in their Host header;
  *   - a patch changes all settings that it names, or none;
  *   - progress lines are whole, and do not wait for the reader.
  */
@@ -43,6 +44,7 @@
 
 #include "clone/clone.h"
 #include "control/control.h"
+#include "control/host.h"
 #include "control/instance.h"
 #include "control/listen.h"
 #include "control/progress.h"
@@ -175,6 +177,9 @@ send_all (int fd, const char *buf, size_t len)
   }
 }
 
+/* The Host header of requests. */
+static const char *host = "x";
+
 /* headers is NULL, or lines that end in \r\n. */
 static void
 send_request (int fd, const char *method, const char *target,
@@ -182,8 +187,8 @@ send_request (int fd, const char *method, const char *target,
 {
   char *head;
   const int len =
-    asprintf (&head, "%s %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
-              "%sContent-Length: %zu\r\n\r\n", method, target,
+    asprintf (&head, "%s %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n"
+              "%sContent-Length: %zu\r\n\r\n", method, target, host,
               headers ? headers : "", body ? strlen (body) : 0);
 
   ck_assert_int_gt (len, 0);
@@ -1072,13 +1077,30 @@ free_port (void)
   return ntohs (addr.sin_port);
 }
 
+/* GET /status.  The Host header is this name and, if with_port, the port. */
+static void
+ask_tcp (struct answer *a, unsigned port, const char *name, bool with_port)
+{
+  struct sockaddr_in addr = {
+    .sin_family = AF_INET, .sin_port = htons (port),
+    .sin_addr.s_addr = htonl (INADDR_LOOPBACK),
+  };
+  const int fd = socket (AF_INET, SOCK_STREAM, 0);
+  char value[64];
+
+  ck_assert_int_eq (connect (fd, (struct sockaddr *)&addr, sizeof addr), 0);
+  snprintf (value, sizeof value, with_port ? "%s:%u" : "%s", name, port);
+  host = value;
+  send_request (fd, "GET", "/status", NULL, NULL);
+  host = "x";
+  read_answer (fd, a);
+}
+
 START_TEST (test_tcp)
 {
-  struct sockaddr_in addr = { .sin_family = AF_INET };
   char address[64];
   struct answer a;
   unsigned port = free_port ();
-  int fd;
 
   refuse ("127.0.0.1:", "ADDRESS:PORT");
   refuse ("127.0.0.1:http", "ADDRESS:PORT");
@@ -1100,13 +1122,66 @@ START_TEST (test_tcp)
   snprintf (address, sizeof address, "127.0.0.1:%u", port);
   start (address, NULL);
   refuse (address, "Address already in use");
-  addr.sin_port = htons (port);
-  addr.sin_addr.s_addr = htonl (INADDR_LOOPBACK);
-  fd = socket (AF_INET, SOCK_STREAM, 0);
-  ck_assert_int_eq (connect (fd, (struct sockaddr *)&addr, sizeof addr), 0);
-  send_request (fd, "GET", "/status", NULL, NULL);
-  read_answer (fd, &a);
+  ask_tcp (&a, port, "127.0.0.1", true);
   assert_state (&a, "paused");
+  ask_tcp (&a, port, "localhost", true);
+  assert_state (&a, "paused");
+  ask_tcp (&a, port, "site.example", true);
+  ck_assert_int_eq (a.code, 421);
+  ck_assert_ptr_nonnull (json_object_get (a.json, "error"));
+  json_decref (a.json);
+  ask_tcp (&a, port, "127.0.0.1", false);
+  ck_assert_int_eq (a.code, 421);
+  json_decref (a.json);
+}
+END_TEST
+
+START_TEST (test_host)
+{
+  static const char *const right[] = {
+    "192.0.2.1:8080", "Old.Host:8080", "old.host:8080", "localhost:8080",
+    "LOCALHOST:8080", "127.0.0.1:8080", "[::1]:8080",
+  };
+  static const char *const wrong[] = {
+    "", ":", ":8080", "192.0.2.1", "192.0.2.1:", "192.0.2.1:80",
+    "192.0.2.1:80800", "192.0.2.1:+8080", "192.0.2.1:8080x", "192.0.2.1:8080 ",
+    "192.0.2.2:8080", "192.0.2.1.site.example:8080", "site.example:8080",
+    "localhost.site.example:8080", "old.host.site.example:8080", "localhost",
+    "[::1]", "[::1", "[::1]8080", "[::2]:8080", "[]:8080", "::1:8080",
+    "127.0.0.2:8080", "old.host:8080:8080",
+  };
+  struct sockaddr_in in = {
+    .sin_family = AF_INET, .sin_port = htons (8080),
+    .sin_addr.s_addr = htonl (0xc0000201), /* 192.0.2.1 */
+  };
+  struct sockaddr_in6 in6 = {
+    .sin6_family = AF_INET6, .sin6_port = htons (80),
+  };
+  char name[2000];
+  size_t i;
+
+  for (i = 0; i < sizeof right / sizeof right[0]; i++)
+    ck_assert_msg (host_is_ours (right[i], "Old.host:8080",
+                                 (struct sockaddr *)&in), "%s", right[i]);
+  for (i = 0; i < sizeof wrong / sizeof wrong[0]; i++)
+    ck_assert_msg (!host_is_ours (wrong[i], "Old.host:8080",
+                                  (struct sockaddr *)&in), "%s", wrong[i]);
+  ck_assert (!host_is_ours (NULL, "Old.host:8080", (struct sockaddr *)&in));
+  memset (name, 'x', sizeof name - 1);
+  name[sizeof name - 1] = '\0';
+  ck_assert (!host_is_ours (name, "Old.host:8080", (struct sockaddr *)&in));
+
+  /* Port 80 may be missing, and there are several texts for an address. */
+  in6.sin6_addr.s6_addr[0] = 0x20;
+  in6.sin6_addr.s6_addr[15] = 1;
+  ck_assert (host_is_ours ("[2000::1]", "[::]:80", (struct sockaddr *)&in6));
+  ck_assert (host_is_ours ("[2000:0::0001]:80", "[::]:80",
+                           (struct sockaddr *)&in6));
+  ck_assert (host_is_ours ("[::]", "[::]:80", (struct sockaddr *)&in6));
+  ck_assert (host_is_ours ("localhost", "[::]:80", (struct sockaddr *)&in6));
+  ck_assert (!host_is_ours ("[2000::2]", "[::]:80", (struct sockaddr *)&in6));
+  ck_assert (!host_is_ours ("site.example", "[::]:80",
+                            (struct sockaddr *)&in6));
 }
 END_TEST
 
@@ -1410,6 +1485,7 @@ control_suite (void)
   tcase_add_test (pure, test_status_error);
   tcase_add_test (pure, test_status_length);
   tcase_add_test (pure, test_address_is_path);
+  tcase_add_test (pure, test_host);
   suite_add_tcase (s, pure);
 
   tcase_add_checked_fixture (http, setup, teardown);
