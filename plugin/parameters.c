@@ -18,6 +18,7 @@
 #include "base/rounding.h"
 #include "control/listen.h"
 #include "control/size.h"
+#include "control/token.h"
 #include "parameters.h"
 #include "store/region-map.h"
 
@@ -170,6 +171,25 @@ parse_control (const char *key, const char *value, char **address)
   return 0;
 }
 
+/* +FILE, or another form that nbdkit knows for passwords.  nbdkit would accept a
+ * file of any length, and cut its line off at a NUL byte.
+ */
+static int
+parse_token (const char *key, const char *value, char **token)
+{
+  CLEANUP_FREE char *why = NULL;
+
+  free (*token);
+  *token = NULL;
+  if (value[0] != '+')
+    return nbdkit_read_password (value, token);
+  *token = token_read (value + 1, &why);
+  if (*token)
+    return 0;
+  nbdkit_error ("%s=%s: %s", key, value, why ? why : "out of memory");
+  return -1;
+}
+
 static int
 parse_progress (const char *key, const char *value, int *fd)
 {
@@ -241,10 +261,8 @@ parameters_config (const char *key, const char *value)
     return parse_bool (key, value, &p->setup.options.source_check);
   else if (strcmp (key, "control") == 0)
     return parse_control (key, value, &p->control_address);
-  else if (strcmp (key, "control-token") == 0) {
-    free (p->control_token);
-    return nbdkit_read_password (value, &p->control_token);
-  }
+  else if (strcmp (key, "control-token") == 0)
+    return parse_token (key, value, &p->control_token);
   else if (strcmp (key, "progress") == 0)
     return parse_progress (key, value, &p->progress_fd);
 

@@ -46,6 +46,16 @@ done
 for v in 0 1 512 2K 4095 4097 12K 2G 1T -4096 4Q x ''; do
   refused region-size "$tmp/src" "$dest" "region-size=$v"
 done
+# Tokens.
+: >"$tmp/empty-token"
+printf 'se\0cret\n' >"$tmp/nul-token"
+head -c 100000 /dev/zero | tr '\0' x >"$tmp/long-token"
+for v in empty nul long; do
+  refused 'control-token.*(empty|NUL|long)' "$tmp/src" "$dest" \
+          control="$tmp/ctl" control-token=+"$tmp/$v-token"
+done
+refused control-token "$tmp/src" "$dest" control="$tmp/ctl" \
+        control-token=+"$tmp/no-token"
 refused progress "$tmp/src" "$dest" progress=nowhere
 refused 'progress|descriptor' "$tmp/src" "$dest" progress=987
 

@@ -139,8 +139,8 @@ open_control (struct control *c)
 {
   /* Nobody could send a token that does not fit into a header. */
   if (c->token && !token_is_valid (c->token)) {
-    log_error (c->log, "control-token: the token must be one or more printable "
-               "ASCII characters without blanks");
+    log_error (c->log, "control-token: the token must be 1 to %d printable "
+               "ASCII characters without blanks", TOKEN_MAX);
     return -1;
   }
   c->wake = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);

@@ -11,8 +11,11 @@
 
 #include <stdbool.h>
 
-/* Can a header carry this token?  It can if the token is one or more printable
- * ASCII characters without blanks.
+/* Bytes of a token. */
+#define TOKEN_MAX 4096
+
+/* Can a header carry this token?  It can if the token is 1 to TOKEN_MAX
+ * printable ASCII characters without blanks.
  */
 extern bool token_is_valid (const char *token);
 
@@ -21,5 +24,12 @@ extern bool token_is_valid (const char *token);
  * depend on where a wrong token differs.
  */
 extern bool token_matches (const char *token, const char *value);
+
+/* Read a token from a file: its first line, without the newline.  Returns NULL
+ * if the file cannot be read, is empty, contains a NUL byte, or is longer than
+ * TOKEN_MAX bytes and a newline.  *why then says so; it is NULL if out of
+ * memory.  The caller frees both.
+ */
+extern char *token_read (const char *file, char **why);
 
 #endif /* CLONE_TOKEN_H */

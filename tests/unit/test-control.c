@@ -12,6 +12,7 @@
  *   - it goes on accepting connections after its limit was reached, and after a
  *     time without file descriptors;
  *   - a TCP port answers only requests that name it in their Host header;
+ *   - a token file that cannot be right is refused;
  *   - a patch changes all settings that it names, or none;
  *   - progress lines are whole, and do not wait for the reader.
  */
@@ -51,6 +52,7 @@
 #include "control/settings.h"
 #include "control/size.h"
 #include "control/status.h"
+#include "control/token.h"
 #include "hydration/hydrate.h"
 #include "mock-backend.h"
 #include "run-suite.h"
@@ -1279,6 +1281,83 @@ START_TEST (test_no_files)
 }
 END_TEST
 
+/* ---- the token's file ---- */
+
+/* Read a token from a file with this content. */
+static char *
+token_of (const char *content, size_t len, char **why)
+{
+  char file[80], *token;
+  int fd;
+
+  snprintf (file, sizeof file, "%s/token", dir);
+  fd = open (file, O_CREAT | O_WRONLY | O_TRUNC, 0600);
+  ck_assert_int_eq (write (fd, content, len), len);
+  close (fd);
+  token = token_read (file, why);
+  unlink (file);
+  ck_assert_ptr_null (token ? *why : NULL);
+  return token;
+}
+
+static void
+assert_token (const char *content, const char *expect)
+{
+  char *why, *token = token_of (content, strlen (content), &why);
+
+  ck_assert_ptr_nonnull (token);
+  ck_assert_str_eq (token, expect);
+  free (token);
+}
+
+static void
+assert_no_token (const char *content, size_t len, const char *expect)
+{
+  char *why, *token = token_of (content, len, &why);
+
+  ck_assert_ptr_null (token);
+  ck_assert_ptr_nonnull (why);
+  ck_assert_msg (strstr (why, expect) != NULL, "%s: %s", expect, why);
+  free (why);
+}
+
+START_TEST (test_token_file)
+{
+  static char large[100000], longest[TOKEN_MAX + 3];
+  char *why;
+
+  assert_token ("a", "a");
+  assert_token ("secret\n", "secret");
+  assert_token ("secret\nanother line\n", "secret");
+  memset (longest, 'x', TOKEN_MAX);
+  assert_token (longest, longest);
+  ck_assert (token_is_valid (longest));
+  longest[TOKEN_MAX] = 'x';
+  ck_assert (!token_is_valid (longest));
+  assert_no_token (longest, TOKEN_MAX + 1, "too long");
+  longest[TOKEN_MAX] = '\n';
+  longest[TOKEN_MAX + 1] = 'x';
+  assert_no_token (longest, TOKEN_MAX + 2, "too long");
+  longest[TOKEN_MAX + 1] = '\0';
+  memset (large, 'x', TOKEN_MAX);
+  assert_token (longest, large);
+
+  memset (large, 'x', sizeof large);
+  assert_no_token (large, sizeof large, "too long");
+  assert_no_token ("", 0, "empty");
+  assert_no_token ("\n", 1, "empty");
+  assert_no_token ("\nsecret\n", 8, "empty");
+  assert_no_token ("se\0cret\n", 8, "NUL");
+  assert_no_token ("secret\n\0", 8, "NUL");
+  ck_assert_ptr_null (token_read ("/nonexistent/token", &why));
+  ck_assert_ptr_nonnull (strstr (why, "No such file"));
+  free (why);
+  ck_assert_ptr_null (token_read (dir, &why));
+  ck_assert_ptr_nonnull (strstr (why, "directory"));
+  free (why);
+}
+END_TEST
+
 /* ---- progress ---- */
 
 /* Check that each line of the text is a status.  *n is their number; the result
@@ -1507,6 +1586,7 @@ control_suite (void)
   tcase_add_test (http, test_tcp_token);
   tcase_add_test (http, test_connection_limit);
   tcase_add_loop_test (http, test_no_files, 0, 2);
+  tcase_add_test (http, test_token_file);
   suite_add_tcase (s, http);
 
   tcase_add_checked_fixture (lines, setup, teardown);
