@@ -97,6 +97,7 @@ control_start (struct control *c)
     .instance = c->instance,
   };
 
+  listen_user_is_final (&c->listener);
   if (server_start (&c->server, &options) == -1) {
     log_error (c->log, "control=%s: cannot start the HTTP server", c->address);
     return -1;
@@ -158,7 +159,8 @@ control_new (const char *address, const char *token,
   struct control *c = calloc (1, sizeof *c);
 
   if (c) {
-    c->listener.fd = c->wake = -1;
+    c->listener = (struct listener)LISTENER_CLOSED;
+    c->wake = -1;
     c->instance = instance;
     c->log = log;
     c->address = strdup (address);

@@ -13,7 +13,8 @@
  *   PATCH /settings  change some settings, or none on error; all settings
  *
  * HEAD is answered like GET.  Each answer is a JSON object and a newline.
- * Errors are {"error": "what is wrong"} with 400, 401, 403, 404, 405 or 413.
+ * Errors are {"error": "what is wrong"} with 400, 401, 403, 404, 405, 413 or
+ * 421.
  *
  * One thread does everything.  Its only I/O is on its own sockets, and it takes
  * no lock that is held across I/O, so it never slows the disk's clients down.
@@ -29,7 +30,8 @@
  *
  * Access: a unix socket is for its owner only (mode 0600).  If there is a
  * token, each request must carry it ("Authorization: Bearer TOKEN").  A TCP
- * address that is not loopback needs a token.
+ * address that is not loopback needs a token, and a request over TCP must name
+ * it in its Host header (host.h).
  */
 
 #ifndef CLONE_CONTROL_H
@@ -50,8 +52,9 @@ extern struct control *control_new (const char *address, const char *token,
                                     const struct instance *instance,
                                     const struct log *log);
 
-/* Start the thread, with all signals blocked.  The process must not fork after
- * this.  -1 on failure, which is logged.
+/* Start the thread, with all signals blocked.  The process must neither fork nor
+ * change its user after this: a unix socket belongs to its present user from now
+ * on.  -1 on failure, which is logged.
  */
 extern int control_start (struct control *c);
 

@@ -11,12 +11,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
 #include "control/listen.h"
+#include "control/socket-owner.h"
 
 /* ---- a unix socket ---- */
 
@@ -26,94 +25,14 @@ listen_address_is_path (const char *address)
   return strchr (address, '/') != NULL || strchr (address, ':') == NULL;
 }
 
-/* The path exists.  Remove it if it is a socket on which no process listens: a
- * server that is killed leaves one behind.
- */
-static int
-remove_stale (struct listener *l, const struct sockaddr_un *addr)
-{
-  CLEANUP_CLOSE int fd = -1;
-  struct stat st;
-
-  if (lstat (l->address, &st) == 0 && !S_ISSOCK (st.st_mode)) {
-    log_error (l->log, "control=%s: this file exists and is not a socket; "
-               "remove it or choose another name", l->address);
-    return -1;
-  }
-
-  fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  if (fd == -1) {
-    log_error (l->log, "control=%s: cannot create a socket: %m", l->address);
-    return -1;
-  }
-  if (connect (fd, (const struct sockaddr *)addr, sizeof *addr) == 0 ||
-      errno == EAGAIN) {
-    log_error (l->log, "control=%s: another process listens on this "
-               "socket; choose another name", l->address);
-    return -1;
-  }
-  if (errno == ENOENT)
-    return 0;
-  if (errno != ECONNREFUSED) {
-    log_error (l->log, "control=%s: this socket exists, and it is not "
-               "known whether another process uses it: %m", l->address);
-    return -1;
-  }
-  if (unlink (l->address) == -1 && errno != ENOENT) {
-    log_error (l->log, "control=%s: cannot remove the socket that another "
-               "server has left behind: %m", l->address);
-    return -1;
-  }
-  return 0;
-}
-
 static int
 bind_path (struct listener *l)
 {
-  struct sockaddr_un addr = { .sun_family = AF_UNIX };
-  struct stat st;
-  int r;
-
-  if (strlen (l->address) >= sizeof addr.sun_path) {
-    log_error (l->log, "control=%s: the path of a socket has at most %zu bytes",
-               l->address, sizeof addr.sun_path - 1);
+  l->fd = socket_path_open (&l->path, l->address, l->log);
+  if (l->fd == -1)
     return -1;
-  }
-  strcpy (addr.sun_path, l->address);
-
-  l->fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  /* On Linux the file gets the socket's mode, so there is no moment at which
-   * another user could connect.
-   */
-  if (l->fd == -1 || fchmod (l->fd, 0600) == -1) {
-    log_error (l->log, "control=%s: cannot create a socket: %m", l->address);
-    return -1;
-  }
-  r = bind (l->fd, (struct sockaddr *)&addr, sizeof addr);
-  if (r == -1 && errno == EADDRINUSE) {
-    if (remove_stale (l, &addr) == -1)
-      return -1;
-    r = bind (l->fd, (struct sockaddr *)&addr, sizeof addr);
-  }
-  if (r == -1 || lstat (l->address, &st) == -1) {
-    log_error (l->log, "control=%s: cannot create the socket: %m", l->address);
-    return -1;
-  }
   l->is_path = true;
-  l->dev = st.st_dev;
-  l->ino = st.st_ino;
-  return 0;
-}
-
-/* Remove the socket's file, unless another file has taken its place. */
-static void
-remove_path (struct listener *l)
-{
-  struct stat st;
-
-  if (lstat (l->address, &st) == 0 && st.st_dev == l->dev &&
-      st.st_ino == l->ino)
-    unlink (l->address);
+  return socket_owner_begin (&l->path, &l->helper);
 }
 
 /* ---- a TCP port ---- */
@@ -203,7 +122,8 @@ bind_one (const struct addrinfo *ai)
   setsockopt (fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
   if (ai->ai_family == AF_INET6)
     setsockopt (fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on);
-  if (bind (fd, ai->ai_addr, ai->ai_addrlen) == -1) {
+  if (bind (fd, ai->ai_addr, ai->ai_addrlen) == -1 ||
+      listen (fd, SOMAXCONN) == -1) {
     err = errno;
     close (fd);
     errno = err;
@@ -243,30 +163,35 @@ listen_open (struct listener *l, const char *address, bool anywhere,
 {
   int r;
 
-  *l = (struct listener){ .address = address, .log = log, .fd = -1 };
+  *l = (struct listener)LISTENER_CLOSED;
+  l->address = address;
+  l->log = log;
   if (listen_address_is_path (address))
     r = bind_path (l);
   else
     r = bind_address (l, anywhere);
-  if (r == 0 && listen (l->fd, SOMAXCONN) == -1) {
-    log_error (log, "control=%s: cannot listen: %m", address);
-    r = -1;
-  }
   if (r == -1)
     listen_close (l);
   return r;
 }
 
 void
+listen_user_is_final (struct listener *l)
+{
+  /* A failure is logged.  The server is of use to root all the same. */
+  socket_owner_finish (&l->path, l->helper);
+  l->helper = -1;
+}
+
+void
 listen_close (struct listener *l)
 {
-  /* The name goes first: while the socket is open, its inode number cannot be
-   * reused for another file.
-   */
+  /* The name goes first, see socket_path_remove. */
   if (l->is_path)
-    remove_path (l);
+    socket_path_remove (&l->path);
   if (l->fd >= 0)
     close (l->fd);
-  l->is_path = false;
-  l->fd = -1;
+  if (l->helper >= 0)
+    close (l->helper);
+  *l = (struct listener)LISTENER_CLOSED;
 }

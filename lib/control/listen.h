@@ -11,18 +11,20 @@
 #define CLONE_LISTEN_H
 
 #include <stdbool.h>
-#include <sys/types.h>
 
 #include "base/log.h"
+#include "control/socket-path.h"
 
 struct listener {
-  const char *address; /* not owned */
+  const char *address;     /* not owned */
   const struct log *log;
-  int fd;              /* -1: closed */
-  bool is_path;        /* a unix socket whose name was not removed */
-  dev_t dev;           /* if is_path: the identity of the socket's file */
-  ino_t ino;
+  int fd;                  /* -1: closed */
+  bool is_path;            /* a unix socket */
+  struct socket_path path; /* if is_path */
+  int helper;              /* for socket_owner_finish, or -1 */
 };
+
+#define LISTENER_CLOSED { .fd = -1, .helper = -1 }
 
 /* Is this a path, and not ADDRESS:PORT?  A path contains a slash or no colon.
  */
@@ -41,6 +43,11 @@ extern bool listen_address_is_path (const char *address);
  */
 extern int listen_open (struct listener *l, const char *address, bool anywhere,
                         const struct log *log);
+
+/* The process has changed its user, or will not do so.  A unix socket belongs to
+ * this user from now on.
+ */
+extern void listen_user_is_final (struct listener *l);
 
 /* Close the socket and, if it is a unix socket and nobody has replaced it,
  * remove its name.  Does nothing if l is closed.

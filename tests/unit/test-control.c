@@ -8,7 +8,8 @@
  *   - GET /wait is answered when hydration completes or fails, and when the
  *     interface stops; it costs no thread, and no connection after its client
  *     has gone;
- *   - sockets of other processes are left alone;
+ *   - sockets of other processes are left alone, also when several processes
+ *     start at the same time;
  *   - it goes on accepting connections after its limit was reached, and after a
  *     time without file descriptors;
  *   - a TCP port answers only requests that name it in their Host header;
@@ -1199,6 +1200,67 @@ START_TEST (test_tcp_token)
 }
 END_TEST
 
+/* ---- several starters ---- */
+
+#define STARTERS 4
+#define ROUNDS 200
+
+struct starter {
+  pthread_barrier_t *barrier;
+  struct listener listener;
+  int result;
+};
+
+static void
+start_listening (void *opaque)
+{
+  struct starter *s = opaque;
+
+  pthread_barrier_wait (s->barrier);
+  s->result = listen_open (&s->listener, path, false, &mock_messages);
+}
+
+/* A killed server has left its socket, and several start at the same time: one
+ * gets the name, and clients reach it.
+ */
+START_TEST (test_starters)
+{
+  struct sockaddr_un addr = { .sun_family = AF_UNIX };
+  struct starter s[STARTERS], *winner;
+  struct mock_thread *thread[STARTERS];
+  pthread_barrier_t barrier;
+  int fd, i, round, winners;
+
+  snprintf (addr.sun_path, sizeof addr.sun_path, "%s", path);
+  pthread_barrier_init (&barrier, NULL, STARTERS);
+  for (round = 0; round < ROUNDS; round++) {
+    fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    ck_assert_int_eq (bind (fd, (struct sockaddr *)&addr, sizeof addr), 0);
+    close (fd);
+    for (i = 0; i < STARTERS; i++) {
+      s[i].barrier = &barrier;
+      thread[i] = mock_thread (start_listening, &s[i]);
+    }
+    for (i = winners = 0, winner = NULL; i < STARTERS; i++) {
+      mock_join (thread[i]);
+      if (s[i].result == 0) {
+        winner = &s[i];
+        winners++;
+      }
+    }
+    ck_assert_msg (winners == 1, "round %d: %d of %d have succeeded", round,
+                   winners, STARTERS);
+    fd = dial ();
+    ck_assert (is_readable_soon (winner->listener.fd));
+    close (fd);
+    listen_close (&winner->listener);
+    ck_assert_int_eq (access (path, F_OK), -1);
+  }
+  pthread_barrier_destroy (&barrier);
+  ck_assert_uint_eq (count_entries (dir), 2); /* no lock is left */
+}
+END_TEST
+
 /* ---- limits ---- */
 
 /* Set the number of the first file descriptor that cannot be opened, and return
@@ -1584,6 +1646,7 @@ control_suite (void)
   tcase_add_test (http, test_path);
   tcase_add_test (http, test_tcp);
   tcase_add_test (http, test_tcp_token);
+  tcase_add_test (http, test_starters);
   tcase_add_test (http, test_connection_limit);
   tcase_add_loop_test (http, test_no_files, 0, 2);
   tcase_add_test (http, test_token_file);
