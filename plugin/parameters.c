@@ -24,7 +24,6 @@
 
 #define CONNECTIONS_MAX 64
 #define COMMIT_INTERVAL_MAX 3600            /* seconds */
-#define SOURCE_TIMEOUT_MAX (365 * 24 * 3600) /* seconds */
 
 struct parameters parameters = {
   .setup = {
@@ -255,7 +254,7 @@ parameters_config (const char *key, const char *value)
     return parse_number (key, value, 1, CONNECTIONS_MAX,
                          &p->setup.destination_connections);
   else if (strcmp (key, "source-timeout") == 0)
-    return parse_number (key, value, 0, SOURCE_TIMEOUT_MAX,
+    return parse_number (key, value, 0, CLONE_SOURCE_TIMEOUT_MAX,
                          &p->service.source_timeout);
   else if (strcmp (key, "source-check") == 0)
     return parse_bool (key, value, &p->setup.options.source_check);

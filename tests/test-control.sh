@@ -39,12 +39,13 @@ jq -e '.size == 4194304 and .region_size == 65536 and .regions == 64 and
 
 # Settings: one alone, and several at once; the answer has all of them.
 control PATCH /settings -d '{"hydration-rate": 123}' >"$tmp/body"
-jq -e 'length == 3 and ."hydration-rate" == 123' "$tmp/body"
+jq -e 'length == 6 and ."hydration-rate" == 123' "$tmp/body"
 control PATCH /settings -d \
   '{"hydration-threshold": 2097152, "hydration-batch-size": 131072}' \
   >"$tmp/body"
 jq -e '. == {"hydration-rate": 123, "hydration-threshold": 2097152,
-             "hydration-batch-size": 131072}' "$tmp/body"
+             "hydration-batch-size": 131072, "hydration-priority": "access",
+             "copy-on-read": false, "source-timeout": 0}' "$tmp/body"
 control PATCH /settings -d '{}' >"$tmp/body"
 control GET /status | jq .settings | diff - <(jq . "$tmp/body") ||
   test "$(control GET /status | jq -S .settings)" = "$(jq -S . "$tmp/body")"

@@ -162,6 +162,13 @@ backend_start (struct backend *b, const struct backend_service *service)
 }
 
 void
+backend_set_timeout (struct backend *b, unsigned seconds)
+{
+  if (b->ops->set_timeout)
+    b->ops->set_timeout (b, seconds);
+}
+
+void
 backend_interrupt (struct backend *b, int grace)
 {
   if (b->ops->interrupt)

@@ -188,6 +188,11 @@ struct backend_ops {
    */
   void (*interrupt) (struct backend *b, int grace);
 
+  /* Change the timeout of struct backend_service.  It waits for nothing.  NULL
+   * if the backend has no peer.
+   */
+  void (*set_timeout) (struct backend *b, unsigned seconds);
+
   enum backend_state (*state) (struct backend *b);
 
   /* Put a text into buf that says why there is no connection, or why the last
@@ -308,6 +313,7 @@ extern int backend_extents (struct backend *b, uint64_t count, uint64_t offset,
 extern unsigned backend_connections (struct backend *b);
 extern int backend_start (struct backend *b,
                           const struct backend_service *service);
+extern void backend_set_timeout (struct backend *b, unsigned seconds);
 extern void backend_interrupt (struct backend *b, int grace);
 /* Has the backend a peer, that is, a server that can be lost? */
 extern bool backend_has_peer (const struct backend *b);

@@ -287,18 +287,25 @@ nbd_pool_open (const struct nbd_pool_params *params)
   return NULL;
 }
 
+/* The deadline for replies, for the timeout of struct backend_service. */
+static void
+set_reply_deadline (struct nbd_pool *pool, unsigned seconds)
+{
+  const int64_t timeout = seconds ? seconds * INT64_C (1000) : DEADLINE_MAX;
+
+  set_deadline (pool, &pool->reply, MIN (timeout, REPLY_DEADLINE), 0);
+  pool->reply.max = MAX (pool->reply.normal, MIN (timeout, DEADLINE_MAX));
+}
+
 int
 nbd_pool_start (struct nbd_pool *pool, const struct backend_service *service)
 {
   const uint64_t seed = monotonic_seconds () * 1e9 + (uintptr_t)pool;
-  const int64_t timeout = service->timeout ? service->timeout * INT64_C (1000)
-                          : DEADLINE_MAX;
 
   memcpy (pool->seed, &seed, sizeof pool->seed);
   pool->service = *service;
   set_deadline (pool, &pool->connect, AGAIN_DEADLINE, 0);
-  set_deadline (pool, &pool->reply, MIN (timeout, REPLY_DEADLINE), 0);
-  pool->reply.max = MAX (pool->reply.normal, MIN (timeout, DEADLINE_MAX));
+  set_reply_deadline (pool, service->timeout);
   pool->pause = NBD_PAUSE_MIN;
   pool->told = pool->generation;
   pool->running = true;
@@ -313,6 +320,15 @@ nbd_pool_start (struct nbd_pool *pool, const struct backend_service *service)
     slot->started = true;
   }
   return 0;
+}
+
+void
+nbd_pool_set_timeout (struct nbd_pool *pool, unsigned seconds)
+{
+  LOCK_FOR_SCOPE (&pool->lock);
+
+  set_reply_deadline (pool, seconds);
+  nbd_pool_signal_change (pool);
 }
 
 void

@@ -107,7 +107,8 @@ extern struct nbd_handle *nbd_pool_handle (struct nbd_pool *pool);
 extern int nbd_pool_start (struct nbd_pool *pool,
                            const struct backend_service *service);
 
-/* See interrupt in struct backend_ops. */
+/* See set_timeout and interrupt in struct backend_ops. */
+extern void nbd_pool_set_timeout (struct nbd_pool *pool, unsigned seconds);
 extern void nbd_pool_interrupt (struct nbd_pool *pool, int grace);
 
 /* See struct backend_ops.  None of these waits for the server. */

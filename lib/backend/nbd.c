@@ -51,6 +51,12 @@ nbd_backend_start (struct backend *b, const struct backend_service *service)
 }
 
 static void
+nbd_backend_set_timeout (struct backend *b, unsigned seconds)
+{
+  nbd_pool_set_timeout (to_nbd (b)->pool, seconds);
+}
+
+static void
 nbd_backend_interrupt (struct backend *b, int grace)
 {
   nbd_pool_interrupt (to_nbd (b)->pool, grace);
@@ -92,6 +98,7 @@ static const struct backend_ops nbd_ops = {
   .channel = nbd_channel_new,
   .connections = nbd_backend_connections,
   .start = nbd_backend_start,
+  .set_timeout = nbd_backend_set_timeout,
   .interrupt = nbd_backend_interrupt,
   .state = nbd_backend_state,
   .reason = nbd_backend_reason,

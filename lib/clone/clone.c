@@ -37,6 +37,7 @@ clone_new (struct backend *source, struct backend *dest, struct metadata *md,
   c->log = log;
   c->size = region_map_size (map);
   c->options = *options;
+  c->copy_on_read = options->copy_on_read;
   c->dest = dest;
   c->metadata = md;
   c->map = map;
@@ -157,6 +158,38 @@ clone_mode (struct clone *c)
   if (backend_connections (c->dest) == 0)
     return MODE_FAIL;
   return commit_mode (c->commit);
+}
+
+/* ---- settings ---- */
+
+bool
+clone_copy_on_read (const struct clone *c)
+{
+  return c->copy_on_read;
+}
+
+void
+clone_set_copy_on_read (struct clone *c, bool on)
+{
+  c->copy_on_read = on;
+}
+
+unsigned
+clone_source_timeout (const struct clone *c)
+{
+  return c->source_timeout;
+}
+
+void
+clone_set_source_timeout (struct clone *c, unsigned seconds)
+{
+  c->source_timeout = seconds;
+  {
+    LOCK_FOR_SCOPE (&c->source_lock);
+    if (c->source)
+      backend_set_timeout (c->source, seconds);
+  }
+  outage_happened (&c->outage);
 }
 
 /* ---- look-ups ---- */

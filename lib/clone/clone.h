@@ -58,7 +58,7 @@ struct clone_events {
 struct clone_options {
   bool discard_passdown; /* trim the destination */
   /* Keep the whole regions of what clients read from the source.  If keeping
-   * them fails, the read still succeeds.
+   * them fails, the read still succeeds.  See clone_set_copy_on_read.
    */
   bool copy_on_read;
   bool source_check; /* compare the source's fingerprint at the start, and
@@ -85,10 +85,13 @@ extern struct clone *clone_new (struct backend *source, struct backend *dest,
                                 const struct clone_options *options,
                                 const struct log *log);
 
+#define CLONE_SOURCE_TIMEOUT_MAX (365 * 24 * 3600) /* seconds */
+
 /* How it runs. */
 struct clone_service {
   unsigned source_timeout;  /* seconds that a request waits for a lost source
-                             * before it fails with EIO, 0: for ever */
+                             * before it fails with EIO, 0: for ever; see
+                             * clone_set_source_timeout */
   unsigned commit_interval; /* seconds between background commits, 0: none */
 };
 
@@ -170,6 +173,19 @@ extern int clone_extents (struct clone *c, uint32_t count, uint64_t offset,
 
 /* Hydrate the regions of this range now. */
 extern int clone_cache (struct clone *c, uint32_t count, uint64_t offset);
+
+/* ---- settings that can change while the clone runs: any thread ---- */
+
+extern bool clone_copy_on_read (const struct clone *c);
+extern void clone_set_copy_on_read (struct clone *c, bool on);
+
+/* Requests that wait for the source already get the new limit, too.  It counts
+ * from the moment at which they began to wait.
+ */
+extern unsigned clone_source_timeout (const struct clone *c);
+extern void clone_set_source_timeout (struct clone *c, unsigned seconds);
+
+/* ---- the source ---- */
 
 /* Use the source, and end that use.  NULL if it is closed; then all regions are
  * valid.

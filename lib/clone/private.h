@@ -11,6 +11,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -44,7 +45,8 @@ struct clone {
   struct committer committer;
   struct inheritance *inheritance; /* NULL: there is none */
   struct outage outage;
-  unsigned source_timeout;      /* seconds that a request waits, 0: for ever */
+  atomic_uint source_timeout;   /* seconds that a request waits, 0: for ever */
+  atomic_bool copy_on_read;
   _Atomic uint64_t setbacks_told; /* commit_setbacks, at the last report to a
                                    * client */
 

@@ -138,11 +138,12 @@ read_both (struct clone *c, struct backend *source, uint8_t *buf,
            uint64_t offset, uint64_t end)
 {
   const uint64_t closings = gate_closings (&c->gate);
+  const bool keep = clone_copy_on_read (c);
   struct gate_pass pass;
   int r;
 
   TEST_POINT (READ_CHOSE_SOURCE);
-  if (c->options.copy_on_read) {
+  if (keep) {
     read_keep_end (c, source, offset);
     read_keep_end (c, source, end);
   }
@@ -153,7 +154,7 @@ read_both (struct clone *c, struct backend *source, uint8_t *buf,
   if (r == 0 && read_runs (c, c->dest, true, 0, buf, offset, end) == -1)
     r = -1;
   gate_leave (&c->gate, &pass);
-  if (r == 0 && c->options.copy_on_read)
+  if (r == 0 && keep)
     read_keep (c, closings, buf, offset, end);
   return r;
 }

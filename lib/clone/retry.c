@@ -19,12 +19,12 @@ retry_is_in_vain (struct clone *c, double since)
 {
   unsigned connections;
   const enum backend_state state = clone_source_status (c, &connections);
+  const unsigned timeout = clone_source_timeout (c);
 
   if (state == BACKEND_UP || backend_state (c->dest) != BACKEND_UP)
     return false;
   return state == BACKEND_REFUSED ||
-         (c->source_timeout &&
-          monotonic_seconds () - since >= c->source_timeout);
+         (timeout && monotonic_seconds () - since >= timeout);
 }
 
 bool
@@ -37,6 +37,7 @@ int
 retry_wait (struct clone *c, struct retry *retry)
 {
   uint64_t events;
+  unsigned timeout;
   int wait;
 
   if (errno != ENOTCONN)
@@ -54,8 +55,9 @@ retry_wait (struct clone *c, struct retry *retry)
     if (retry_is_in_vain (c, retry->lost))
       return clone_fail (EIO);
     wait = WAIT_TICK;
-    if (c->source_timeout)
-      wait = MIN (wait, (int)((retry->lost + c->source_timeout -
+    timeout = clone_source_timeout (c);
+    if (timeout)
+      wait = MIN (wait, (int)((retry->lost + timeout -
                                monotonic_seconds ()) * 1000) + 1);
     outage_wait (&c->outage, events, MAX (wait, 1));
   }

@@ -63,9 +63,9 @@ post_stop (struct request *r)
 static enum MHD_Result
 get_settings (struct request *r)
 {
-  struct hydrate_settings settings;
+  struct settings settings;
 
-  hydrate_get_settings (r->instance->hydrate, &settings);
+  settings_get (r->instance, &settings);
   return request_answer (r, settings_json (&settings));
 }
 

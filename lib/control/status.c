@@ -43,7 +43,7 @@ status_get (const struct instance *instance, struct status *status)
   status->regions = region_map_regions (map);
   status->mode = clone_mode (c);
   clone_source_reason (c, status->source_error, sizeof status->source_error);
-  hydrate_get_settings (instance->hydrate, &status->settings);
+  settings_get (instance, &status->settings);
 }
 
 bool

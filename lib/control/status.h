@@ -20,6 +20,7 @@
 
 #include "clone/clone.h"
 #include "control/instance.h"
+#include "control/settings.h"
 #include "hydration/hydrate.h"
 
 /* Bytes of source_error, with the final zero.  A longer error is cut off.  JSON
@@ -42,7 +43,7 @@ struct status {
    */
   char source_error[STATUS_ERROR_MAX];
   struct hydrate_status hydration;
-  struct hydrate_settings settings;
+  struct settings settings;
 };
 
 /* Any thread may call this. */

@@ -90,7 +90,7 @@ struct hydrate_settings {
   uint64_t batch;     /* largest single copy, HYDRATE_BATCH_MIN.._MAX, or
                        * HYDRATE_BATCH_DEFAULT for hydrate_new */
   bool access;        /* ranges that clients read, and a batch after each of
-                       * them, come first */
+                       * them, come first; a change counts for later reads */
 };
 
 enum hydrate_state {

@@ -32,15 +32,15 @@ extern int LLVMFuzzerTestOneInput (const uint8_t *data, size_t size);
 static void
 check_patch (const char *text, size_t len)
 {
-  struct hydrate_settings settings, before, again;
+  struct settings settings, before, again;
   json_t *patch = json_loadb (text, len, JSON_REJECT_DUPLICATES, NULL);
   char *why = NULL;
 
   if (patch == NULL)
     return;
   memset (&settings, 0, sizeof settings);
-  settings.threshold = 16 << 20;
-  settings.batch = 1 << 20;
+  settings.hydration.threshold = 16 << 20;
+  settings.hydration.batch = 1 << 20;
   before = settings;
 
   if (settings_patch (patch, &settings, &why) == -1) {

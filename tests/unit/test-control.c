@@ -356,7 +356,7 @@ START_TEST (test_size)
 END_TEST
 
 static int
-patch (const char *text, struct hydrate_settings *settings, char **why)
+patch (const char *text, struct settings *settings, char **why)
 {
   json_t *json = json_loads (text, JSON_DECODE_ANY, NULL);
   int r;
@@ -388,11 +388,30 @@ START_TEST (test_patch)
     { "{\"hydration-batch-size\": \"33M\"}", "from 4096 to 33554432" },
     { "{\"hydration-rate\": 7, \"hydration-batch-size\": 0}", "batch-size" },
     { "{\"hydration-rate\": 7, \"nonsense\": 0}", "nonsense" },
+    { "{\"hydration-priority\": \"fast\"}",
+      "hydration-priority must be \"access\" or \"sequential\"" },
+    { "{\"hydration-priority\": true}", "\"access\" or" },
+    { "{\"hydration-priority\": null}", "\"access\" or" },
+    { "{\"copy-on-read\": 1}", "copy-on-read must be true or false" },
+    { "{\"copy-on-read\": \"maybe\"}", "true or false" },
+    { "{\"copy-on-read\": null}", "true or false" },
+    { "{\"source-timeout\": -1}", "from 0 to 31536000 seconds" },
+    { "{\"source-timeout\": 31536001}", "from 0 to 31536000 seconds" },
+    { "{\"source-timeout\": \"99999999999999999999\"}", "from 0 to 31536000" },
+    { "{\"source-timeout\": 1.5}", "whole number of seconds" },
+    { "{\"source-timeout\": \"1K\"}", "whole number of seconds" },
+    { "{\"source-timeout\": \"\"}", "whole number of seconds" },
+    { "{\"source-timeout\": false}", "whole number of seconds" },
+    { "{\"copy-on-read\": true, \"source-timeout\": -1}", "source-timeout" },
+    { "{\"source\": \"/dev/null\"}", "not a setting" },
   };
-  const struct hydrate_settings before = {
-    .rate = 1, .threshold = 2, .batch = HYDRATE_BATCH_MIN,
+  const struct settings before = {
+    .hydration = {
+      .rate = 1, .threshold = 2, .batch = HYDRATE_BATCH_MIN, .access = true,
+    },
+    .source_timeout = 3,
   };
-  struct hydrate_settings s = before;
+  struct settings s = before;
   char *why;
   size_t i;
 
@@ -410,9 +429,21 @@ START_TEST (test_patch)
   ck_assert_int_eq (patch ("{\"hydration-rate\": \"1G\","
                            " \"hydration-batch-size\": 33554432}", &s, &why),
                     0);
-  ck_assert_uint_eq (s.rate, 1 << 30);
-  ck_assert_uint_eq (s.threshold, 2);
-  ck_assert_uint_eq (s.batch, HYDRATE_BATCH_MAX);
+  ck_assert_uint_eq (s.hydration.rate, 1 << 30);
+  ck_assert_uint_eq (s.hydration.threshold, 2);
+  ck_assert_uint_eq (s.hydration.batch, HYDRATE_BATCH_MAX);
+  ck_assert (s.hydration.access && !s.copy_on_read);
+
+  ck_assert_int_eq (patch ("{\"hydration-priority\": \"sequential\","
+                           " \"copy-on-read\": true,"
+                           " \"source-timeout\": 31536000}", &s, &why), 0);
+  ck_assert (!s.hydration.access && s.copy_on_read);
+  ck_assert_uint_eq (s.source_timeout, 31536000);
+  ck_assert_int_eq (patch ("{\"hydration-priority\": \"access\","
+                           " \"copy-on-read\": \"false\","
+                           " \"source-timeout\": \"10\"}", &s, &why), 0);
+  ck_assert (s.hydration.access && !s.copy_on_read);
+  ck_assert_uint_eq (s.source_timeout, 10);
 }
 END_TEST
 
@@ -444,7 +475,10 @@ START_TEST (test_status_object)
         .range = { { 4096, 12288 }, { 1073737728, 1073741824 } },
       },
     },
-    .settings = { .rate = 0, .threshold = 16777216, .batch = 1048576 },
+    .settings = {
+      .hydration = { .rate = 0, .threshold = 16777216, .batch = 1048576 },
+      .copy_on_read = true, .source_timeout = 60,
+    },
   };
   static const char *const states[] = {
     "hydrating", "paused", "waiting", "complete", "failed"
@@ -463,7 +497,9 @@ START_TEST (test_status_object)
     "\"bad\": {\"regions\": 3, \"bytes\": 12288, "
     "\"ranges\": [[4096, 8192], [1073737728, 4096]]}, "
     "\"settings\": {\"hydration-rate\": 0, \"hydration-threshold\": 16777216, "
-    "\"hydration-batch-size\": 1048576}}");
+    "\"hydration-batch-size\": 1048576, "
+    "\"hydration-priority\": \"sequential\", \"copy-on-read\": true, "
+    "\"source-timeout\": 60}}");
   free (text);
 
   s.hydration.eta_known = false;
@@ -536,7 +572,10 @@ START_TEST (test_status_length)
       .eta_known = true, .eta = max, .source_connections = UINT_MAX,
       .bad = { .regions = max, .bytes = max, .ranges = PLAN_BAD_SHOWN },
     },
-    .settings = { .rate = max, .threshold = max, .batch = max },
+    .settings = {
+      .hydration = { .rate = max, .threshold = max, .batch = max },
+      .source_timeout = max,
+    },
   };
   char *text;
 
@@ -645,7 +684,9 @@ START_TEST (test_answers)
   ck_assert_int_eq (a.code, 200);
   ck_assert_str_eq (a.body, "{\"hydration-rate\": 1048576, "
                     "\"hydration-threshold\": 16777216, "
-                    "\"hydration-batch-size\": 1048576}\n");
+                    "\"hydration-batch-size\": 1048576, "
+                    "\"hydration-priority\": \"sequential\", "
+                    "\"copy-on-read\": false, \"source-timeout\": 0}\n");
   json_decref (a.json);
   ask (&a, "PATCH", "/settings", NULL, "{\"hydration-rate\": 0}");
   json_decref (a.json);
@@ -664,6 +705,45 @@ START_TEST (test_answers)
   assert_state (&a, "complete");
   ask (&a, "POST", "/pause", NULL, NULL);
   assert_state (&a, "complete");
+}
+END_TEST
+
+/* Settings have an effect on the running clone, all of them or none. */
+START_TEST (test_settings)
+{
+  struct clone *c = instance.clone;
+  struct hydrate_settings h;
+  struct answer a;
+  char buf[REGION];
+
+  start (path, NULL);
+  ask (&a, "PATCH", "/settings", NULL,
+       "{\"copy-on-read\": true, \"source-timeout\": 7,"
+       " \"hydration-priority\": \"access\"}");
+  ck_assert_int_eq (a.code, 200);
+  json_decref (a.json);
+  hydrate_get_settings (instance.hydrate, &h);
+  ck_assert (h.access);
+  ck_assert_uint_eq (clone_source_timeout (c), 7);
+  ck_assert_int_eq (clone_pread (c, buf, REGION, 0), 0);
+  ck_assert_uint_eq (region_map_count_valid (clone_map (c)), 1);
+
+  ask_wrong (400, "PATCH", "/settings", NULL,
+             "{\"copy-on-read\": false, \"source-timeout\": 8,"
+             " \"hydration-priority\": \"sequential\","
+             " \"hydration-batch-size\": 0}", "batch-size");
+  hydrate_get_settings (instance.hydrate, &h);
+  ck_assert (h.access && clone_copy_on_read (c));
+  ck_assert_uint_eq (clone_source_timeout (c), 7);
+
+  ask (&a, "PATCH", "/settings", NULL,
+       "{\"copy-on-read\": false, \"hydration-priority\": \"sequential\"}");
+  ck_assert_int_eq (a.code, 200);
+  json_decref (a.json);
+  hydrate_get_settings (instance.hydrate, &h);
+  ck_assert (!h.access);
+  ck_assert_int_eq (clone_pread (c, buf, REGION, REGION), 0);
+  ck_assert_uint_eq (region_map_count_valid (clone_map (c)), 1);
 }
 END_TEST
 
@@ -1650,6 +1730,7 @@ control_suite (void)
   tcase_add_test (http, test_connection_limit);
   tcase_add_loop_test (http, test_no_files, 0, 2);
   tcase_add_test (http, test_token_file);
+  tcase_add_test (http, test_settings);
   suite_add_tcase (s, http);
 
   tcase_add_checked_fixture (lines, setup, teardown);
