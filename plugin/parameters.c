@@ -170,8 +170,8 @@ parse_control (const char *key, const char *value, char **address)
   return 0;
 }
 
-/* +FILE, or another form that nbdkit knows for passwords.  nbdkit would accept a
- * file of any length, and cut its line off at a NUL byte.
+/* +FILE, or another form that nbdkit knows for passwords.  nbdkit would accept
+ * a file of any length, and cut its line off at a NUL byte.
  */
 static int
 parse_token (const char *key, const char *value, char **token)

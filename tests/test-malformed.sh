@@ -77,7 +77,8 @@ def connect():
 
 def serves():
     with connect() as s:
-        s.sendall(b"GET /status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        s.sendall(b"GET /status HTTP/1.1\r\nHost: x\r\n"
+                  b"Connection: close\r\n\r\n")
         data = b""
         while True:
             piece = s.recv(1 << 16)

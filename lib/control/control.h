@@ -52,9 +52,9 @@ extern struct control *control_new (const char *address, const char *token,
                                     const struct instance *instance,
                                     const struct log *log);
 
-/* Start the thread, with all signals blocked.  The process must neither fork nor
- * change its user after this: a unix socket belongs to its present user from now
- * on.  -1 on failure, which is logged.
+/* Start the thread, with all signals blocked.  The process must neither fork
+ * nor change its user after this: a unix socket belongs to its present user
+ * from now on.  -1 on failure, which is logged.
  */
 extern int control_start (struct control *c);
 

@@ -44,8 +44,8 @@ extern bool listen_address_is_path (const char *address);
 extern int listen_open (struct listener *l, const char *address, bool anywhere,
                         const struct log *log);
 
-/* The process has changed its user, or will not do so.  A unix socket belongs to
- * this user from now on.
+/* The process has changed its user, or will not do so.  A unix socket belongs
+ * to this user from now on.
  */
 extern void listen_user_is_final (struct listener *l);
 

@@ -27,9 +27,9 @@ struct socket_path {
 };
 
 /* Create the socket, with mode 0600, and listen.  An existing socket on which
- * no process listens is replaced; any other existing file is an error.  May wait
- * for another process that does the same.  Returns the descriptor, which does
- * not block, or -1, logged.
+ * no process listens is replaced; any other existing file is an error.  May
+ * wait for another process that does the same.  Returns the descriptor, which
+ * does not block, or -1, logged.
  */
 extern int socket_path_open (struct socket_path *s, const char *path,
                              const struct log *log);
