@@ -11,6 +11,7 @@
 #include "backend/file.h"
 #include "base/clock.h"
 #include "base/rounding.h"
+#include "base/text.h"
 #include "clone/setup-internal.h"
 #include "store/fingerprint.h"
 #include "store/metadata.h"
@@ -38,20 +39,15 @@ check_now (const struct check *check)
 static void
 check_progress (void *opaque, uint64_t done)
 {
-  static const char *const units[] = { "bytes", "KiB", "MiB", "GiB", "TiB" };
   struct check *check = opaque;
   const double now = check_now (check);
-  double size = check->size;
-  unsigned unit = 0;
 
   if (now < check->next)
     return;
   check->next = now + CHECK_AGAIN;
-  for (; size >= 1024 && unit < 4; size /= 1024)
-    unit++;
   log_info (check->w->log, "checking that destination %s is empty: %u %% of "
-            "%.4g %s; create=always skips this check", check->w->dest->name,
-            (unsigned)(100.0 * done / check->size), size, units[unit]);
+            "%s; create=always skips this check", check->w->dest->name,
+            text_percent (done, check->size), text_size (check->size).s);
 }
 
 static int
