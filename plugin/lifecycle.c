@@ -52,7 +52,7 @@ watcher (void *arg)
 {
   while (nbdkit_nanosleep (3600, 0) == 0)
     ;
-  hydrate_pause (instance.hydrate);
+  hydrate_wind_down (instance.hydrate);
   clone_interrupt (instance.clone);
   if (!clone_wait_committed (instance.clone, SLOW_END))
     log_info (&nbdkit_log, "shutting down: waiting for destination %s to make "
@@ -72,7 +72,7 @@ stopper (void *arg)
 
   for (size_t i = 0; i < sizeof signals / sizeof signals[0]; ++i)
     signal (signals[i], SIG_IGN);
-  hydrate_pause (instance.hydrate);
+  hydrate_wind_down (instance.hydrate);
   log_info (&nbdkit_log, "stopping: making everything durable");
   _exit (clone_halt (instance.clone) == 0 ? EXIT_SUCCESS : EXIT_FAILURE);
 }

@@ -32,9 +32,6 @@ clone_source_put (struct clone *c)
       c->source = NULL;
     }
   }
-  if (last && commit_is_complete (c->commit))
-    log_info (c->log, "hydration is complete: %s stands alone, the source %s "
-              "is closed", c->dest->name, last->name);
   backend_close (last);
 }
 

@@ -43,6 +43,13 @@ hydrate_is_running (const struct hydrate *h)
   return h->running && !h->stopping;
 }
 
+/* With the lock, or before the threads start. */
+static bool
+hydrate_is_paused (const struct hydrate *h)
+{
+  return h->paused || h->settings.threshold == 0;
+}
+
 bool
 hydrate_is_over (struct hydrate *h)
 {
@@ -90,6 +97,7 @@ hydrate_completed (void *opaque)
       return;
     had_bad = h->bad.said > 0;
   }
+  news_log_end (h->log, h->clone, &h->news, monotonic_seconds ());
   if (had_bad)
     log_info (h->log, "all unreadable ranges of the source have been read by "
               "now, or written by clients");
@@ -214,6 +222,7 @@ hydrate_attach (struct hydrate *h, struct clone *c, struct backend *source)
                                               h->nr_workers);
   plan_init (&h->plan, map, source && source->knows_extents);
   h->valid_then = region_map_bytes_valid (map);
+  news_init (&h->news, clone_size (c), h->valid_then, monotonic_seconds ());
   h->clone = c;
 }
 
@@ -224,6 +233,7 @@ hydrate_start (struct hydrate *h, struct clone *c)
   int r = 0;
 
   hydrate_attach (h, c, source);
+  news_log_begin (h->log, source, c, hydrate_is_paused (h));
   if (source == NULL)
     return 0;
   clone_source_put (c);
@@ -260,22 +270,54 @@ hydrate_stop (struct hydrate *h)
 /* ---- pause, resume, settings ---- */
 
 void
-hydrate_pause (struct hydrate *h)
+hydrate_wind_down (struct hydrate *h)
 {
   LOCK_FOR_SCOPE (&h->lock);
 
-  h->paused = true;
+  h->paused = h->ending = true;
+}
+
+/* Without the lock.  was: hydrate_is_paused, before a change. */
+static void
+hydrate_tell_pause (struct hydrate *h, bool was)
+{
+  bool is, quiet;
+
+  {
+    LOCK_FOR_SCOPE (&h->lock);
+    is = hydrate_is_paused (h);
+    quiet = h->ending || !h->running || hydrate_is_over (h);
+  }
+  if (is != was && !quiet)
+    log_info (h->log, is ? "hydration is paused" : "hydration goes on");
+}
+
+void
+hydrate_pause (struct hydrate *h)
+{
+  bool was;
+
+  {
+    LOCK_FOR_SCOPE (&h->lock);
+    was = hydrate_is_paused (h);
+    h->paused = true;
+  }
+  hydrate_tell_pause (h, was);
 }
 
 void
 hydrate_resume (struct hydrate *h)
 {
+  bool was;
+
   {
     LOCK_FOR_SCOPE (&h->lock);
+    was = hydrate_is_paused (h);
     h->paused = false;
     hydrate_start_over (h);
     bad_source_retry (h);
   }
+  hydrate_tell_pause (h, was);
   hydrate_wake (h);
 }
 
@@ -291,11 +333,15 @@ void
 hydrate_set_settings (struct hydrate *h,
                       const struct hydrate_settings *settings)
 {
+  bool was;
+
   {
     LOCK_FOR_SCOPE (&h->lock);
+    was = hydrate_is_paused (h);
     h->settings = *settings;
     h->rate_next = 0;
   }
+  hydrate_tell_pause (h, was);
   hydrate_wake (h);
 }
 
@@ -305,6 +351,8 @@ void
 hydrate_tick (struct hydrate *h)
 {
   const uint64_t valid = region_map_bytes_valid (clone_map (h->clone));
+  struct hydrate_status st;
+  unsigned tenth = 0;
 
   {
     LOCK_FOR_SCOPE (&h->lock);
@@ -317,6 +365,12 @@ hydrate_tick (struct hydrate *h)
     if (h->failed_by_mode && clone_may_set (h->clone))
       hydrate_start_over (h);
     bad_source_tick (h, valid);
+    if (!h->ending)
+      tenth = news_tenth (&h->news, valid, monotonic_seconds ());
+  }
+  if (tenth > 0) {
+    hydrate_get_status (h, &st);
+    news_log_tenth (h->log, h->clone, tenth, valid, &st);
   }
   hydrate_wake (h);
 }
@@ -330,7 +384,7 @@ hydrate_state (const struct hydrate *h, enum backend_state source,
     return HYDRATE_FAILED;
   if (connections == 0)
     return HYDRATE_WAITING;
-  if (h->paused || h->settings.threshold == 0)
+  if (hydrate_is_paused (h))
     return HYDRATE_PAUSED;
   return HYDRATE_HYDRATING;
 }

@@ -143,7 +143,14 @@ extern int hydrate_start (struct hydrate *h, struct clone *c);
  */
 extern void hydrate_stop (struct hydrate *h);
 
-/* Any thread may call these; status only after hydrate_start. */
+/* The process is about to end: begin no more copies, and log no more progress.
+ * Any thread may call this.
+ */
+extern void hydrate_wind_down (struct hydrate *h);
+
+/* Any thread may call these; status only after hydrate_start.  Pauses are
+ * logged.
+ */
 extern void hydrate_pause (struct hydrate *h);
 extern void hydrate_resume (struct hydrate *h); /* tries bad ranges, too */
 extern void hydrate_get_settings (struct hydrate *h,

@@ -32,6 +32,7 @@
 #include "base/extents.h"
 #include "clone/install.h"
 #include "hydration/hydrate.h"
+#include "hydration/news.h"
 #include "hydration/pace.h"
 #include "hydration/plan.h"
 
@@ -128,9 +129,11 @@ struct hydrate {
   struct plan plan;
   struct pace pace;
   struct bad_source bad;
+  struct news news;
   struct hydrate_settings settings;
   bool paused;             /* by the user */
   bool running;            /* the workers exist */
+  bool ending;             /* hydrate_wind_down was called */
   bool stopping;           /* hydrate_stop was called */
   bool failed;             /* an error stopped hydration */
   bool failed_by_mode;     /* the error: no region could become valid */

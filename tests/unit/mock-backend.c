@@ -1586,6 +1586,7 @@ mock_disk_open (struct mock_disk *d)
 
 static pthread_mutex_t messages_lock = PTHREAD_MUTEX_INITIALIZER;
 static unsigned errors, infos;
+static const char *watched = ""; /* text of the messages in infos */
 static char last_error[1024];
 
 __attribute__ ((format (printf, 2, 0))) static void
@@ -1617,9 +1618,17 @@ on_error (const char *fmt, va_list args)
 __attribute__ ((format (printf, 1, 0))) static void
 on_info (const char *fmt, va_list args)
 {
+  char line[1024];
+  va_list copy;
+  int err = errno;
   LOCK_FOR_SCOPE (&messages_lock);
 
-  infos++;
+  va_copy (copy, args);
+  errno = err;
+  vsnprintf (line, sizeof line, fmt, copy);
+  va_end (copy);
+  infos += strstr (line, watched) != NULL;
+  errno = err;
   print ("info", fmt, args);
 }
 
@@ -1646,6 +1655,15 @@ mock_errors (void)
   LOCK_FOR_SCOPE (&messages_lock);
 
   return errors;
+}
+
+void
+mock_watch_infos (const char *text)
+{
+  LOCK_FOR_SCOPE (&messages_lock);
+
+  watched = text;
+  infos = 0;
 }
 
 unsigned

@@ -275,6 +275,8 @@ extern void mock_disk_end_hydration (struct mock_disk *d, struct hydrate *h);
 /* Collects the library's messages. */
 extern const struct log mock_messages;
 extern unsigned mock_errors (void);  /* how many were logged */
+/* Count the messages that are no errors and contain this text, from now on. */
+extern void mock_watch_infos (const char *text);
 extern unsigned mock_infos (void);
 /* The last error, or ""; valid until the next one. */
 extern const char *mock_last_error (void);
