@@ -23,6 +23,7 @@
 #include "lifecycle.h"
 #include "nbdkit-log.h"
 #include "parameters.h"
+#include "shutdown.h"
 
 /* If the commit at the end takes longer than this many seconds, say so. */
 #define SLOW_END 2
@@ -44,15 +45,15 @@ static bool stopping; /* the control interface's thread sets it */
 
 /* ---- the ends ---- */
 
-/* Sleeps until nbdkit shuts down.  Then nbdkit waits for its clients, for ever
+/* Waits until nbdkit shuts down.  Then nbdkit waits for its clients, for ever
  * if necessary, and clients may be waiting for a lost server.
  */
 static void *
 watcher (void *arg)
 {
-  while (nbdkit_nanosleep (3600, 0) == 0)
-    ;
+  shutdown_wait ();
   hydrate_wind_down (instance.hydrate);
+  log_info (&nbdkit_log, "shutting down: making everything durable");
   clone_interrupt (instance.clone);
   if (!clone_wait_committed (instance.clone, SLOW_END))
     log_info (&nbdkit_log, "shutting down: waiting for destination %s to make "
@@ -101,6 +102,7 @@ end_instance (void)
   if (instance.clone == NULL)
     return;
   clone_interrupt (instance.clone);
+  shutdown_over ();
   if (watcher_started)
     pthread_join (watcher_thread, NULL);
   if (control)
@@ -180,6 +182,7 @@ lifecycle_get_ready (void)
 int
 lifecycle_after_fork (void)
 {
+  shutdown_catch ();
   if (clone_start (instance.clone, &parameters.service) == -1 ||
       hydrate_start (instance.hydrate, instance.clone) == -1 ||
       (control && control_start (control) == -1) ||

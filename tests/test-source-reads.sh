@@ -126,7 +126,7 @@ with socket.socket(socket.AF_UNIX) as s, open(sys.argv[2]) as log:
     s.connect(sys.argv[3])
     os.kill(int(sys.argv[1]), signal.SIGTERM)
     text = ""
-    while "server shut down" not in text:
+    while "shutting down" not in text:
         text += log.read()
         time.sleep(0.001)
     s.send(b"r")
