@@ -51,7 +51,7 @@ is_lost
 
 on_host ip link set far up
 # The log, because the status has no source any more when everything is copied.
-is_back () { grep -q ' is back$' "$tmp/clone.log"; }
+is_back () { grep -q ' is back after ' "$tmp/clone.log"; }
 eventually is_back
 set_settings '{"hydration-rate": 0}'
 wait_complete
@@ -60,4 +60,4 @@ printf '%65536s' | tr ' ' '\1' |
   dd of="$tmp/src" bs=64K seek=112 conv=notrunc status=none
 same "$tmp/dest" "$tmp/src"
 grep -c ' is lost: ' "$tmp/clone.log" | grep -qx 1
-grep -c ' is back$' "$tmp/clone.log" | grep -qx 1
+grep -c ' is back after ' "$tmp/clone.log" | grep -qx 1

@@ -97,7 +97,7 @@ log_says ()
 {
   grep -E "lost|back" "$tmp/clone.log" || :
   test "$(grep -c ': source [^ ]* is lost: ' "$tmp/clone.log")" -eq "$1"
-  test "$(grep -c ': source [^ ]* is back$' "$tmp/clone.log")" -eq "$2"
+  test "$(grep -c ': source [^ ]* is back after ' "$tmp/clone.log")" -eq "$2"
 }
 
 # How the source goes away, and how it comes back.

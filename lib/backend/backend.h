@@ -80,9 +80,12 @@ struct backend_service {
    * nothing but b.  NULL stands for a function that always says yes.
    */
   int (*same_disk) (void *opaque, struct backend *b, char **why);
-  /* Both may be NULL.  They are called on a thread of the backend.  They may
+  /* These may be NULL.  They are called on a thread of the backend.  They may
    * get the backend's state, connections and reason, and must do nothing else
    * with it.
+   *
+   * consequence: what it means that the peer is lost, or is back, for the end
+   * of the message that says so: "; the mode is fail", for example.
    *
    * lost: the peer of a backend that is not read-only is lost, and perhaps all
    * data that had been written to it and not flushed.  All connections are
@@ -93,6 +96,7 @@ struct backend_service {
    * is called after each of these events, so that threads that got ENOTCONN
    * and wait for a change can try again.  It must not wait.
    */
+  const char *(*consequence) (void *opaque);
   void (*lost) (void *opaque);
   void (*changed) (void *opaque);
   void *opaque;

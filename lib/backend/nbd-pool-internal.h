@@ -59,6 +59,7 @@ struct nbd_pool {
   bool loss_pending;       /* lost must be called (params.together) */
   uint64_t losses;         /* calls of lost */
   bool told_up;            /* what the log says: the server is there */
+  int64_t told_lost;       /* when the log said that it is not */
   unsigned told;           /* generation when service.changed was called */
   unsigned short seed[3];
   struct nbd_slot slots[];

@@ -17,6 +17,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/rounding.h"
+#include "base/text.h"
 #include "base/thread.h"
 
 /* Bytes per millisecond of the deadline that must arrive to count as progress.
@@ -133,6 +134,15 @@ slot_is_steady (const struct nbd_slot *slot)
      monotonic_ms () - slot->conn->born >= slot->conn->pause);
 }
 
+/* Without the lock. */
+static const char *
+consequence (const struct nbd_pool *pool)
+{
+  const struct backend_service *service = &pool->service;
+
+  return service->consequence ? service->consequence (service->opaque) : "";
+}
+
 /* Log what has changed, once, and call service.changed.  If earlier connections
  * died quickly, say that the server is back only after a connection has lasted.
  * The lock is released meanwhile.
@@ -146,20 +156,25 @@ tell_news (struct nbd_pool *pool)
   const bool back = !pool->told_up && nbd_pool_count (pool, slot_is_steady) > 0;
   const bool changed = pool->told != pool->generation;
   const bool quiet = pool->stopping;
+  const int64_t now = monotonic_ms ();
+  const double seconds = (now - pool->told_lost) / 1000.0;
   char why[sizeof pool->reason];
 
   if (lost || back)
     pool->told_up = back;
+  if (lost)
+    pool->told_lost = now;
   if (back)
     pool->flapping = false;
   pool->told = pool->generation;
   memcpy (why, pool->reason, sizeof why);
   pthread_mutex_unlock (&pool->lock);
   if (lost && !quiet)
-    log_error (params->log, "%s %s is lost: %s; requests that need it wait",
-               params->role, params->uri, why);
+    log_error (params->log, "%s %s is lost: %s; requests that need it wait%s",
+               params->role, params->uri, why, consequence (pool));
   if (back)
-    log_info (params->log, "%s %s is back", params->role, params->uri);
+    log_info (params->log, "%s %s is back after %s%s", params->role,
+              params->uri, text_time (seconds).s, consequence (pool));
   if (changed && pool->service.changed)
     pool->service.changed (pool->service.opaque);
   pthread_mutex_lock (&pool->lock);

@@ -59,7 +59,8 @@ int
 clone_start (struct clone *c, const struct clone_service *service)
 {
   const struct backend_service dest = {
-    .lost = servers_lost_destination, .changed = servers_changed, .opaque = c
+    .consequence = servers_tell_mode, .lost = servers_lost_destination,
+    .changed = servers_changed, .opaque = c
   };
   const struct backend_service md = {
     .lost = servers_lost_metadata, .changed = servers_changed, .opaque = c

@@ -119,6 +119,7 @@ extern int clone_check_not_set_back (struct clone *c, uint64_t closings);
 /* servers.c */
 
 /* Called by the backends: see struct backend_service. */
+extern const char *servers_tell_mode (void *opaque);
 extern void servers_changed (void *opaque);
 extern void servers_lost_destination (void *opaque);
 extern void servers_lost_metadata (void *opaque);

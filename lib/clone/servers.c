@@ -12,6 +12,17 @@
 #include "clone/private.h"
 #include "store/fingerprint.h"
 
+const char *
+servers_tell_mode (void *opaque)
+{
+  switch (clone_mode (opaque)) {
+  case MODE_RW: return "; the mode is rw";
+  case MODE_RO: return "; the mode is ro";
+  case MODE_FAIL: return "; the mode is fail";
+  }
+  return "";
+}
+
 void
 servers_changed (void *opaque)
 {
@@ -39,6 +50,9 @@ servers_set_map_back (struct clone *c, bool always)
   if (always || commit_wants_set_back (c->commit)) {
     commit_set_back (c->commit);
     TELL (c, set_back);
+    if (!always)
+      log_info (c->log, "destination %s: flushes can succeed again%s",
+                c->dest->name, servers_tell_mode (c));
   }
   gate_open (&c->gate);
   servers_changed (c);

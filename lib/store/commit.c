@@ -136,9 +136,9 @@ flush_has_failed (struct commit *c)
   c->flush_error = errno;
   log_error (c->log, "destination %s: flush failed: %m; data written since the "
              "last flush may be lost%s", c->dest->name,
-             commit_wants_set_back (c) ? ": make room there"
+             commit_wants_set_back (c) ? ": make room there; the mode is ro"
              : ", no flush will succeed and no region can become valid any "
-             "more: repair the destination and start again");
+             "more: repair the destination and start again; the mode is ro");
 }
 
 /* A write or a flush of the metadata has returned r, with errno set. */
@@ -149,11 +149,11 @@ metadata_returned (struct commit *c, int r)
     return -1;
   if (r == -1 && !c->metadata_failed)
     log_error (c->log, "metadata %s: cannot write: %m; no other region can "
-               "become valid until this works again",
+               "become valid until this works again; the mode is ro",
                c->metadata->backend->name);
   if (r == 0 && c->metadata_failed)
-    log_info (c->log, "metadata %s: can be written again",
-              c->metadata->backend->name);
+    log_info (c->log, "metadata %s: can be written again; the mode is %s",
+              c->metadata->backend->name, c->flush_error ? "ro" : "rw");
   c->metadata_failed = r == -1;
   return r;
 }
