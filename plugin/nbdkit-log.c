@@ -6,7 +6,9 @@
 
 #include <stdarg.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/types.h>
@@ -52,8 +54,24 @@ stderr_is_lost (void)
          st.st_rdev == makedev (1, 3);
 }
 
+/* Is standard error the journal?  It sets this variable for the services whose
+ * standard error it reads (systemd.exec(5)).
+ */
+static bool
+stderr_is_journal (void)
+{
+  const char *stream = getenv ("JOURNAL_STREAM");
+  uintmax_t dev, ino;
+  struct stat st;
+
+  return stream && sscanf (stream, "%ju:%ju", &dev, &ino) == 2 &&
+         fstat (STDERR_FILENO, &st) == 0 && st.st_dev == dev &&
+         st.st_ino == ino;
+}
+
 /* nbdkit has no level for news that are no errors.  Its syslog messages have
- * its name and process ID, and these have them, too.
+ * its name and process ID, and these have them, too.  The journal adds both
+ * itself, and takes the priority from the start of the line (sd-daemon(3)).
  */
 __attribute__ ((format (printf, 1, 0))) static void
 print_info (const char *fmt, va_list args)
@@ -66,6 +84,8 @@ print_info (const char *fmt, va_list args)
   }
   if (stderr_is_lost ())
     syslog (LOG_DAEMON | LOG_INFO, "clone: %s", line);
+  else if (stderr_is_journal ())
+    fprintf (stderr, "<%d>clone: %s\n", LOG_INFO, line);
   else
     fprintf (stderr, "nbdkit: clone: %s\n", line);
 }
