@@ -4,8 +4,8 @@
 
 # Proves that the clone's messages go to syslog when nbdkit is in the
 # background, also those that are not errors: the clone has started, the source
-# is back, hydration is complete, the end.  In the foreground, and where -v keeps
-# standard error open, these go to standard error only.
+# is back, hydration is complete, the end.  In the foreground, and where -v
+# keeps standard error open, these go to standard error only.
 #
 # The clone has a /dev of its own, in which the test listens on syslog's socket.
 

@@ -721,7 +721,7 @@ START_TEST (lost_is_error)
   ck_assert_int_eq (read_some (), 0);
   backend_reason (b, why, sizeof why);
   ck_assert_str_eq (why, "");
-  ck_assert_uint_eq (said (" is back\n"), 1);
+  ck_assert_uint_eq (said (" is back after "), 1);
   ck_assert_uint_eq (get_losses (), 0);
   end ();
 }
@@ -889,7 +889,7 @@ START_TEST (no_storm)
   ck_assert_uint_gt (came (AT_ACCEPT) - before, 1);
   ck_assert_uint_le (came (AT_ACCEPT) - before, 10);
   ck_assert_uint_le (said (" is lost: "), 2);
-  ck_assert_uint_le (said (" is back\n"), 1);
+  ck_assert_uint_le (said (" is back after "), 1);
   set (AT_READY, GOOD);
   wait_connections (16);
   ck_assert_int_eq (read_some (), 0);
