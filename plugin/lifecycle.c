@@ -162,6 +162,7 @@ lifecycle_get_ready (void)
   setup.timeout = p->service.source_timeout;
   setup.deadline = clone_debug_deadline;
   setup.options.client_is_gone = client_is_gone;
+  setup.options.timed = control != NULL;
   setup.options.events = hydrate_events (instance.hydrate);
   instance.stop = start_stopper;
   instance.clone = setup_clone (&setup, &nbdkit_log);

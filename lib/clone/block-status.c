@@ -267,5 +267,6 @@ clone_extents (struct clone *c, uint32_t count, uint64_t offset,
       r = status_once (c, &q, list);
     }
   } while (r == 0 && q.closings != gate_closings (&c->gate));
+  counters_count (&c->counters, COUNTED_EXTENTS, COUNTED_ALL);
   return r == -1 ? -1 : 0;
 }

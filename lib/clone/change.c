@@ -21,6 +21,21 @@ struct change {
   unsigned flags;     /* BACKEND_FUA, BACKEND_MAY_TRIM, BACKEND_FAST */
 };
 
+/* What the last try of a change has seen, for the counters. */
+struct seen {
+  bool source;  /* it has read from the source */
+  bool invalid; /* a region was invalid */
+};
+
+static const char *const change_name[] = {
+  [CHANGE_WRITE] = "write", [CHANGE_ZERO] = "zero", [CHANGE_TRIM] = "trim",
+};
+
+static const enum counted_request change_counted[] = {
+  [CHANGE_WRITE] = COUNTED_WRITE, [CHANGE_ZERO] = COUNTED_ZERO,
+  [CHANGE_TRIM] = COUNTED_TRIM,
+};
+
 /* The source's bytes around a change, in the regions that it covers partly and
  * that were invalid at the first look.
  */
@@ -111,8 +126,8 @@ change_read_edges (struct clone *c, struct backend *source, struct edges *e)
   if (!e->copied) {
     seg[0].buf = e->buf;
     seg[1].buf = e->buf + e->head;
-    return backend_preadv (source, e->head ? seg : seg + 1,
-                           (e->head > 0) + (e->tail > 0));
+    return source_read (c, source, e->head ? seg : seg + 1,
+                        (e->head > 0) + (e->tail > 0));
   }
   for (unsigned i = 0; i < 2 && r == 0; ++i)
     r = fetch_piecewise (c, source, e->buf, seg[i].offset,
@@ -237,7 +252,7 @@ change_invalid (struct clone *c, const struct change *ch, uint64_t start,
  */
 static int
 change_inside (struct clone *c, const struct change *ch, uint64_t end,
-               const struct edges *e, bool commit)
+               const struct edges *e, bool commit, struct seen *seen)
 {
   struct gate_pass pass;
   uint64_t n;
@@ -248,21 +263,27 @@ change_inside (struct clone *c, const struct change *ch, uint64_t end,
   r = e->copied ? clone_check_not_set_back (c, e->closings) : 0;
   for (uint64_t pos = ch->offset; pos < end && r == 0; pos += n) {
     n = region_map_run_bytes (c->map, pos, end, &valid);
-    if (!valid)
+    if (!valid) {
+      seen->invalid = true;
       n = change_step_end (c, ch, pos, pos + n) - pos;
+    }
     r = valid ? change_valid (c, ch, pos, pos + n)
       : change_invalid (c, ch, pos, pos + n, e);
+    clone_check_dest (c, r, change_name[ch->type], n, pos);
   }
   if (r == 0 && !(ch->flags & BACKEND_FUA))
     commit_count_change (c->commit);
   if (r == 0 && commit)
     r = commit_flush (c->commit);
   gate_leave (&c->gate, &pass);
+  if (r == -1)
+    clone_note_commit (c);
   return r;
 }
 
 static int
-change_once (struct clone *c, struct change ch, uint64_t end)
+change_once (struct clone *c, struct change ch, uint64_t end,
+             struct seen *seen)
 {
   const bool commit = change_wants_commit (c, end - ch.offset, ch.offset,
                                            &ch.flags);
@@ -270,16 +291,18 @@ change_once (struct clone *c, struct change ch, uint64_t end)
   struct edges e = { 0 };
   int r = 0, err;
 
+  *seen = (struct seen){ 0 };
   if (ch.type != CHANGE_TRIM)
     e = change_find_edges (c, ch.offset, end);
   if (e.head + e.tail > 0 && (source = clone_source_get (c)) != NULL) {
+    seen->source = seen->invalid = true;
     r = change_read_edges (c, source, &e);
     clone_source_put (c);
     if (r == 0 && retry_client_is_gone (c))
       r = clone_fail (ESHUTDOWN);
   }
   if (r == 0)
-    r = change_inside (c, &ch, end, &e, commit);
+    r = change_inside (c, &ch, end, &e, commit, seen);
   err = errno;
   free (e.buf);
   if (r == -1)
@@ -290,9 +313,24 @@ change_once (struct clone *c, struct change ch, uint64_t end)
   return r;
 }
 
+static void
+change_count (struct clone *c, const struct change *ch,
+              const struct seen *seen, uint64_t begin)
+{
+  const enum counted_sides sides = seen->source ? COUNTED_BOTH
+                                                : COUNTED_DESTINATION;
+
+  if (ch->type == CHANGE_WRITE)
+    counters_end (&c->counters, COUNTED_WRITE, sides, !seen->invalid, begin);
+  else
+    counters_count (&c->counters, change_counted[ch->type], sides);
+}
+
 static int
 change (struct clone *c, struct change ch, uint32_t count)
 {
+  const uint64_t begin = counters_begin (&c->counters);
+  struct seen seen;
   int r;
 
   clone_count_request (c);
@@ -300,8 +338,9 @@ change (struct clone *c, struct change ch, uint32_t count)
    * (kept-extents.h).
    */
   atomic_fetch_add (&c->changes_begun, 1);
-  r = RETRY_WHILE_LOST (c, change_once (c, ch, ch.offset + count));
+  r = RETRY_WHILE_LOST (c, change_once (c, ch, ch.offset + count, &seen));
   atomic_fetch_add (&c->changes_ended, 1);
+  change_count (c, &ch, &seen, begin);
   return r;
 }
 

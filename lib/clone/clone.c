@@ -5,6 +5,8 @@
 #include <config.h>
 
 #include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -38,6 +40,7 @@ clone_new (struct backend *source, struct backend *dest, struct metadata *md,
   c->size = region_map_size (map);
   c->options = *options;
   c->copy_on_read = options->copy_on_read;
+  c->counters.timed = options->timed;
   c->dest = dest;
   c->metadata = md;
   c->map = map;
@@ -50,6 +53,8 @@ clone_new (struct backend *source, struct backend *dest, struct metadata *md,
   committer_init (&c->committer, c);
   pthread_mutex_init (&c->source_lock, NULL);
   kept_init (&c->kept);
+  for (unsigned i = 0; i < CLONE_SIDES; ++i)
+    last_error_init (&c->last_error[i]);
   if (source == NULL)
     source_remove_gate (c);
   return c;
@@ -131,6 +136,8 @@ clone_close (struct clone *c)
   gate_destroy (&c->gate);
   pthread_mutex_destroy (&c->source_lock);
   kept_destroy (&c->kept);
+  for (unsigned i = 0; i < CLONE_SIDES; ++i)
+    last_error_destroy (&c->last_error[i]);
   free (c);
   return r;
 }
@@ -191,6 +198,65 @@ clone_set_source_timeout (struct clone *c, unsigned seconds)
       backend_set_timeout (c->source, seconds);
   }
   outage_happened (&c->outage);
+}
+
+/* ---- errors ---- */
+
+void
+clone_note_error (struct clone *c, enum clone_side side, const char *fmt, ...)
+{
+  va_list args;
+
+  va_start (args, fmt);
+  last_error_set (&c->last_error[side], fmt, args);
+  va_end (args);
+}
+
+void
+clone_last_error (struct clone *c, enum clone_side side, char *buf,
+                  size_t size)
+{
+  last_error_get (&c->last_error[side], buf, size);
+}
+
+/* A loss is noted in servers.c.  EOPNOTSUPP is the answer to a fast zero.  If
+ * no region can become valid, the error that was noted before is the reason.
+ */
+int
+clone_check_dest (struct clone *c, int r, const char *what, uint64_t count,
+                  uint64_t offset)
+{
+  if (r == -1 && errno != ENOTCONN && errno != EOPNOTSUPP && clone_may_set (c))
+    clone_note_error (c, CLONE_DESTINATION, "cannot %s %" PRIu64
+                      " bytes at offset %" PRIu64 ": %m", what, count, offset);
+  return r;
+}
+
+void
+clone_note_commit (struct clone *c)
+{
+  const int err = errno;
+
+  errno = commit_flush_error (c->commit);
+  if (errno)
+    clone_note_error (c, CLONE_DESTINATION, "flush failed: %m");
+  errno = err;
+}
+
+/* ---- counters ---- */
+
+void
+clone_get_counters (struct clone *c, struct clone_counters *sum)
+{
+  counters_sum (&c->counters, &sum->counts);
+  sum->commits = commit_rounds (c->commit);
+  commit_get_flushes (c->commit, &sum->flushes, &sum->flushes_shared);
+}
+
+void
+clone_count_hydration (struct clone *c, uint64_t bytes)
+{
+  counters_source_read (&c->counters, COUNTED_HYDRATION, bytes);
 }
 
 /* ---- look-ups ---- */

@@ -29,6 +29,8 @@
 
 #include "backend/backend.h"
 #include "base/extents.h"
+#include "clone/counters.h"
+#include "clone/last-error.h"
 #include "store/commit.h"
 #include "store/metadata.h"
 #include "store/region-map.h"
@@ -61,6 +63,7 @@ struct clone_options {
    * them fails, the read still succeeds.  See clone_set_copy_on_read.
    */
   bool copy_on_read;
+  bool timed;        /* measure how long clients' reads and writes take */
   bool source_check; /* compare the source's fingerprint at the start, and
                       * when the source returns */
   /* This thread runs a client's request: has the client gone?  A request that
@@ -220,6 +223,30 @@ extern uint64_t clone_requests (const struct clone *c);
 
 /* The commit's mode (commit.h), or MODE_FAIL while the destination is lost. */
 extern enum clone_mode clone_mode (struct clone *c);
+
+/* What the clone has done since the start.  The commit counts the last three:
+ * commits that wrote to the metadata; flushes that clients, writes with FUA and
+ * the background asked for; and how many of these flushes were done by a commit
+ * that another one had begun.
+ */
+struct clone_counters {
+  struct counts counts;
+  uint64_t commits, flushes, flushes_shared;
+};
+extern void clone_get_counters (struct clone *c, struct clone_counters *sum);
+
+/* Hydration has read these bytes from the source. */
+extern void clone_count_hydration (struct clone *c, uint64_t bytes);
+
+/* Remember the latest error of a side, and get it: an empty text if there was
+ * none.  See last-error.h.
+ */
+enum clone_side { CLONE_SOURCE, CLONE_DESTINATION, CLONE_SIDES };
+extern void clone_note_error (struct clone *c, enum clone_side side,
+                              const char *fmt, ...)
+  __attribute__ ((format (printf, 3, 4)));
+extern void clone_last_error (struct clone *c, enum clone_side side, char *buf,
+                              size_t size);
 
 /* The state of the source; BACKEND_LOST and no connections if it is closed. */
 extern enum backend_state clone_source_status (struct clone *c,

@@ -31,6 +31,7 @@ fetch_write_run (const struct install *i, const uint8_t *buf)
     n = install_zero_run (i, p, i->run_end - pos, &zero);
     r = zero ? backend_zero (dest, n, pos, install_zero_flags (i->clone))
       : backend_pwrite (dest, p, n, pos, 0);
+    clone_check_dest (i->clone, r, "write", n, pos);
   }
   return r;
 }
@@ -66,6 +67,15 @@ fetch_install (struct clone *c, uint64_t closings, const uint8_t *buf,
   return fetch_install_owned (&i, closings, buf);
 }
 
+static int
+fetch_read (struct clone *c, struct backend *source, uint8_t *buf,
+            uint64_t start, uint64_t end)
+{
+  const struct segment seg = { buf, end - start, start };
+
+  return source_read (c, source, &seg, 1);
+}
+
 int
 fetch_piecewise (struct clone *c, struct backend *source, uint8_t *buf,
                  uint64_t start, uint64_t end)
@@ -82,7 +92,7 @@ fetch_piecewise (struct clone *c, struct backend *source, uint8_t *buf,
 
     if (region_map_is_valid (c->map, region))
       return 0;
-    r = backend_pread (source, buf, i.end - i.start, i.start);
+    r = fetch_read (c, source, buf, i.start, i.end);
     if (r == 0)
       r = fetch_install_owned (&i, closings, buf);
   }
@@ -113,7 +123,7 @@ fetch_regions (struct clone *c, struct backend *source, uint64_t start,
       continue;
     n = MIN (n, step);
     /* A large region: piece by piece, then it becomes valid as a whole. */
-    r = n <= CLONE_COPY_MAX ? backend_pread (source, buf, n, start)
+    r = n <= CLONE_COPY_MAX ? fetch_read (c, source, buf, start, start + n)
       : fetch_piecewise (c, source, buf, start, start + n);
     if (r == 0)
       r = fetch_install (c, closings, n <= CLONE_COPY_MAX ? buf : NULL, start,
@@ -145,5 +155,8 @@ fetch_cache_once (struct clone *c, uint32_t count, uint64_t offset)
 int
 clone_cache (struct clone *c, uint32_t count, uint64_t offset)
 {
-  return RETRY_WHILE_LOST (c, fetch_cache_once (c, count, offset));
+  const int r = RETRY_WHILE_LOST (c, fetch_cache_once (c, count, offset));
+
+  counters_count (&c->counters, COUNTED_CACHE, COUNTED_ALL);
+  return r;
 }

@@ -39,8 +39,10 @@ clone_commit (struct clone *c, bool always)
   gate_leave (&c->gate, &pass);
   if (r == 0)
     source_drop_if_complete (c);
-  else
+  else {
+    clone_note_commit (c);
     servers_set_back (c);
+  }
   errno = err;
   return r;
 }
@@ -48,7 +50,10 @@ clone_commit (struct clone *c, bool always)
 int
 clone_flush (struct clone *c, struct clone_client *client)
 {
-  if (RETRY_WHILE_LOST (c, clone_commit (c, true)) == -1)
+  const int r = RETRY_WHILE_LOST (c, clone_commit (c, true));
+
+  counters_count (&c->counters, COUNTED_FLUSH, COUNTED_ALL);
+  if (r == -1)
     return -1;
   return client ? flush_report_setbacks (c, client) : 0;
 }

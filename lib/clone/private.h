@@ -51,6 +51,7 @@ struct clone {
                                    * client */
 
   struct kept_extents kept;     /* for block status */
+  struct last_error last_error[CLONE_SIDES];
 
   pthread_mutex_t source_lock; /* protects the two below */
   struct backend *source;      /* NULL when it is closed */
@@ -66,6 +67,8 @@ struct clone {
   char cache_line[64];
   _Atomic uint64_t requests;
   _Atomic uint64_t changes_begun, changes_ended;
+
+  struct counters counters;     /* each copy on lines of its own */
 };
 
 /* Call an event's function, if there is one, with these further arguments. */
@@ -116,6 +119,15 @@ extern bool clone_whole_regions (const struct clone *c, uint64_t *start,
  */
 extern int clone_check_not_set_back (struct clone *c, uint64_t closings);
 
+/* A change, or a read, of [offset, offset + count) of the destination has
+ * returned r, with errno set: note an error.  Returns r, and preserves errno.
+ */
+extern int clone_check_dest (struct clone *c, int r, const char *what,
+                             uint64_t count, uint64_t offset);
+
+/* A commit has failed: note the error of the destination, if that is why. */
+extern void clone_note_commit (struct clone *c);
+
 /* servers.c */
 
 /* Called by the backends: see struct backend_service. */
@@ -132,6 +144,12 @@ extern int servers_same_source (void *opaque, struct backend *source,
 extern void servers_set_back (struct clone *c);
 
 /* source.c */
+
+/* backend_preadv from the source on a client's thread: counted, and an error is
+ * noted.
+ */
+extern int source_read (struct clone *c, struct backend *source,
+                        const struct segment *seg, size_t n);
 
 /* After a commit that succeeded: close the source once the clone is complete,
  * when its last user has put it back.

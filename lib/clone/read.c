@@ -23,6 +23,19 @@
  */
 #define READ_GAP (UINT64_C (64) << 10)
 
+/* From the source, or from the destination. */
+static int
+read_segments (struct clone *c, struct backend *b, const struct segment *seg,
+               size_t n)
+{
+  if (n == 0)
+    return 0;
+  if (b != c->dest)
+    return source_read (c, b, seg, n);
+  return clone_check_dest (c, backend_preadv (b, seg, n), "read",
+                           seg[0].count, seg[0].offset);
+}
+
 /* Read from b the runs of [offset, end) whose state is `wanted', and gaps of at
  * most max_gap bytes between them.  Returns the number of bytes, or -1.
  */
@@ -42,7 +55,7 @@ read_runs (struct clone *c, struct backend *b, bool wanted, uint64_t max_gap,
       continue;
     if (n == 0 || pos - stop > max_gap) {
       if (n == MAX_SEGMENTS) {
-        if (backend_preadv (b, seg, n) == -1)
+        if (read_segments (c, b, seg, n) == -1)
           return -1;
         n = 0;
       }
@@ -53,7 +66,7 @@ read_runs (struct clone *c, struct backend *b, bool wanted, uint64_t max_gap,
     count += pos + run - stop;
     stop = pos + run;
   }
-  return backend_preadv (b, seg, n) == -1 ? -1 : count;
+  return read_segments (c, b, seg, n) == -1 ? -1 : count;
 }
 
 /* Read the invalid runs from the source, and short valid gaps between them,
@@ -160,21 +173,26 @@ read_both (struct clone *c, struct backend *source, uint8_t *buf,
 }
 
 static int
-read_once (struct clone *c, void *buf, uint32_t count, uint64_t offset)
+read_once (struct clone *c, void *buf, uint32_t count, uint64_t offset,
+           enum counted_sides *sides)
 {
   struct gate_pass pass;
   struct backend *source = NULL;
+  uint64_t run;
   bool valid;
   int r = 0;
 
   gate_enter (&c->gate, &pass);
-  if (region_map_run_bytes (c->map, offset, offset + count, &valid) < count ||
-      !valid)
+  run = region_map_run_bytes (c->map, offset, offset + count, &valid);
+  if (run < count || !valid)
     source = clone_source_get (c);
   if (source == NULL)           /* all is valid by now */
-    r = backend_pread (c->dest, buf, count, offset);
+    r = clone_check_dest (c, backend_pread (c->dest, buf, count, offset),
+                          "read", count, offset);
   gate_leave (&c->gate, &pass);
 
+  *sides = source == NULL ? COUNTED_DESTINATION
+    : run < count ? COUNTED_BOTH : COUNTED_SOURCE;
   if (source) {
     r = read_both (c, source, buf, offset, offset + count);
     clone_source_put (c);
@@ -185,6 +203,13 @@ read_once (struct clone *c, void *buf, uint32_t count, uint64_t offset)
 int
 clone_pread (struct clone *c, void *buf, uint32_t count, uint64_t offset)
 {
+  const uint64_t begin = counters_begin (&c->counters);
+  enum counted_sides sides;
+  int r;
+
   clone_count_request (c);
-  return RETRY_WHILE_LOST (c, read_once (c, buf, count, offset));
+  r = RETRY_WHILE_LOST (c, read_once (c, buf, count, offset, &sides));
+  counters_end (&c->counters, COUNTED_READ, sides,
+                sides == COUNTED_DESTINATION, begin);
+  return r;
 }

@@ -23,11 +23,28 @@ servers_tell_mode (void *opaque)
   return "";
 }
 
+/* Note why a server is lost, if it is. */
+static void
+servers_note_loss (struct clone *c)
+{
+  char why[LAST_ERROR_MAX];
+
+  clone_source_reason (c, why, sizeof why);
+  if (why[0])
+    clone_note_error (c, CLONE_SOURCE, "lost: %s", why);
+  if (backend_state (c->dest) != BACKEND_UP) {
+    backend_reason (c->dest, why, sizeof why);
+    if (why[0])
+      clone_note_error (c, CLONE_DESTINATION, "lost: %s", why);
+  }
+}
+
 void
 servers_changed (void *opaque)
 {
   struct clone *c = opaque;
 
+  servers_note_loss (c);
   outage_happened (&c->outage);
   TELL (c, servers_changed);
 }

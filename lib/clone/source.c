@@ -6,6 +6,9 @@
 
 #include <config.h>
 
+#include <errno.h>
+#include <inttypes.h>
+
 #include "base/cleanup.h"
 #include "base/test-point.h"
 #include "clone/private.h"
@@ -53,6 +56,25 @@ source_remove_gate (struct clone *c)
 {
   if (!backend_has_peer (c->dest))
     gate_remove (&c->gate);
+}
+
+/* A loss is noted in servers.c. */
+int
+source_read (struct clone *c, struct backend *source,
+             const struct segment *seg, size_t n)
+{
+  const int r = backend_preadv (source, seg, n);
+  uint64_t bytes = 0;
+
+  for (size_t i = 0; i < n; ++i)
+    bytes += seg[i].count;
+  if (r == 0)
+    counters_source_read (&c->counters, COUNTED_CLIENTS, bytes);
+  else if (errno != ENOTCONN)
+    clone_note_error (c, CLONE_SOURCE, "cannot read %" PRIu64
+                      " bytes at offset %" PRIu64 ": %m", bytes,
+                      seg[0].offset);
+  return r;
 }
 
 enum backend_state

@@ -102,7 +102,7 @@ make_line (struct progress *p)
   CLEANUP_FREE char *text = NULL;
 
   status_get (p->instance, &status);
-  json = status_json (&status);
+  json = status_line_json (&status);
   if (json)
     text = json_dumps (json, JSON_COMPACT);
   json_decref (json);

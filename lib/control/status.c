@@ -23,6 +23,22 @@ static const char *const mode_names[] = {
   [MODE_FAIL] = "fail",
 };
 
+const char *const status_request_names[COUNTED_REQUESTS] = {
+  [COUNTED_READ] = "read",
+  [COUNTED_WRITE] = "write",
+  [COUNTED_ZERO] = "zero",
+  [COUNTED_TRIM] = "trim",
+  [COUNTED_FLUSH] = "flush",
+  [COUNTED_CACHE] = "cache",
+  [COUNTED_EXTENTS] = "extents",
+};
+
+bool
+status_request_has_sides (enum counted_request request)
+{
+  return request <= COUNTED_TRIM;
+}
+
 void
 status_get (const struct instance *instance, struct status *status)
 {
@@ -44,6 +60,10 @@ status_get (const struct instance *instance, struct status *status)
   status->mode = clone_mode (c);
   clone_source_reason (c, status->source_error, sizeof status->source_error);
   settings_get (instance, &status->settings);
+  clone_get_counters (c, &status->counters);
+  for (unsigned i = 0; i < CLONE_SIDES; i++)
+    clone_last_error (c, i, status->last_error[i],
+                      sizeof status->last_error[i]);
 }
 
 bool
@@ -92,8 +112,68 @@ bad_json (const struct plan_bad_sum *bad)
                     "bytes", (json_int_t)bad->bytes, "ranges", ranges);
 }
 
+/* Requests of all types; flush, cache and extents are one number each. */
+static json_t *
+requests_json (const struct counts *counts)
+{
+  json_t *object = json_object (), *json;
+
+  for (unsigned i = 0; object && i < COUNTED_REQUESTS; i++) {
+    const uint64_t *n = counts->requests[i];
+
+    if (status_request_has_sides (i))
+      json = json_pack ("{s:I, s:I, s:I}",
+                        "source", (json_int_t)n[COUNTED_SOURCE],
+                        "destination", (json_int_t)n[COUNTED_DESTINATION],
+                        "both", (json_int_t)n[COUNTED_BOTH]);
+    else
+      json = json_pack ("{s:I}", "all", (json_int_t)n[COUNTED_ALL]);
+    if (json_object_set_new (object, status_request_names[i], json) == -1) {
+      json_decref (object);
+      object = NULL;
+    }
+  }
+  return object;
+}
+
+static json_t *
+counters_json (const struct clone_counters *c)
+{
+  const uint64_t *bytes = c->counts.source_bytes;
+
+  return json_pack ("{s:{s:I, s:I}, s:o, s:I, s:I, s:I}",
+                    "source_read_bytes",
+                      "clients", (json_int_t)bytes[COUNTED_CLIENTS],
+                      "hydration", (json_int_t)bytes[COUNTED_HYDRATION],
+                    "requests", requests_json (&c->counts),
+                    "commits", (json_int_t)c->commits,
+                    "flushes", (json_int_t)c->flushes,
+                    "flushes_shared", (json_int_t)c->flushes_shared);
+}
+
 json_t *
 status_json (const struct status *status)
+{
+  json_t *object = status_line_json (status);
+  json_t *more = json_pack ("{s:o, s:{s:o, s:o}}",
+                            "counters", counters_json (&status->counters),
+                            "last_error",
+                              "source",
+                              error_json (status->last_error[CLONE_SOURCE]),
+                              "destination",
+                              error_json (status->last_error[CLONE_DESTINATION])
+                            );
+
+  if (json_object_update (object, more) == -1) {
+    json_decref (object);
+    object = NULL;
+  }
+  json_decref (more);
+  return object;
+}
+
+json_t *
+status_line_json (const struct status *status)
 {
   const struct hydrate_status *h = &status->hydration;
 

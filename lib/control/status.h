@@ -44,7 +44,14 @@ struct status {
   char source_error[STATUS_ERROR_MAX];
   struct hydrate_status hydration;
   struct settings settings;
+  struct clone_counters counters;
+  /* The latest error of each side since the start; empty: there was none. */
+  char last_error[CLONE_SIDES][STATUS_ERROR_MAX];
 };
+
+/* What requests are called, and whether it is counted which sides they use. */
+extern const char *const status_request_names[COUNTED_REQUESTS];
+extern bool status_request_has_sides (enum counted_request request);
 
 /* Any thread may call this. */
 extern void status_get (const struct instance *instance,
@@ -53,9 +60,11 @@ extern void status_get (const struct instance *instance,
 /* Is the state complete or failed?  GET /wait waits for this. */
 extern bool status_ended (const struct status *status);
 
-/* The object that GET /status answers with.  The caller owns the reference.
- * NULL if out of memory.
+/* The object that GET /status answers with; and the same without the counters
+ * and the latest errors, for progress lines, which must not be longer than
+ * PIPE_BUF.  The caller owns the reference.  NULL if out of memory.
  */
 extern json_t *status_json (const struct status *status);
+extern json_t *status_line_json (const struct status *status);
 
 #endif /* CLONE_STATUS_H */

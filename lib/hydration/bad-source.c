@@ -71,12 +71,14 @@ bad_source_failed (struct copy *copy, int error)
     h->bad.said += said;
     h->bad.unsaid += new && !said;
   }
-  if (said) {
-    errno = error;
+  errno = error;
+  clone_note_error (h->clone, CLONE_SOURCE, "cannot read %" PRIu64
+                    " bytes at offset %" PRIu64 ": %m", copy->io.count,
+                    copy->io.offset);
+  if (said)
     log_error (h->log, "source %s: cannot read %" PRIu64 " bytes at offset %"
                PRIu64 ": %m; " BAD_ADVICE, w->source->name, copy->io.count,
                copy->io.offset);
-  }
 }
 
 void

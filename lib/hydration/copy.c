@@ -72,10 +72,15 @@ copy_failed (struct copy *copy, int error)
   struct hydrate *h = copy->w->h;
 
   copy->error = error;
-  if (error == ENOTCONN)
+  if (error == ENOTCONN) {
     copy_lost (copy);
-  else if (hydrate_fail (h, false)) {
-    errno = error;
+    return;
+  }
+  errno = error;
+  clone_note_error (h->clone, CLONE_DESTINATION, "cannot write %" PRIu64
+                    " bytes at offset %" PRIu64 ": %m", copy->io.count,
+                    copy->io.offset);
+  if (hydrate_fail (h, false)) {
     log_error (h->log, "hydration stopped: cannot write to destination %s at "
                "offset %" PRIu64 ": %m; remove the cause, then resume "
                "hydration or start again",
@@ -174,6 +179,7 @@ copy_was_read (struct io *io)
   }
 
   copy_time (copy);
+  clone_count_hydration (copy->w->h->clone, io->count);
   if (copy->method == COPY_PROBE) {
     copy_end (copy);
     return;

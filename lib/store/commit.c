@@ -40,9 +40,10 @@ struct commit {
   bool counts_changes;             /* the destination is a server */
   size_t max_sectors;              /* of one round */
 
-  pthread_mutex_t lock;            /* protects the next two */
+  pthread_mutex_t lock;            /* protects the next four */
   bool running;                    /* a thread is in steps 1 to 5 */
   struct commit_waiters waiters;   /* for the next commit */
+  uint64_t flushes, shared;        /* see commit_get_flushes */
 
   pthread_mutex_t metadata_lock;   /* held in steps 3 to 5 */
 
@@ -339,8 +340,10 @@ commit_flush (struct commit *c)
   if (c->running) {
     while (!self.lead && !self.done)
       pthread_cond_wait (&self.cond, &c->lock);
-    if (self.done)
+    if (self.done) {
+      c->shared++;
       goto out;
+    }
   }
 
   /* Requests that arrive from here on wait for the next commit, because this
@@ -356,11 +359,21 @@ commit_flush (struct commit *c)
   finish_commit (c, &batch, error);
 
  out:
+  c->flushes++;
   if (self.error) {
     errno = self.error;
     return -1;
   }
   return 0;
+}
+
+void
+commit_get_flushes (struct commit *c, uint64_t *flushes, uint64_t *shared)
+{
+  LOCK_FOR_SCOPE (&c->lock);
+
+  *flushes = c->flushes;
+  *shared = c->shared;
 }
 
 unsigned
@@ -407,6 +420,12 @@ bool
 commit_is_complete (const struct commit *c)
 {
   return c->complete;
+}
+
+int
+commit_flush_error (const struct commit *c)
+{
+  return c->flush_error;
 }
 
 uint64_t

@@ -172,6 +172,17 @@ extern bool commit_is_complete (const struct commit *c);
 /* The number of rounds that wrote to the metadata: for tests and statistics. */
 extern uint64_t commit_rounds (const struct commit *c);
 
+/* The number of calls of commit_flush that have ended, and how many of them a
+ * commit has served that another call ran.
+ */
+extern void commit_get_flushes (struct commit *c, uint64_t *flushes,
+                                uint64_t *shared);
+
+/* 0, or the errno of the flush of the destination that has failed, after which
+ * the mode is ro.
+ */
+extern int commit_flush_error (const struct commit *c);
+
 /* The number of flushes that wait for the next commit, for tests. */
 extern unsigned commit_count_waiting (struct commit *c);
 

@@ -1757,6 +1757,209 @@ START_TEST (requests_wait)
 }
 END_TEST
 
+/* ---- counters and the latest errors ---- */
+
+static struct clone_counters
+counters (void)
+{
+  struct clone_counters sum;
+
+  clone_get_counters (d->clone, &sum);
+  return sum;
+}
+
+/* So many requests of this type have used source, destination and both. */
+static void
+check_sides (enum counted_request request, uint64_t source, uint64_t dest,
+             uint64_t both)
+{
+  const struct clone_counters sum = counters ();
+  const uint64_t *n = sum.counts.requests[request];
+
+  ck_assert_uint_eq (n[COUNTED_SOURCE], source);
+  ck_assert_uint_eq (n[COUNTED_DESTINATION], dest);
+  ck_assert_uint_eq (n[COUNTED_BOTH], both);
+  ck_assert_uint_eq (n[COUNTED_ALL], 0);
+}
+
+/* Each request is counted once, for the sides that it uses, and so are the
+ * bytes that clients read from the source.
+ */
+START_TEST (requests_are_counted)
+{
+  uint8_t buf[16 * K];
+  struct extents list = EXTENTS_INIT;
+
+  new_disk (64 * K, 4 * K);
+  ck_assert_int_eq (clone_pread (d->clone, buf, 100, 8 * K), 0);
+  check_sides (COUNTED_READ, 1, 0, 0);
+  must_write (1, 4 * K, 0);
+  check_sides (COUNTED_WRITE, 0, 1, 0);
+  ck_assert_int_eq (clone_pread (d->clone, buf, 100, 50), 0);
+  check_sides (COUNTED_READ, 1, 1, 0);
+  ck_assert_int_eq (clone_pread (d->clone, buf, 8 * K, 0), 0);
+  check_sides (COUNTED_READ, 1, 1, 1);
+  ck_assert_uint_eq (counters ().counts.source_bytes[COUNTED_CLIENTS],
+                     100 + 4 * K);
+  must_write (2, 1000, 4 * K + 96);
+  check_sides (COUNTED_WRITE, 0, 1, 1);
+  ck_assert_int_eq (clone_zero (d->clone, 100, 12 * K, 0), 0);
+  ck_assert_int_eq (clone_zero (d->clone, 100, 12 * K, 0), 0);
+  check_sides (COUNTED_ZERO, 0, 1, 1);
+  ck_assert_int_eq (clone_trim (d->clone, 8 * K, 16 * K, 0), 0);
+  check_sides (COUNTED_TRIM, 0, 1, 0);
+  ck_assert_int_eq (clone_cache (d->clone, 4 * K, 24 * K), 0);
+  ck_assert_int_eq (clone_extents (d->clone, 64 * K, 0, 0, &list), 0);
+  extents_free (&list);
+  ck_assert_int_eq (clone_flush (d->clone, NULL), 0);
+  ck_assert_int_eq (clone_flush (d->clone, NULL), 0);
+  for (unsigned i = COUNTED_FLUSH; i <= COUNTED_EXTENTS; ++i)
+    ck_assert_uint_eq (counters ().counts.requests[i][COUNTED_ALL],
+                       i == COUNTED_FLUSH ? 2 : 1);
+  ck_assert_uint_eq (counters ().counts.source_bytes[COUNTED_CLIENTS],
+                     mock_bytes (d->source, MOCK_PREAD));
+  ck_assert_uint_eq (counters ().counts.source_bytes[COUNTED_HYDRATION], 0);
+  ck_assert_uint_eq (counters ().commits, 1);
+  ck_assert_uint_eq (counters ().flushes, 2);
+  ck_assert_uint_eq (counters ().flushes_shared, 0);
+}
+END_TEST
+
+static bool
+a_flush_waits (void *opaque)
+{
+  return commit_count_waiting (d->clone->commit) == 2;
+}
+
+/* Of two flushes that wait while a commit runs, one runs the next commit, and
+ * the other shares it.
+ */
+START_TEST (shared_flushes_are_counted)
+{
+  struct op flush[3];
+  struct mock_gate *gate;
+
+  new_disk (64 * K, 4 * K);
+  must_write (1, 4 * K, 0);
+  gate = mock_gate (d->dest, MOCK_FLUSH, MOCK_ANYWHERE, 1);
+  start (&flush[0], OP_FLUSH, 0, 0, 0);
+  mock_gate_wait (gate);
+  start (&flush[1], OP_FLUSH, 0, 0, 0);
+  start (&flush[2], OP_FLUSH, 0, 0, 0);
+  mock_wait_until (a_flush_waits, NULL);
+  mock_gate_open (gate);
+  for (unsigned i = 0; i < 3; ++i)
+    end (&flush[i]);
+  ck_assert_uint_eq (counters ().flushes, 3);
+  ck_assert_uint_eq (counters ().flushes_shared, 1);
+}
+END_TEST
+
+static uint64_t
+count_times (const struct counted_times *times)
+{
+  uint64_t n = 0;
+
+  for (unsigned i = 0; i <= COUNTERS_BOUNDS; ++i)
+    n += times->bucket[i];
+  return n;
+}
+
+/* Times are measured if that is wanted: of reads and writes, apart for requests
+ * whose regions were all valid.
+ */
+START_TEST (times_are_measured)
+{
+  uint8_t buf[8 * K];
+  struct clone_counters sum;
+  uint64_t n;
+
+  new_disk (64 * K, 4 * K);
+  ck_assert_int_eq (mock_disk_close (d), 0);
+  d->options.timed = _i;
+  ck_assert_int_eq (mock_disk_open (d), 0);
+  must_write (1, 4 * K, 0);
+  must_write (2, 4 * K, 0);
+  must_write (3, 10, 9 * K);
+  for (unsigned i = 0; i < 4; ++i)
+    ck_assert_int_eq (clone_pread (d->clone, buf, 4 * K, 0), 0);
+  ck_assert_int_eq (clone_pread (d->clone, buf, 8 * K, 0), 0);
+  sum = counters ();
+  ck_assert_uint_eq (count_times (&sum.counts.times[1][1]), 1 * _i);
+  ck_assert_uint_eq (count_times (&sum.counts.times[1][0]), 2 * _i);
+  ck_assert_uint_eq (count_times (&sum.counts.times[0][1]), 4 * _i);
+  ck_assert_uint_eq (count_times (&sum.counts.times[0][0]), 1 * _i);
+  ck_assert_int_eq (sum.counts.times[0][1].nanoseconds > 0, _i);
+
+  /* A read that takes 2 ms or more is in none of the buckets below 1 ms. */
+  mock_set_delay (d->source, 4000);
+  ck_assert_int_eq (clone_pread (d->clone, buf, 4 * K, 32 * K), 0);
+  n = sum.counts.times[0][0].nanoseconds;
+  sum = counters ();
+  n = sum.counts.times[0][0].nanoseconds - n;
+  ck_assert_int_eq (n >= 2000000, _i);
+  n = 0;
+  for (unsigned i = 0; counters_bound[i] <= 1000000; ++i)
+    n += sum.counts.times[0][0].bucket[i];
+  ck_assert_uint_le (n, 1 * _i);
+  ck_assert_uint_eq (count_times (&sum.counts.times[0][0]), 2 * _i);
+}
+END_TEST
+
+static void
+check_error (enum clone_side side, const char *expect)
+{
+  char text[LAST_ERROR_MAX];
+
+  clone_last_error (d->clone, side, text, sizeof text);
+  ck_assert_str_eq (text, expect);
+}
+
+/* The latest error of each side stays when it is over. */
+START_TEST (latest_errors)
+{
+  uint8_t buf[100];
+
+  new_disk (64 * K, 4 * K);
+  /* The metadata's errors are not the destination's, and neither is it an error
+   * of the destination that no region can become valid because of them.
+   */
+  must_write (1, 4 * K, 40 * K);
+  mock_fail (d->meta, MOCK_PWRITE, MOCK_ANYWHERE, 1, 0, ENOSPC);
+  ck_assert_int_eq (clone_flush (d->clone, NULL), -1);
+  ck_assert_int_eq (write_bytes (1, 4 * K, 44 * K, 0), -1);
+  mock_heal (d->meta);
+  ck_assert_int_eq (clone_flush (d->clone, NULL), 0);
+  check_error (CLONE_SOURCE, "");
+  check_error (CLONE_DESTINATION, "");
+  mock_fail (d->source, MOCK_PREAD, MOCK_ANYWHERE, 1, 1, EIO);
+  ck_assert_int_eq (clone_pread (d->clone, buf, 100, 8 * K), -1);
+  ck_assert_int_eq (errno, EIO);
+  check_error (CLONE_SOURCE, "cannot read 100 bytes at offset 8192: "
+               "Input/output error");
+  check_error (CLONE_DESTINATION, "");
+  mock_fail (d->dest, MOCK_PWRITE, MOCK_ANYWHERE, 1, 1, ENOSPC);
+  ck_assert_int_eq (write_bytes (1, 4 * K, 4 * K, 0), -1);
+  ck_assert_int_eq (errno, ENOSPC);
+  check_error (CLONE_DESTINATION, "cannot write 4096 bytes at offset 4096: "
+               "No space left on device");
+  must_write (1, 4 * K, 4 * K);
+  mock_fail (d->dest, MOCK_PREAD, MOCK_ANYWHERE, 1, 1, EIO);
+  ck_assert_int_eq (clone_pread (d->clone, buf, 10, 4 * K), -1);
+  check_error (CLONE_DESTINATION, "cannot read 10 bytes at offset 4096: "
+               "Input/output error");
+  mock_fail (d->dest, MOCK_FLUSH, MOCK_ANYWHERE, 1, 1, EIO);
+  ck_assert_int_eq (clone_flush (d->clone, NULL), -1);
+  check_error (CLONE_DESTINATION, "flush failed: Input/output error");
+  /* The mode is ro because of that. */
+  ck_assert_int_eq (write_bytes (1, 4 * K, 16 * K, 0), -1);
+  check_error (CLONE_DESTINATION, "flush failed: Input/output error");
+  ck_assert_int_eq (clone_pread (d->clone, buf, 100, 8 * K), 0);
+  check_error (CLONE_SOURCE, "cannot read 100 bytes at offset 8192: "
+               "Input/output error");
+}
+END_TEST
+
 /* What a client has written is lost with the destination's server: each
  * client's next flush fails, once; so does that of a client which comes before
  * anybody was told, but not that of a later one.
@@ -1934,12 +2137,21 @@ main (void)
   Suite *suite = suite_create ("clone");
   TCase *alone = tcase_create ("one thread");
   TCase *tc = tcase_create ("clone");
+  TCase *seen = tcase_create ("counters");
 
   tcase_set_tags (alone, "one-thread");
   tcase_set_timeout (alone, 240);
   tcase_add_checked_fixture (alone, NULL, teardown);
   tcase_add_loop_test (alone, random_against_model, 0, SHAPES * 4);
   suite_add_tcase (suite, alone);
+
+  tcase_set_timeout (seen, 240);
+  tcase_add_checked_fixture (seen, NULL, teardown);
+  tcase_add_test (seen, requests_are_counted);
+  tcase_add_test (seen, shared_flushes_are_counted);
+  tcase_add_loop_test (seen, times_are_measured, 0, 2);
+  tcase_add_test (seen, latest_errors);
+  suite_add_tcase (suite, seen);
 
   tcase_set_timeout (tc, 240);
   tcase_add_checked_fixture (tc, NULL, teardown);
