@@ -11,6 +11,7 @@
 
 #include "base/cleanup.h"
 #include "control/endpoints.h"
+#include "control/map.h"
 #include "control/request.h"
 #include "control/settings.h"
 #include "control/status.h"
@@ -115,6 +116,7 @@ static const struct endpoint endpoints[] = {
   { "/stop", "POST", post_stop },
   { "/settings", "GET", get_settings },
   { "/settings", "PATCH", patch_settings },
+  { "/map", "GET", map_handle },
 };
 
 static const struct endpoint *const endpoints_end =

@@ -47,6 +47,10 @@ struct request {
  */
 extern enum MHD_Result request_answer (struct request *r, json_t *json);
 
+/* 200 with this text, which is freed later. */
+extern enum MHD_Result request_answer_text (struct request *r, char *text,
+                                            size_t len, const char *type);
+
 /* An HTTP error code with {"error": message}, which is UTF-8, and with one more
  * header, unless its name is NULL.
  */

@@ -10,9 +10,9 @@
  *   state  hydration is not paused, failed, finishing or over, and does not
  *          rest (bad-source.c); its threshold is not 0; source and destination
  *          can be reached
- *   room   the worker has fewer than MAX_COPIES copies; and another batch fits
- *          into the window, which pace.c adapts to how long reads take, and
- *          into the worker's share of the window
+ *   room   the worker has fewer than HYDRATE_MAX_COPIES copies; and another
+ *          batch fits into the window, which pace.c adapts to how long reads
+ *          take, and into the worker's share of the window
  *   rate   the time has come at which the rate limit allows the next copy
  */
 
@@ -24,11 +24,6 @@
 #include "hydration/pace.h"
 #include "hydration/plan.h"
 #include "hydration/private.h"
-
-/* The most copies under way in one worker.  This bounds copies of zeroes, which
- * the threshold does not count.
- */
-#define MAX_COPIES 64
 
 /* With a rate limit, a batch is what may be read in RATE_SLICE seconds, but at
  * least HYDRATE_BATCH_MIN.
@@ -55,6 +50,21 @@ admission_batch (const struct hydrate_settings *s)
   return MAX (batch, HYDRATE_BATCH_MIN);
 }
 
+/* Put a range into hydrate.in_flight, after the other ones, or take it out. */
+static void
+admission_note (struct hydrate *h, const struct plan_range *range, int by)
+{
+  struct hydrate_range *r = h->in_flight;
+
+  if (by > 0) {
+    r[h->copies] = (struct hydrate_range){ range->start, range->end };
+    return;
+  }
+  while (r->start != range->start || r->end != range->end)
+    r++;
+  *r = h->in_flight[h->copies - 1];
+}
+
 void
 admission_count (struct worker *w, const struct plan_range *range,
                  uint64_t cost, int by)
@@ -62,6 +72,7 @@ admission_count (struct worker *w, const struct plan_range *range,
   struct hydrate *h = w->h;
   const uint64_t region_size = region_map_region_size (clone_map (h->clone));
 
+  admission_note (h, range, by);
   w->copies += by;
   w->bytes += by * cost;
   h->copies += by;
@@ -81,7 +92,7 @@ admission_has_room (const struct worker *w, uint64_t batch, double now)
                                        h->settings.threshold);
   const uint64_t share = MAX (window / h->nr_workers, batch);
 
-  return w->copies < MAX_COPIES &&
+  return w->copies < HYDRATE_MAX_COPIES &&
     (h->bytes == 0 || h->bytes + batch <= window) &&
     (w->bytes == 0 || w->bytes + batch <= share);
 }

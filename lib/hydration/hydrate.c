@@ -9,6 +9,7 @@
 #include <config.h>
 
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -416,4 +417,19 @@ hydrate_get_status (struct hydrate *h, struct hydrate_status *st)
   st->eta_known = rate >= 1;
   if (st->eta_known)
     st->eta = missing / rate;
+}
+
+void
+hydrate_get_ranges (struct hydrate *h, struct hydrate_ranges *ranges)
+{
+  const struct bad_ranges *bad = &h->plan.bad;
+  LOCK_FOR_SCOPE (&h->lock);
+
+  ranges->flight = h->copies;
+  memcpy (ranges->in_flight, h->in_flight,
+          h->copies * sizeof h->in_flight[0]);
+  ranges->bad = bad->len;
+  for (unsigned i = 0; i < bad->len; ++i)
+    ranges->bad_range[i] =
+      (struct hydrate_range){ bad->range[i].start, bad->range[i].end };
 }

@@ -113,6 +113,20 @@ struct hydrate_status {
   struct plan_bad_sum bad;     /* unreadable ranges of the source */
 };
 
+/* What hydration has handed out and not finished, and the source's bad ranges.
+ * The bad ranges ascend and do not overlap; parts of them may be valid by now.
+ */
+#define HYDRATE_FLIGHT_MAX 256
+#define HYDRATE_BAD_MAX BAD_MAX
+struct hydrate_range {
+  uint64_t start, end; /* bytes */
+};
+struct hydrate_ranges {
+  unsigned flight, bad; /* entries */
+  struct hydrate_range in_flight[HYDRATE_FLIGHT_MAX];
+  struct hydrate_range bad_range[HYDRATE_BAD_MAX];
+};
+
 struct hydrate;
 
 /* on_end is called when the state becomes complete or failed, on any thread.
@@ -159,5 +173,7 @@ extern void hydrate_set_settings (struct hydrate *h,
                                   const struct hydrate_settings *settings);
 extern void hydrate_get_status (struct hydrate *h,
                                 struct hydrate_status *status);
+extern void hydrate_get_ranges (struct hydrate *h,
+                                struct hydrate_ranges *ranges);
 
 #endif /* CLONE_HYDRATE_H */

@@ -38,6 +38,13 @@
 
 #define HYDRATE_MAX_WORKERS 4
 
+/* The most copies under way in one worker.  This bounds copies of zeroes, which
+ * the threshold does not count.
+ */
+#define HYDRATE_MAX_COPIES 64
+_Static_assert (HYDRATE_MAX_WORKERS * HYDRATE_MAX_COPIES <= HYDRATE_FLIGHT_MAX,
+                "each copy under way has a place in hydrate.in_flight");
+
 /* Seconds between two calls of hydrate_tick. */
 #define HYDRATE_TICK 0.5
 
@@ -142,6 +149,8 @@ struct hydrate {
   unsigned questions;      /* number of questions under way */
   uint64_t bytes;          /* bytes of the threshold that all copies use */
   unsigned copies;         /* number of copies under way */
+  struct hydrate_range in_flight[HYDRATE_FLIGHT_MAX]; /* their ranges, in no
+                                                       * order */
   uint64_t regions;        /* whole regions being copied */
   double rate_next;        /* when the rate limit allows the next copy */
   uint64_t valid_then;     /* bytes that were valid at the last tick */

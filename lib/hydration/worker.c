@@ -88,7 +88,7 @@ worker_get_copy (struct worker *w, size_t buf_size)
 /* Keep the copy for the next range, if idle buffers and copies under way are
  * within the worker's share of the threshold.  A small range may use a large
  * buffer, so all buffers together take up to twice the threshold.  Without this
- * bound, each of MAX_COPIES (admission.c) buffers would grow to a batch.
+ * bound, each of HYDRATE_MAX_COPIES buffers would grow to a batch.
  */
 static void
 worker_put_copy (struct worker *w, struct copy *copy, uint64_t share)

@@ -98,6 +98,24 @@ extern uint64_t region_map_count_durable (const struct region_map *map);
 /* The bytes of all valid regions. */
 extern uint64_t region_map_bytes_valid (const struct region_map *map);
 
+/* ---- all three states, in bytes [offset, end) of the disk ---- */
+
+enum region_state { REGION_INVALID, REGION_DIRTY, REGION_DURABLE };
+
+/* How many bytes are in each of two states; the others are invalid. */
+struct region_sum {
+  uint64_t durable, dirty;
+};
+extern void region_map_sum (const struct region_map *map, uint64_t offset,
+                            uint64_t end, struct region_sum *sum);
+
+/* The length of the run at offset of bytes in one state, which ends at `end' or
+ * before.
+ */
+extern uint64_t region_map_state_run (const struct region_map *map,
+                                      uint64_t offset, uint64_t end,
+                                      enum region_state *state);
+
 /* ---- whole sectors ---- */
 
 /* Does this bitmap sector, of a disk with `regions' regions, have a bit that

@@ -151,7 +151,7 @@ teardown (void)
 
 struct answer {
   int code;
-  char text[8192]; /* all of it */
+  char text[65536]; /* all of it */
   char *body;
   json_t *json;
 };
@@ -774,6 +774,125 @@ START_TEST (test_settings)
   ck_assert (!h.access);
   ck_assert_int_eq (clone_pread (c, buf, REGION, REGION), 0);
   ck_assert_uint_eq (region_map_count_valid (clone_map (c)), 1);
+}
+END_TEST
+
+/* The sum of a member of all cells of GET /map. */
+static json_int_t
+sum_cells (json_t *map, const char *key)
+{
+  json_t *cells = json_object_get (map, "cells"), *cell;
+  json_int_t sum = 0;
+  size_t i;
+
+  json_array_foreach (cells, i, cell)
+    sum += json_integer_value (json_object_get (cell, key));
+  return sum;
+}
+
+static void
+assert_runs (const char *target, const char *runs)
+{
+  struct answer a;
+
+  ask (&a, "GET", target, NULL, NULL);
+  ck_assert_int_eq (a.code, 200);
+  ck_assert_msg (strstr (a.body, runs) != NULL, "%s: %s", runs, a.body);
+  json_decref (a.json);
+}
+
+/* Try the bad ranges again until all but three regions are valid. */
+static bool
+three_regions_are_bad (void *opaque)
+{
+  struct hydrate_status st;
+
+  hydrate_get_status (instance.hydrate, &st);
+  if (st.bad.regions == 3)
+    return true;
+  hydrate_resume (instance.hydrate);
+  return false;
+}
+
+static bool
+hydration_is_quiet (void *opaque)
+{
+  struct hydrate_status st;
+
+  hydrate_get_status (instance.hydrate, &st);
+  return st.hydrating == 0;
+}
+
+/* The map shows each state, as cells and as runs: durable, dirty, bad, in
+ * flight.
+ */
+START_TEST (test_map)
+{
+  struct answer a;
+  struct mock_gate *gate;
+  char buf[3 * REGION];
+
+  memset (buf, 1, sizeof buf);
+  ck_assert_int_eq (clone_pwrite (instance.clone, buf, REGION, 0, 0), 0);
+  ck_assert_int_eq (clone_flush (instance.clone, NULL), 0);
+  ck_assert_int_eq (clone_pwrite (instance.clone, buf, 3 * REGION, REGION, 0),
+                    0);
+  start (path, NULL);
+  ask (&a, "GET", "/map", NULL, NULL);
+  ck_assert_int_eq (a.code, 200);
+  ck_assert_int_eq (sum_cells (a.json, "length"), DISK_SIZE);
+  ck_assert_int_eq (sum_cells (a.json, "durable"), REGION);
+  ck_assert_int_eq (sum_cells (a.json, "dirty"), 3 * REGION);
+  ck_assert_int_eq (sum_cells (a.json, "invalid"), DISK_SIZE - 4 * REGION);
+  ck_assert_int_eq (sum_cells (a.json, "in_flight"), 0);
+  ck_assert_int_eq (sum_cells (a.json, "bad"), 0);
+  json_decref (a.json);
+  assert_runs ("/map?offset=0&length=100K",
+               "\"offset\": 0, \"length\": 102400, \"runs\": ["
+               "{\"offset\": 0, \"length\": 4096, \"state\": \"durable\"}, "
+               "{\"offset\": 4096, \"length\": 12288, "
+               "\"state\": \"dirty\"}, "
+               "{\"offset\": 16384, \"length\": 86016, "
+               "\"state\": \"invalid\"}], \"next\": null}");
+  assert_runs ("/map?offset=4000&length=200",
+               "[{\"offset\": 4000, \"length\": 96, "
+               "\"state\": \"durable\"}, {\"offset\": 4096, "
+               "\"length\": 104, \"state\": \"dirty\"}]");
+  ask_wrong (400, "GET", "/map?offset=262144", NULL, NULL, "disk's size");
+  ask_wrong (400, "GET", "/map?length=0", NULL, NULL, "at least 1");
+  ask_wrong (400, "GET", "/map?length=-1", NULL, NULL, "length must be");
+  ask_wrong (400, "GET", "/map?offset", NULL, NULL, "offset must be");
+  ask_wrong (400, "GET", "/map?cells=7", NULL, NULL, "only the arguments");
+
+  /* Three regions are bad.  Then a copy of the second is stopped, and the
+   * others fail again, before it or after it.
+   */
+  mock_fail (source, MOCK_PREAD, 32768, 3 * REGION, 1, 0, EIO);
+  mock_wait_until (three_regions_are_bad, NULL);
+  hydrate_pause (instance.hydrate);
+  mock_wait_until (hydration_is_quiet, NULL);
+  ck_assert_int_eq (clone_flush (instance.clone, NULL), 0);
+  ask (&a, "GET", "/map", NULL, NULL);
+  ck_assert_int_eq (sum_cells (a.json, "durable"), DISK_SIZE - 3 * REGION);
+  ck_assert_int_eq (sum_cells (a.json, "invalid"), 3 * REGION);
+  ck_assert_int_eq (sum_cells (a.json, "bad"), 3 * REGION);
+  json_decref (a.json);
+  mock_heal (source);
+  mock_fail (source, MOCK_PREAD, 32768, REGION, 1, 0, EIO);
+  mock_fail (source, MOCK_PREAD, 40960, REGION, 1, 0, EIO);
+  gate = mock_gate (source, MOCK_PREAD, 36864, REGION, 1);
+  hydrate_resume (instance.hydrate);
+  mock_gate_wait (gate);
+  assert_runs ("/map?offset=36K&length=4K",
+               "[{\"offset\": 36864, \"length\": 4096, "
+               "\"state\": \"in_flight\"}]");
+  ask (&a, "GET", "/map", NULL, NULL);
+  ck_assert_int_ge (sum_cells (a.json, "in_flight"), REGION);
+  ck_assert_int_eq (sum_cells (a.json, "in_flight") +
+                    sum_cells (a.json, "bad"), 3 * REGION);
+  json_decref (a.json);
+  mock_heal (source);
+  mock_gate_open (gate);
 }
 END_TEST
 
@@ -1572,7 +1691,7 @@ read_all (int fd, char *buf, size_t size)
 
 START_TEST (test_progress)
 {
-  static char text[8192];
+  static char text[65536];
   struct progress *p;
   unsigned n;
   int fd[2];
@@ -1596,7 +1715,7 @@ END_TEST
 
 START_TEST (test_progress_stop)
 {
-  static char text[8192];
+  static char text[65536];
   struct progress *p;
   unsigned n;
   int fd[2];
@@ -1743,6 +1862,7 @@ control_suite (void)
   tcase_set_timeout (http, 60);
   tcase_add_test (http, test_answers);
   tcase_add_test (http, test_source_error);
+  tcase_add_test (http, test_map);
   tcase_add_test (http, test_refusals);
   tcase_add_test (http, test_token);
   tcase_add_test (http, test_bad_token);

@@ -112,6 +112,40 @@ check_run (struct region_map *map, uint64_t first, uint64_t end)
   ck_assert_int_eq (valid, model[first]);
 }
 
+static enum region_state
+model_state (uint64_t region)
+{
+  return model_durable[region] ? REGION_DURABLE
+    : model[region] ? REGION_DIRTY : REGION_INVALID;
+}
+
+/* Sums, and the first run, of bytes that begin and end anywhere. */
+static void
+check_states (struct region_map *map, uint64_t *seed)
+{
+  const uint64_t size = region_map_size (map);
+  const uint64_t offset = mock_random (seed) % size;
+  const uint64_t end = mock_random (seed) % 2
+    ? offset + 1 + mock_random (seed) % (size - offset)
+    : MIN (offset + 1 + mock_random (seed) % (20 * K), size);
+  uint64_t bytes[3] = { 0 }, run = 0, n;
+  bool in_run = true;
+  struct region_sum sum;
+  enum region_state state;
+
+  for (uint64_t pos = offset; pos < end; pos += n) {
+    n = MIN (4 * K - pos % (4 * K), end - pos);
+    bytes[model_state (pos / (4 * K))] += n;
+    in_run &= model_state (pos / (4 * K)) == model_state (offset / (4 * K));
+    run += in_run ? n : 0;
+  }
+  region_map_sum (map, offset, end, &sum);
+  ck_assert_uint_eq (sum.durable, bytes[REGION_DURABLE]);
+  ck_assert_uint_eq (sum.dirty, bytes[REGION_DIRTY]);
+  ck_assert_uint_eq (region_map_state_run (map, offset, end, &state), run);
+  ck_assert_int_eq (state, model_state (offset / (4 * K)));
+}
+
 static void
 check_counts (struct region_map *map)
 {
@@ -179,6 +213,8 @@ START_TEST (random_against_model)
   memcpy (model_durable, model, 2 * REGIONS_PER_SECTOR);
   set (map, 2 * REGIONS_PER_SECTOR + 63, 2);
   check_counts (map);
+  for (unsigned i = 0; i < 300; ++i)
+    check_states (map, &seed);
   ck_assert (region_map_is_dirty (map));
   ck_assert_uint_gt (region_map_forget (map), 0);
   memcpy (model, model_durable, sizeof model);
