@@ -12,8 +12,10 @@
  *   GET /settings    all settings (settings.h)
  *   PATCH /settings  change some settings, or none on error; all settings
  *   GET /map         which parts of the disk are in which state (map.h)
+ *   GET /metrics     the status and the counters for Prometheus (metrics.h)
  *
- * HEAD is answered like GET.  Each answer is a JSON object and a newline.
+ * HEAD is answered like GET.  Each answer but that of /metrics is a JSON object
+ * and a newline.
  * Errors are {"error": "what is wrong"} with 400, 401, 403, 404, 405, 413 or
  * 421.
  *

@@ -12,6 +12,7 @@
 #include "base/cleanup.h"
 #include "control/endpoints.h"
 #include "control/map.h"
+#include "control/metrics.h"
 #include "control/request.h"
 #include "control/settings.h"
 #include "control/status.h"
@@ -117,6 +118,7 @@ static const struct endpoint endpoints[] = {
   { "/settings", "GET", get_settings },
   { "/settings", "PATCH", patch_settings },
   { "/map", "GET", map_handle },
+  { "/metrics", "GET", metrics_handle },
 };
 
 static const struct endpoint *const endpoints_end =

@@ -9,7 +9,7 @@
 #include "control/text.h"
 #include "store/region-map.h"
 
-static const char *const state_names[] = {
+const char *const status_state_names[STATUS_STATES] = {
   [HYDRATE_HYDRATING] = "hydrating",
   [HYDRATE_PAUSED] = "paused",
   [HYDRATE_WAITING] = "waiting",
@@ -17,7 +17,7 @@ static const char *const state_names[] = {
   [HYDRATE_FAILED] = "failed",
 };
 
-static const char *const mode_names[] = {
+const char *const status_mode_names[STATUS_MODES] = {
   [MODE_RW] = "rw",
   [MODE_RO] = "ro",
   [MODE_FAIL] = "fail",
@@ -185,8 +185,8 @@ status_line_json (const struct status *status)
                     "hydrated", (json_int_t)status->hydrated,
                     "hydrating", (json_int_t)h->hydrating,
                     "durable", (json_int_t)status->durable,
-                    "state", state_names[h->state],
-                    "mode", mode_names[status->mode],
+                    "state", status_state_names[h->state],
+                    "mode", status_mode_names[status->mode],
                     "bytes_hydrated", (json_int_t)status->bytes_hydrated,
                     "rate", (json_int_t)h->rate,
                     "eta_seconds", eta_json (h),

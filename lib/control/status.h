@@ -49,6 +49,12 @@ struct status {
   char last_error[CLONE_SIDES][STATUS_ERROR_MAX];
 };
 
+/* Names, by enum hydrate_state and enum clone_mode. */
+#define STATUS_STATES (HYDRATE_FAILED + 1)
+#define STATUS_MODES (MODE_FAIL + 1)
+extern const char *const status_state_names[STATUS_STATES];
+extern const char *const status_mode_names[STATUS_MODES];
+
 /* What requests are called, and whether it is counted which sides they use. */
 extern const char *const status_request_names[COUNTED_REQUESTS];
 extern bool status_request_has_sides (enum counted_request request);
