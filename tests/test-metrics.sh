@@ -5,7 +5,8 @@
 # Proves that /metrics is correct in Prometheus' text format, in each state,
 # and that its numbers are those of /status: after requests whose number is
 # known, while clients write, and when the clone is complete.  promtool, if it
-# is installed, agrees.  The strict reader refuses wrong texts.
+# is installed, agrees.  The strict reader refuses wrong texts.  The dashboard
+# in examples/grafana.json is valid JSON and uses only metrics that exist.
 
 . "$(dirname "$0")/functions.sh"
 
@@ -126,6 +127,25 @@ control POST /resume >/dev/null
 wait_complete
 status_is '.last_error.source != null'
 stop clone
+
+# unknown_names FILE: print the metrics in it that do not exist.
+unknown_names ()
+{
+  sed -n 's/^\(nbdkit_clone_[a-z_]*\).*/\1/p' "$tmp/metrics" | sort -u \
+      >"$tmp/known"
+  grep -o 'nbdkit_clone_[a-z_]*' "$1" | sort -u | comm -23 - "$tmp/known"
+}
+dashboard=$srcdir/../examples/grafana.json
+jq -e '.panels | length > 0 and
+       all (.[].targets[]; .expr | test ("nbdkit_clone_"))' "$dashboard"
+test -z "$(unknown_names "$dashboard")"
+sed 's/nbdkit_clone_size_bytes/nbdkit_clone_sizes/' "$dashboard" >"$tmp/wrong"
+test "$(unknown_names "$tmp/wrong")" = nbdkit_clone_sizes
+
+# Prometheus' own check of the configuration.
+if command -v promtool >/dev/null; then
+  promtool check config --syntax-only "$srcdir/../examples/prometheus.yml"
+fi
 
 # The reader notices what is wrong.
 wrong ()
