@@ -37,6 +37,9 @@ jq -e '.size == 4194304 and .region_size == 65536 and .regions == 64 and
                     has("hydration-batch-size")) and
        .settings."hydration-rate" == 1000000' "$tmp/status"
 
+jq -e --arg from "$(uri src)" --arg to "$tmp/dest" \
+   '.source.name == $from and .destination.name == $to' "$tmp/status"
+
 # Settings: one alone, and several at once; the answer has all of them.
 control PATCH /settings -d '{"hydration-rate": 123}' >"$tmp/body"
 jq -e 'length == 6 and ."hydration-rate" == 123' "$tmp/body"
@@ -122,7 +125,8 @@ wait $b
 wait_complete
 status_is '.state == "complete" and .hydrated == 64 and .durable == 64 and
            .hydrating == 0 and .bytes_hydrated == 4194304 and
-           .source.connected == false and .source.connections == 0'
+           .source.connected == false and .source.connections == 0 and
+           .source.name == null'
 # It is too late to pause and resume, and does no harm.
 control POST /pause || :
 control POST /resume || :

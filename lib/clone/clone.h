@@ -257,4 +257,9 @@ extern enum backend_state clone_source_status (struct clone *c,
  */
 extern void clone_source_reason (struct clone *c, char *buf, size_t size);
 
+/* The source's name, which the caller frees.  NULL after it was closed, or if
+ * out of memory.
+ */
+extern char *clone_source_name (struct clone *c);
+
 #endif /* CLONE_CLONE_H */

@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <string.h>
 
 #include "base/cleanup.h"
 #include "base/test-point.h"
@@ -94,4 +95,12 @@ clone_source_reason (struct clone *c, char *buf, size_t size)
   buf[0] = '\0';
   if (c->source && backend_state (c->source) != BACKEND_UP)
     backend_reason (c->source, buf, size);
+}
+
+char *
+clone_source_name (struct clone *c)
+{
+  LOCK_FOR_SCOPE (&c->source_lock);
+
+  return c->source ? strdup (c->source->name) : NULL;
 }

@@ -27,7 +27,7 @@ get_status (struct request *r)
   struct status status;
 
   status_get (r->instance, &status);
-  return request_answer (r, status_json (&status));
+  return request_answer (r, status_json_named (r->instance, &status));
 }
 
 static enum MHD_Result
@@ -38,7 +38,7 @@ get_wait (struct request *r)
   status_get (r->instance, &status);
   if (!status_ended (&status) && waiters_add (r))
     return MHD_YES;
-  return request_answer (r, status_json (&status));
+  return request_answer (r, status_json_named (r->instance, &status));
 }
 
 static enum MHD_Result

@@ -4,6 +4,8 @@
 
 #include <config.h>
 
+#include <string.h>
+
 #include "control/settings.h"
 #include "control/status.h"
 #include "control/text.h"
@@ -85,11 +87,11 @@ eta_json (const struct hydrate_status *h)
   return json_integer ((json_int_t)h->eta);
 }
 
-/* Null if there is no error. */
+/* Null if the text is empty. */
 static json_t *
-error_json (const char *error)
+text_or_null_json (const char *text)
 {
-  return error[0] ? text_json (error) : json_null ();
+  return text[0] ? text_json (text) : json_null ();
 }
 
 /* Unreadable ranges of the source. */
@@ -159,9 +161,9 @@ status_json (const struct status *status)
                             "counters", counters_json (&status->counters),
                             "last_error",
                               "source",
-                              error_json (status->last_error[CLONE_SOURCE]),
+                              text_or_null_json (status->last_error[CLONE_SOURCE]),
                               "destination",
-                              error_json (status->last_error[CLONE_DESTINATION])
+                              text_or_null_json (status->last_error[CLONE_DESTINATION])
                             );
 
   if (json_object_update (object, more) == -1) {
@@ -193,7 +195,26 @@ status_line_json (const struct status *status)
                     "source",
                       "connected", (int)h->source_connected,
                       "connections", (json_int_t)h->source_connections,
-                      "error", error_json (status->source_error),
+                      "error", text_or_null_json (status->source_error),
                     "bad", bad_json (&h->bad),
                     "settings", settings_json (&status->settings));
+}
+
+json_t *
+status_json_named (const struct instance *instance,
+                   const struct status *status)
+{
+  CLEANUP_FREE char *source = clone_source_name (instance->clone);
+  const char *dest = clone_destination (instance->clone)->name;
+  json_t *json = status_json (status);
+
+  if (json_object_set_new (json_object_get (json, "source"), "name",
+                           text_or_null_json (source ? source : "")) == -1 ||
+      json_object_set_new (json, "destination",
+                           json_pack ("{s:o}", "name", text_json (dest))) ==
+      -1) {
+    json_decref (json);
+    return NULL;
+  }
+  return json;
 }
