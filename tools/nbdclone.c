@@ -6,25 +6,59 @@
 
 #include <config.h>
 
+#include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "nbdclone.h"
 #include "store/metadata.h"
+
+#define CONTROL_HELP                                                    \
+  "  --token=FILE              the control interface's token is in FILE\n"  \
+  "  --answer-timeout=SECONDS  wait so long for an answer (default: 10)\n"  \
+  "\n"                                                                  \
+  "CONTROL is the path of a unix socket, or http://ADDRESS:PORT.\n"
+
+#define METADATA_HELP                                                   \
+  "METADATA is a path or an NBD URI, and is never written to.\n"        \
+  "\n"                                                                  \
+  "Exit status: 0 clean, 1 damaged but repairable, 2 not repairable,\n" \
+  "3 usage or I/O error.\n"
 
 static const struct command {
   const char *name;
   int (*main) (int argc, char *argv[]);
   const char *usage;
   const char *what;
+  const char *help;
+  int trouble; /* the exit status if stdout cannot be written */
 } commands[] = {
+  { "status", status_main, "[--json] CONTROL",
+    "show the status of a running clone",
+    "  --json                    print what the clone says\n"
+    CONTROL_HELP
+    "\n"
+    "Exit status: 0 done, 1 refused, 2 usage, 4 CONTROL cannot be reached.\n",
+    EXIT_UNREACHABLE },
   { "check", check_main, "[--all] METADATA",
-    "say whether metadata is damaged, and where" },
+    "say whether metadata is damaged, and where",
+    "  --all  list all faults\n"
+    "\n"
+    METADATA_HELP, EXIT_TROUBLE },
   { "dump", dump_main, "[--json] METADATA",
-    "print the content of metadata" },
+    "print the content of metadata",
+    "  --json  print one JSON object\n"
+    "\n"
+    METADATA_HELP, EXIT_TROUBLE },
   { "repair", repair_main, "[--all] [--unknown=valid|invalid] METADATA NEW",
-    "write what can be saved to a new file" },
+    "write what can be saved to a new file",
+    "  --all              list all faults\n"
+    "  --unknown=valid    what regions become whose state is unknown: read\n"
+    "  --unknown=invalid  nbdclone(1) before you choose\n"
+    "\n"
+    METADATA_HELP, EXIT_TROUBLE },
 };
 #define NR_COMMANDS (sizeof commands / sizeof commands[0])
 
@@ -97,20 +131,36 @@ has_operands (int argc, char *argv[], int n, const char *usage)
   return false;
 }
 
+void
+out_of_memory (void)
+{
+  log_error (&tool_log, "out of memory");
+  exit (EXIT_UNREACHABLE);
+}
+
 static int
 print_help (void)
 {
-  printf ("nbdclone looks at the metadata of clones, which nbdkit-clone-plugin"
-          "(1) makes.\n\n");
+  printf ("nbdclone controls clones that nbdkit-clone-plugin(1) serves, and "
+          "looks at their\nmetadata.\n\n");
   for (size_t i = 0; i < NR_COMMANDS; ++i)
     printf ("  nbdclone %s %s\n      %s\n", commands[i].name,
             commands[i].usage, commands[i].what);
-  printf ("  nbdclone --help | --version\n"
+  printf ("  nbdclone COMMAND --help\n"
+          "  nbdclone --help | --version\n"
           "\n"
-          "METADATA is a path or an NBD URI, and is never written to.\n"
-          "\n"
-          "Exit status: 0 clean, 1 damaged but repairable, 2 not repairable,\n"
-          "3 usage or I/O error.  See nbdclone(1).\n");
+          "CONTROL is a running clone's control interface: the path of a unix "
+          "socket, or\nhttp://ADDRESS:PORT.  METADATA is a path or an NBD URI, "
+          "and is never written to.\nSee nbdclone(1).\n");
+  return EXIT_CLEAN;
+}
+
+static int
+print_command_help (const struct command *command)
+{
+  printf ("nbdclone %s %s\n\n%s%s.\n\n%s", command->name, command->usage,
+          (char[]){ (char)toupper (command->what[0]), '\0' },
+          command->what + 1, command->help);
   return EXIT_CLEAN;
 }
 
@@ -122,11 +172,22 @@ print_version (void)
   return EXIT_CLEAN;
 }
 
+static bool
+wants_help (int argc, char *argv[])
+{
+  for (int i = 2; i < argc && strcmp (argv[i], "--") != 0; ++i)
+    if (strcmp (argv[i], "--help") == 0)
+      return true;
+  return false;
+}
+
+/* *trouble is the exit status if stdout cannot be written. */
 static int
-run_command (int argc, char *argv[])
+run_command (int argc, char *argv[], int *trouble)
 {
   const char *name = argc > 1 ? argv[1] : NULL;
 
+  *trouble = EXIT_TROUBLE;
   if (name == NULL) {
     log_error (&tool_log, "a command is needed; see nbdclone --help");
     return EXIT_TROUBLE;
@@ -138,8 +199,9 @@ run_command (int argc, char *argv[])
   for (size_t i = 0; i < NR_COMMANDS; ++i) {
     if (strcmp (commands[i].name, name) != 0)
       continue;
-    if (argc == 3 && strcmp (argv[2], "--help") == 0)
-      return print_help ();
+    *trouble = commands[i].trouble;
+    if (wants_help (argc, argv))
+      return print_command_help (&commands[i]);
     return commands[i].main (argc - 1, argv + 1);
   }
   log_error (&tool_log, "there is no command %s; see nbdclone --help", name);
@@ -149,11 +211,12 @@ run_command (int argc, char *argv[])
 int
 main (int argc, char *argv[])
 {
-  int status = run_command (argc, argv);
+  int trouble;
+  int status = run_command (argc, argv, &trouble);
 
   if (fflush (stdout) == EOF || ferror (stdout)) {
     log_error (&tool_log, "cannot write to stdout: %m");
-    return EXIT_TROUBLE;
+    return trouble;
   }
   return status;
 }

@@ -4,8 +4,7 @@
 
 #include <config.h>
 
-#include <string.h>
-
+#include "base/cleanup.h"
 #include "control/settings.h"
 #include "control/status.h"
 #include "control/text.h"
@@ -157,14 +156,13 @@ json_t *
 status_json (const struct status *status)
 {
   json_t *object = status_line_json (status);
+  const char *source = status->last_error[CLONE_SOURCE];
+  const char *dest = status->last_error[CLONE_DESTINATION];
   json_t *more = json_pack ("{s:o, s:{s:o, s:o}}",
                             "counters", counters_json (&status->counters),
                             "last_error",
-                              "source",
-                              text_or_null_json (status->last_error[CLONE_SOURCE]),
-                              "destination",
-                              text_or_null_json (status->last_error[CLONE_DESTINATION])
-                            );
+                              "source", text_or_null_json (source),
+                              "destination", text_or_null_json (dest));
 
   if (json_object_update (object, more) == -1) {
     json_decref (object);

@@ -66,15 +66,15 @@ extern void status_get (const struct instance *instance,
 /* Is the state complete or failed?  GET /wait waits for this. */
 extern bool status_ended (const struct status *status);
 
-/* The object of a progress line, which must not be longer than PIPE_BUF; and the
- * same with the counters and the latest errors.  The caller owns the reference.
- * NULL if out of memory.
+/* The object of a progress line, which must not be longer than PIPE_BUF; and
+ * the same with the counters and the latest errors.  The caller owns the
+ * reference.  NULL if out of memory.
  */
 extern json_t *status_line_json (const struct status *status);
 extern json_t *status_json (const struct status *status);
 
-/* The object that GET /status answers with: status_json, and the names of source
- * and destination.
+/* The object that GET /status answers with: that of status_json, and the names
+ * of source and destination.
  */
 extern json_t *status_json_named (const struct instance *instance,
                                   const struct status *status);
