@@ -21,6 +21,9 @@
   "\n"                                                                  \
   "CONTROL is the path of a unix socket, or http://ADDRESS:PORT.\n"
 
+#define TELL_STATUS                                                     \
+  "Exit status: 0 done, 1 refused, 2 usage, 4 CONTROL cannot be reached.\n"
+
 #define METADATA_HELP                                                   \
   "METADATA is a path or an NBD URI, and is never written to.\n"        \
   "\n"                                                                  \
@@ -40,8 +43,36 @@ static const struct command {
     "  --json                    print what the clone says\n"
     CONTROL_HELP
     "\n"
-    "Exit status: 0 done, 1 refused, 2 usage, 4 CONTROL cannot be reached.\n",
+    TELL_STATUS, EXIT_UNREACHABLE },
+  { "wait", wait_main, "[--timeout=SECONDS] CONTROL...",
+    "wait until running clones are complete",
+    "  --timeout=SECONDS         give up after this time\n"
+    CONTROL_HELP
+    "\n"
+    "Exit status: 0 all are complete, 1 one has failed, 2 usage, 3 timeout,\n"
+    "4 one cannot be reached.\n",
     EXIT_UNREACHABLE },
+  { "pause", pause_main, "CONTROL",
+    "pause hydration",
+    CONTROL_HELP "\n" TELL_STATUS, EXIT_UNREACHABLE },
+  { "resume", resume_main, "CONTROL",
+    "resume hydration, also after it has failed",
+    CONTROL_HELP "\n" TELL_STATUS, EXIT_UNREACHABLE },
+  { "stop", stop_main, "[--timeout=SECONDS] CONTROL",
+    "make everything durable, and end nbdkit",
+    "  --timeout=SECONDS         do not wait longer for the end\n"
+    CONTROL_HELP
+    "\n"
+    "Exit status: 0 nbdkit has ended, 1 refused, 2 usage, 3 timeout,\n"
+    "4 CONTROL cannot be reached.\n",
+    EXIT_UNREACHABLE },
+  { "set", set_main, "CONTROL KEY=VALUE...",
+    "change settings, all or none of them",
+    CONTROL_HELP
+    "\n"
+    "KEY=VALUE is as on nbdkit's command line, such as hydration-rate=20M.\n"
+    "\n"
+    TELL_STATUS, EXIT_UNREACHABLE },
   { "check", check_main, "[--all] METADATA",
     "say whether metadata is damaged, and where",
     "  --all  list all faults\n"

@@ -46,5 +46,10 @@ extern int check_main (int argc, char *argv[]);
 extern int dump_main (int argc, char *argv[]);
 extern int repair_main (int argc, char *argv[]);
 extern int status_main (int argc, char *argv[]);
+extern int wait_main (int argc, char *argv[]);
+extern int pause_main (int argc, char *argv[]);
+extern int resume_main (int argc, char *argv[]);
+extern int stop_main (int argc, char *argv[]);
+extern int set_main (int argc, char *argv[]);
 
 #endif /* CLONE_NBDCLONE_H */
