@@ -44,6 +44,14 @@ static const struct command {
     CONTROL_HELP
     "\n"
     TELL_STATUS, EXIT_UNREACHABLE },
+  { "watch", watch_main, "[--interval=SECONDS] CONTROL...",
+    "show the progress of running clones until they are complete",
+    "  --interval=SECONDS        ask so often (default: 1)\n"
+    CONTROL_HELP
+    "\n"
+    "Exit status: 0 all are complete, 1 one has failed, 2 usage,\n"
+    "4 one could not be reached.\n",
+    EXIT_UNREACHABLE },
   { "wait", wait_main, "[--timeout=SECONDS] CONTROL...",
     "wait until running clones are complete",
     "  --timeout=SECONDS         give up after this time\n"

@@ -46,6 +46,7 @@ extern int check_main (int argc, char *argv[]);
 extern int dump_main (int argc, char *argv[]);
 extern int repair_main (int argc, char *argv[]);
 extern int status_main (int argc, char *argv[]);
+extern int watch_main (int argc, char *argv[]);
 extern int wait_main (int argc, char *argv[]);
 extern int pause_main (int argc, char *argv[]);
 extern int resume_main (int argc, char *argv[]);
