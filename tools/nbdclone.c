@@ -81,6 +81,15 @@ static const struct command {
     "KEY=VALUE is as on nbdkit's command line, such as hydration-rate=20M.\n"
     "\n"
     TELL_STATUS, EXIT_UNREACHABLE },
+  { "map", map_main, "[--svg=FILE] CONTROL|METADATA",
+    "show which parts of a disk are valid",
+    "  --svg=FILE                write a picture to FILE\n"
+    CONTROL_HELP
+    "METADATA is a path or an NBD URI, and is never written to.\n"
+    "\n"
+    "Exit status: 0 done, 1 the clone has no maps, 2 usage, 4 CONTROL cannot "
+    "be\nreached, or METADATA cannot be read.\n",
+    EXIT_UNREACHABLE },
   { "check", check_main, "[--all] METADATA",
     "say whether metadata is damaged, and where",
     "  --all  list all faults\n"

@@ -48,6 +48,7 @@ extern int repair_main (int argc, char *argv[]);
 extern int status_main (int argc, char *argv[]);
 extern int watch_main (int argc, char *argv[]);
 extern int wait_main (int argc, char *argv[]);
+extern int map_main (int argc, char *argv[]);
 extern int pause_main (int argc, char *argv[]);
 extern int resume_main (int argc, char *argv[]);
 extern int stop_main (int argc, char *argv[]);
