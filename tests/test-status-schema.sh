@@ -99,7 +99,7 @@ wrong = [
     (["source", "error"], ""), (["settings", "hydration-priority"], True),
     (["more"], 1), (["source", "more"], 1), (["settings", "more"], 1),
 ]
-wrong += [([name], delete) for name in answers[0]]
+wrong += [([name], delete) for name in schema["required"]]
 wrong += [(["settings", name], delete) for name in answers[0]["settings"]]
 for path, value in wrong:
     if validator.is_valid(change(answers[0], path, value)):

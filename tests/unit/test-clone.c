@@ -262,6 +262,7 @@ START_TEST (random_against_model)
   d->options.discard_passdown = _i & 1;
   d->options.copy_on_read = _i & 2;
   d->clone->options = d->options;
+  clone_set_copy_on_read (d->clone, d->options.copy_on_read);
   for (unsigned i = 0; i < ops; ++i) {
     random_op (&seed);
     if (i % 50 == 0)
@@ -446,7 +447,7 @@ START_TEST (holes_stay)
 {
   new_disk (256 * K, 4 * K);
   d->clone->options.discard_passdown = false;
-  d->clone->options.copy_on_read = _i == 2;
+  clone_set_copy_on_read (d->clone, _i == 2);
   mock_fill (d->dest, NULL, 256 * K, 0);
   mock_fill (d->source, NULL, 192 * K, 0);
   write_model (0, 192 * K, 0);
@@ -872,7 +873,7 @@ START_TEST (copy_on_read)
   new_disk (size, region);
   mock_fill (d->source, NULL, region, 2 * region);
   write_model (0, region, 2 * region);
-  d->clone->options.copy_on_read = true;
+  clone_set_copy_on_read (d->clone, true);
   must_write (1, 10, 3 * region + 100);
   mock_log_clear (d->log);
 
@@ -916,7 +917,7 @@ START_TEST (copy_on_read_against_write)
   struct op read;
 
   new_disk (2 * region, region);
-  d->clone->options.copy_on_read = true;
+  clone_set_copy_on_read (d->clone, true);
   gate = mock_gate_after (d->source, MOCK_PREAD, MOCK_ANYWHERE, 1);
   /* All of both regions; or some of the first one only. */
   if (_i & 1)
@@ -951,7 +952,7 @@ END_TEST
 START_TEST (copy_on_read_that_fails)
 {
   new_disk (64 * K, 16 * K);
-  d->clone->options.copy_on_read = true;
+  clone_set_copy_on_read (d->clone, true);
   if (_i)
     mock_fail (d->dest, MOCK_PWRITE, MOCK_ANYWHERE, 1, 0, ENOSPC);
   else {
@@ -1437,7 +1438,7 @@ START_TEST (stress)
     new_disk (3 * M + 11, 2 * M);
   else
     new_disk (300 * K + 11, 4 * K);
-  d->clone->options.copy_on_read = _i & 2;
+  clone_set_copy_on_read (d->clone, _i & 2);
   mock_log_enable (d->log, false);
   mock_set_delay (d->source, 30);
   for (unsigned i = 0; i < THREADS; ++i) {
@@ -2118,7 +2119,7 @@ START_TEST (lost_amid_a_read)
   struct mock_thread *thread;
 
   new_servers (64 * K, 16 * K);
-  d->clone->options.copy_on_read = _i;
+  clone_set_copy_on_read (d->clone, _i);
   ck_assert_int_eq (write_bytes (1, 16 * K, 16 * K, 0), 0);
   gate = mock_gate_after (d->source, MOCK_PREAD, MOCK_ANYWHERE, 1);
   thread = mock_thread (read_all, NULL);

@@ -79,7 +79,7 @@ static struct cell {
 static int stride = 1;
 
 /* Sums over all cells, which are processes of their own. */
-static struct counts {
+static struct tally {
   _Atomic unsigned begun, ended, reached, acknowledged, told, settled;
 } *counts;
 

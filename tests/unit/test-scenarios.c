@@ -306,7 +306,7 @@ START_TEST (change_against_copy)
   if (copier == BY_HYDRATION)
     start_hydration (1, 1);
   else {
-    d->clone->options.copy_on_read = copier == BY_READ;
+    clone_set_copy_on_read (d->clone, copier == BY_READ);
     start (&copy, copier == BY_READ ? OP_READ : OP_CACHE, 0, 64 * K, 0);
   }
   if (gate)
@@ -470,7 +470,7 @@ START_TEST (read_against_change)
   struct op read;
 
   new_disk (128 * K, 64 * K);
-  d->clone->options.copy_on_read = _i & 1;
+  clone_set_copy_on_read (d->clone, _i & 1);
   points_hold (POINT_READ_CHOSE_SOURCE, 1);
   start (&read, OP_READ, 0, 128 * K - 100, 50);
   points_wait (POINT_READ_CHOSE_SOURCE, 1);
