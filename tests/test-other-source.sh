@@ -79,7 +79,7 @@ bad=$(((4 << 20) / 32 * 20))
 kill9 dev
 fault dev read EIO $bad $((bad + 4096))
 serve_device dev "$tmp/served"
-is_back () { said 'source [^ ]* is back$'; }
+is_back () { said 'source [^ ]* is back after '; }
 eventually is_back
 qemu-io -f raw -r -c 'read 1M 64k' "$(uri clone)"
 fails qemu-io -f raw -r -c "read $bad 4k" "$(uri clone)"

@@ -21,7 +21,7 @@ restart ()
   deadline "$deadline"
 }
 
-is_back () { [ "$(messages 'source [^ ]* is back$')" -ge 1 ]; }
+is_back () { [ "$(messages 'source [^ ]* is back after ')" -ge 1 ]; }
 
 # comes_back COMMAND...: the source is lost, and comes back, slow, by this
 # command.

@@ -557,7 +557,7 @@ START_TEST (test_status_object)
 }
 END_TEST
 
-/* The source's error appears unchanged if it is UTF-8.  Otherwise question marks
+/* The source's error appears unchanged if it is UTF-8.  If not, question marks
  * replace all bytes that are not ASCII.
  */
 START_TEST (test_status_error)
