@@ -109,3 +109,25 @@ expect 4 map "$tmp/fake.sock"
 # A clone without maps.
 rm "$tmp/files/map.json"
 expect 1 map "$tmp/fake.sock"
+
+# A real clone: the legend says what /status says, also while it hydrates.
+truncate -s 8M "$tmp/src"
+make_disk "$tmp/data" 2M
+dd if="$tmp/data" of="$tmp/src" conv=notrunc status=none
+serve_clone "$tmp/src" destination="$tmp/real" hydration=off
+$python - "$(uri clone)" <<'PY'
+import nbd, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+h.pwrite(b"x" * (1 << 20), 1 << 20)
+h.flush()
+h.shutdown()
+PY
+"$nbdclone" map "$tmp/clone.ctl" >"$tmp/out"
+grep -x '. durable: 1 MiB' "$tmp/out"
+grep -x '. invalid: 7 MiB' "$tmp/out"
+control POST /resume
+wait_complete
+"$nbdclone" map --svg "$tmp/real.svg" "$tmp/clone.ctl"
+legend "$tmp/real.svg" | grep 'durable=8388608 '
+stop clone
