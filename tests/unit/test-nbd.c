@@ -228,8 +228,12 @@ handshake (int fd)
     else if (option == 7 && !reply_option (fd, 7, 3, &info, sizeof info,
                                             sizeof info))
       return false;
-    if (option != 7 && option != 8 && option != 10)
-      return false;
+    if (option != 7 && option != 8 && option != 10) {
+      /* NBD_REP_ERR_UNSUP, for extended headers for example. */
+      if (!reply_option (fd, option, 0x80000001, NULL, 0, 0))
+        return false;
+      continue;
+    }
     if (!reply_option (fd, option, 1, NULL, 0, 0))
       return false;
     if (option == 7)
