@@ -10,7 +10,7 @@
 
 #include "base/cleanup.h"
 #include "control/request.h"
-#include "control/text.h"
+#include "control/json-text.h"
 
 /* Queue the text as the answer, and free it later. */
 static enum MHD_Result

@@ -7,7 +7,7 @@
 #include "base/cleanup.h"
 #include "control/settings.h"
 #include "control/status.h"
-#include "control/text.h"
+#include "control/json-text.h"
 #include "store/region-map.h"
 
 const char *const status_state_names[STATUS_STATES] = {

@@ -6,8 +6,8 @@
  * name, a server's error, or a piece of a request.
  */
 
-#ifndef CLONE_TEXT_H
-#define CLONE_TEXT_H
+#ifndef CLONE_JSON_TEXT_H
+#define CLONE_JSON_TEXT_H
 
 #include <jansson.h>
 
@@ -16,4 +16,4 @@
  */
 extern json_t *text_json (const char *text);
 
-#endif /* CLONE_TEXT_H */
+#endif /* CLONE_JSON_TEXT_H */

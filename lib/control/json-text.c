@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
-#include "control/text.h"
+#include "control/json-text.h"
 
 json_t *
 text_json (const char *text)
