@@ -141,6 +141,23 @@ run_parts ()
   done
 }
 
+# nbdclone_exits STATUS ARGUMENT...: $nbdclone has this exit status.  Its output
+# is in $tmp/out and $tmp/err; what goes wrong is one line there.
+nbdclone_exits ()
+{
+  local status=$1 rc=0
+  shift
+  "$nbdclone" "$@" >"$tmp/out" 2>"$tmp/err" </dev/null || rc=$?
+  cat "$tmp/out" "$tmp/err"
+  [ $rc -eq "$status" ] || fail "exit status $rc, not $status: nbdclone $*"
+  if [ $rc -eq 0 ]; then
+    test ! -s "$tmp/err"
+  else
+    test "$(grep -c '^nbdclone: ' "$tmp/err")" -eq 1
+    test "$(wc -l <"$tmp/err")" -eq 1
+  fi
+}
+
 # Tools that look for errors in our code.
 
 # program NAME: print the command that runs NAME of the build directory.

@@ -11,23 +11,6 @@
 nbdclone=$(program tools/nbdclone)
 unset NBDCLONE_TOKEN_FILE
 
-# expect STATUS ARGUMENT...: nbdclone has this exit status.  Its output is in
-# $tmp/out and $tmp/err; what goes wrong is one line there.
-expect ()
-{
-  local status=$1 rc=0
-  shift
-  "$nbdclone" "$@" >"$tmp/out" 2>"$tmp/err" </dev/null || rc=$?
-  cat "$tmp/out" "$tmp/err"
-  [ $rc -eq "$status" ] || fail "exit status $rc, not $status: nbdclone $*"
-  if [ $rc -eq 0 ]; then
-    test ! -s "$tmp/err"
-  else
-    test "$(grep -c '^nbdclone: ' "$tmp/err")" -eq 1
-    test "$(wc -l <"$tmp/err")" -eq 1
-  fi
-}
-
 # said WORDS...: each of them is in the output of the last nbdclone.
 said ()
 {
@@ -45,20 +28,20 @@ serve_clone "$(uri src)" destination="$tmp/dest" region-size=64K \
 
 # ---- status
 
-expect 0 status "$ctl"
+nbdclone_exits 0 status "$ctl"
 said "$ctl" "$(uri src)" "$tmp/dest" paused '0.0%' '0 bytes of 4 MiB' rw \
      'connected, ' 'hydration-rate: 20 MiB/s' 'hydration-threshold: 16 MiB'
 fails grep -q $'\033' "$tmp/out"
-expect 0 status --json "$ctl"
+nbdclone_exits 0 status --json "$ctl"
 jq -e '.state == "paused" and .size == 4194304' "$tmp/out"
 jq -e --arg from "$(uri src)" --arg to "$tmp/dest" \
    '.source.name == $from and .destination.name == $to' "$tmp/out"
 # Half of the disk, and its first regions durable.
 qemu-io -f raw -c 'write 0 1M' -c flush -c 'write 1M 1M' "$(uri clone)"
-expect 0 status "$ctl"
+nbdclone_exits 0 status "$ctl"
 said '50.0%' '2 MiB of 4 MiB'
 grep -q '\[=*> *\] 50.0%' "$tmp/out"
-(cd "$tmp" && expect 0 status clone.ctl)
+(cd "$tmp" && nbdclone_exits 0 status clone.ctl)
 
 # ---- wrong usage
 
@@ -69,7 +52,7 @@ for args in "status" "status $ctl $ctl" "status --nonsense $ctl" \
             "status http://user@localhost" "status https://localhost" \
             "status $(printf '%0200d' 0)"; do
   # shellcheck disable=SC2086 # words
-  expect 2 $args
+  nbdclone_exits 2 $args
 done
 
 # ---- servers that are no clones
@@ -81,13 +64,13 @@ bad ()
   shift
   server fake "$python" "$srcdir/fake-control.py" "$tmp/fake.sock" \
          "$tmp/fake.pid" "$how" "$tmp"
-  expect 4 status --answer-timeout=${timeout:-60} "$tmp/fake.sock"
+  nbdclone_exits 4 status --answer-timeout=${timeout:-60} "$tmp/fake.sock"
   said "$tmp/fake.sock: " "$@"
   kill9 fake
 }
-expect 4 status "$tmp/nothing"
+nbdclone_exits 4 status "$tmp/nothing"
 said "$tmp/nothing: cannot connect: No such file"
-expect 4 status "$tmp/src"
+nbdclone_exits 4 status "$tmp/src"
 said 'cannot connect: '
 timeout=0.2 bad silent 'no answer within 0.2 seconds'
 bad hangup 'ended without an answer'
@@ -98,12 +81,12 @@ bad object 'not that of a clone'
 bad endless 'too long'
 bad redirect 'HTTP status 302'
 # It was killed: nobody listens.
-expect 4 status "$tmp/fake.sock"
+nbdclone_exits 4 status "$tmp/fake.sock"
 said 'Connection refused' 'nbdkit does not run'
 # The error's text cannot do anything to a terminal.
 server fake "$python" "$srcdir/fake-control.py" "$tmp/fake.sock" \
        "$tmp/fake.pid" escapes
-expect 1 status "$tmp/fake.sock"
+nbdclone_exits 1 status "$tmp/fake.sock"
 said 'a?[31mb??c?'
 kill9 fake
 
@@ -121,7 +104,7 @@ cat >"$tmp/files/status.json" <<'END'
 END
 server fake "$python" "$srcdir/fake-control.py" "$tmp/fake.sock" \
        "$tmp/fake.pid" files "$tmp/files"
-expect 0 status "$tmp/fake.sock"
+nbdclone_exits 0 status "$tmp/fake.sock"
 # 100% only if all is valid.
 said '5.0 TiB of 5 TiB, durable 8 KiB' '99.9%' '1.6 KiB/s' '1:02:05 h' waiting \
      'lost: Connection ?[2J refused; 4 KiB cannot be read' 'a?c' \
@@ -144,26 +127,26 @@ url=http://127.0.0.1:$port
 server clone nbdkit -f -P "$tmp/clone.pid" -U "$tmp/clone.sock" "$plugin" \
        "$(uri src)" destination="$tmp/dest" hydration=off \
        control="127.0.0.1:$port" control-token=+"$tmp/token"
-expect 0 status --token="$tmp/token" "$url"
-expect 0 status --token "$tmp/token" "$url/"
+nbdclone_exits 0 status --token="$tmp/token" "$url"
+nbdclone_exits 0 status --token "$tmp/token" "$url/"
 # A proxy would learn the token.
 NBDCLONE_TOKEN_FILE=$tmp/token http_proxy=http://127.0.0.1:9 \
-  all_proxy=http://127.0.0.1:9 expect 0 status "$url"
-expect 4 status "$url"
+  all_proxy=http://127.0.0.1:9 nbdclone_exits 0 status "$url"
+nbdclone_exits 4 status "$url"
 said 'token is missing'
-expect 4 status --token="$tmp/other-token" "$url"
+nbdclone_exits 4 status --token="$tmp/other-token" "$url"
 said 'token is wrong'
-expect 2 status --token="$tmp/no-token" "$url"
-expect 2 status --token="$tmp/long-token" "$url"
+nbdclone_exits 2 status --token="$tmp/no-token" "$url"
+nbdclone_exits 2 status --token="$tmp/long-token" "$url"
 stop clone
-expect 4 status --token="$tmp/token" "$url"
+nbdclone_exits 4 status --token="$tmp/token" "$url"
 said 'Connection refused'
 
 # ---- help
 
 "$nbdclone" --help >"$tmp/help"
 for command in $(sed -n 's/^  nbdclone \([a-z]*\) .*/\1/p' "$tmp/help"); do
-  expect 0 "$command" --help
+  nbdclone_exits 0 "$command" --help
   said "nbdclone $command" 'Exit status: 0'
 done
 # An output that cannot be written is an error.

@@ -11,18 +11,6 @@
 nbdclone=$(program tools/nbdclone)
 meta=$tmp/dest.clone
 
-# expect STATUS ARGUMENT...: nbdclone has this exit status.  Its output is in
-# $tmp/out and $tmp/err.
-expect ()
-{
-  local status=$1 rc=0
-  shift
-  "$nbdclone" "$@" >"$tmp/out" 2>"$tmp/err" </dev/null || rc=$?
-  cat "$tmp/out" "$tmp/err"
-  [ $rc -eq "$status" ] || fail "exit status $rc, not $status: nbdclone $*"
-  test "$(wc -l <"$tmp/err")" -eq $((rc > 0))
-}
-
 # blocks: the rows before the legend, as one.
 blocks () { sed '/^. durable: /,$d' "$tmp/out" | tr -d '\n'; }
 
@@ -53,27 +41,27 @@ qemu-io -f raw -c 'write 0 1M' -c 'write 2M 64k' -c 'write 4194304 1000' \
         -c flush "$(uri clone)"
 valid=$(status .bytes_hydrated)
 test "$valid" -eq $(((17 << 16) + 1000))
-expect 4 map "$meta"
+nbdclone_exits 4 map "$meta"
 stop clone
-expect 0 map "$meta"
+nbdclone_exits 0 map "$meta"
 a='################' b='................'
 test "$(blocks)" = "$a$b#${b:1}$b#"
 grep -q '^# durable: 1.1 MiB$' "$tmp/out"
-expect 0 map --svg="$tmp/svg" "$meta"
+nbdclone_exits 0 map --svg="$tmp/svg" "$meta"
 test ! -s "$tmp/out"
 test "$(legend "$tmp/svg")" = "durable=$valid dirty=0 \
 invalid=$((4195304 - valid)) in-flight=0 bad=0 unknown=0 "
-expect 4 map "$tmp/nothing"
-expect 4 map --svg="$tmp/nothing/svg" "$meta"
-expect 4 map "$tmp/src"
-expect 2 map
-expect 2 map --nonsense "$meta"
+nbdclone_exits 4 map "$tmp/nothing"
+nbdclone_exits 4 map --svg="$tmp/nothing/svg" "$meta"
+nbdclone_exits 4 map "$tmp/src"
+nbdclone_exits 2 map
+nbdclone_exits 2 map --nonsense "$meta"
 # Damaged metadata: nothing is known of the regions.
 cp "$meta" "$tmp/damaged"
 printf x | dd of="$tmp/damaged" bs=1 seek=8200 conv=notrunc status=none
 "$nbdclone" check "$tmp/damaged" >"$tmp/out" || test $? -eq 1
 grep -q 'of 65 regions is unknown' "$tmp/out"
-expect 0 map "$tmp/damaged"
+nbdclone_exits 0 map "$tmp/damaged"
 grep -q '^? unknown: 4 MiB$\|^? unknown: 4.0 MiB$' "$tmp/out"
 
 # ---- a running clone
@@ -95,20 +83,20 @@ cat >"$tmp/files/map.json" <<END
 END
 server fake "$python" "$srcdir/fake-control.py" "$tmp/fake.sock" \
        "$tmp/fake.pid" files "$tmp/files"
-expect 0 map "$tmp/fake.sock"
+nbdclone_exits 0 map "$tmp/fake.sock"
 test "$(blocks)" = '#=--.!'
-expect 0 map --svg "$tmp/svg" "$tmp/fake.sock"
+nbdclone_exits 0 map --svg "$tmp/svg" "$tmp/fake.sock"
 test "$(legend "$tmp/svg")" = "durable=6288 dirty=3000 invalid=11096 \
 in-flight=4096 bad=96 unknown=0 "
 # No parts of a cell that exceed it, and no other objects.
 sed 's/"durable": 4096/"durable": 8192/' "$tmp/files/map.json" >"$tmp/wrong"
 cp "$tmp/wrong" "$tmp/files/map.json"
-expect 4 map "$tmp/fake.sock"
+nbdclone_exits 4 map "$tmp/fake.sock"
 echo '{"size": 5, "cells": []}' >"$tmp/files/map.json"
-expect 4 map "$tmp/fake.sock"
+nbdclone_exits 4 map "$tmp/fake.sock"
 # A clone without maps.
 rm "$tmp/files/map.json"
-expect 1 map "$tmp/fake.sock"
+nbdclone_exits 1 map "$tmp/fake.sock"
 
 # A real clone: the legend says what /status says, also while it hydrates.
 truncate -s 8M "$tmp/src"

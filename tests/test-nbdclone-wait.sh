@@ -9,18 +9,6 @@
 
 nbdclone=$(program tools/nbdclone)
 
-# expect STATUS ARGUMENT...: nbdclone has this exit status.  Its output is in
-# $tmp/out and $tmp/err.
-expect ()
-{
-  local status=$1 rc=0
-  shift
-  "$nbdclone" "$@" >"$tmp/out" 2>"$tmp/err" </dev/null || rc=$?
-  cat "$tmp/out" "$tmp/err"
-  [ $rc -eq "$status" ] || fail "exit status $rc, not $status: nbdclone $*"
-  test "$(wc -l <"$tmp/err")" -eq $((rc > 0))
-}
-
 said ()
 {
   local word
@@ -53,49 +41,49 @@ start b destination="$tmp/b.dest"
 
 # ---- pause, resume, set
 
-expect 0 set "$a" hydration-rate=5M hydration-batch-size=65536
+nbdclone_exits 0 set "$a" hydration-rate=5M hydration-batch-size=65536
 said 'hydration-rate: 5 MiB/s' 'hydration-batch-size: 64 KiB'
 is a '.settings."hydration-rate" == 5242880 and
       .settings."hydration-batch-size" == 65536'
-expect 1 set "$a" hydration-rate=1M nonsense=1
+nbdclone_exits 1 set "$a" hydration-rate=1M nonsense=1
 said '"nonsense" is not a setting'
-expect 1 set "$a" hydration-rate=1M hydration-threshold=fast
+nbdclone_exits 1 set "$a" hydration-rate=1M hydration-threshold=fast
 said 'hydration-threshold'
 is a '.settings."hydration-rate" == 5242880'
 for args in "set $a" "set $a hydration-rate" "set $a =5" "set" "pause" \
             "pause $a $b" "wait" "stop --timeout=-1 $a" \
             "wait --timeout=x $a"; do
   # shellcheck disable=SC2086 # words
-  expect 2 $args
+  nbdclone_exits 2 $args
 done
-expect 0 set "$a" hydration-rate=0
-expect 0 resume "$b"
-expect 0 wait "$b"
-expect 0 pause "$a"
-expect 0 pause "$a"
+nbdclone_exits 0 set "$a" hydration-rate=0
+nbdclone_exits 0 resume "$b"
+nbdclone_exits 0 wait "$b"
+nbdclone_exits 0 pause "$a"
+nbdclone_exits 0 pause "$a"
 is a '.state == "paused"'
 
 # ---- wait
 
 # Each clone is asked, whatever the time.
-expect 3 wait --timeout=0 "$a" "$b"
+nbdclone_exits 3 wait --timeout=0 "$a" "$b"
 said '1 of 2 clones'
 "$nbdclone" wait "$a" "$b" & waiter=$!
 pids+=("$waiter")
-expect 0 resume "$a"
+nbdclone_exits 0 resume "$a"
 wait "$waiter" || fail "wait: exit status $?"
-expect 0 wait --timeout=0 "$b" "$a"
+nbdclone_exits 0 wait --timeout=0 "$b" "$a"
 same "$tmp/a.dest" "$tmp/src"
 
 # A clone that fails ends the wait, whatever the others do.
 serve broken --filter=error memory 4M error-pwrite-rate=100%
 start c destination="$(uri broken)" metadata="$tmp/c.meta"
 start d destination="$tmp/d.dest"
-expect 3 wait --timeout=0 "$tmp/c.ctl" "$tmp/d.ctl"
-expect 0 resume "$tmp/c.ctl"
-expect 1 wait "$tmp/d.ctl" "$tmp/c.ctl"
+nbdclone_exits 3 wait --timeout=0 "$tmp/c.ctl" "$tmp/d.ctl"
+nbdclone_exits 0 resume "$tmp/c.ctl"
+nbdclone_exits 1 wait "$tmp/d.ctl" "$tmp/c.ctl"
 said "$tmp/c.ctl: hydration has failed"
-expect 4 wait "$tmp/d.ctl" "$tmp/nothing"
+nbdclone_exits 4 wait "$tmp/d.ctl" "$tmp/nothing"
 said "$tmp/nothing: cannot connect"
 kill9 c
 
@@ -128,7 +116,7 @@ cat >"$tmp/files/status.json" <<'END'
 END
 server fake "$python" "$srcdir/fake-control.py" "$tmp/fake.sock" \
        "$tmp/fake.pid" stuck "$tmp/files"
-expect 4 wait --answer-timeout=3 "$tmp/fake.sock"
+nbdclone_exits 4 wait --answer-timeout=3 "$tmp/fake.sock"
 said 'ended without an answer'
 diff - "$tmp/fake.sock.requests" <<'END'
 GET /status HTTP/1.1
@@ -140,9 +128,9 @@ kill9 fake
 # ---- stop
 
 pid=$(cat "$tmp/a.pid")
-expect 0 stop "$a"
+nbdclone_exits 0 stop "$a"
 has_ended "$pid"
-expect 4 stop "$a"
+nbdclone_exits 4 stop "$a"
 reap a "$pid"
 kill9 b
 
@@ -156,7 +144,7 @@ pids+=("$client")
 arrived () { test "$(requests dest Write)" -gt "$before"; }
 eventually arrived
 pid=$(cat "$tmp/e.pid")
-expect 3 stop --timeout=0 "$tmp/e.ctl"
+nbdclone_exits 3 stop --timeout=0 "$tmp/e.ctl"
 said 'has not ended'
 fails has_ended "$pid"
 let_go dest
