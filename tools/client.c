@@ -17,8 +17,8 @@
 #include "base/cleanup.h"
 #include "base/rounding.h"
 #include "client.h"
+#include "control/token.h"
 #include "nbdclone.h"
-#include "token-file.h"
 
 /* No answer of a clone is longer.  Bytes. */
 #define ANSWER_MAX ((size_t)16 << 20)
@@ -299,17 +299,39 @@ add_header (struct clients *s, const char *header)
   return 0;
 }
 
+/* The token in the file; the caller frees it.  NULL, logged, on failure. */
+static char *
+read_token (const char *file)
+{
+  CLEANUP_FREE char *why = NULL;
+  char *token = token_read (file, &why);
+
+  if (token == NULL && why == NULL)
+    out_of_memory ();
+  if (token == NULL) {
+    log_error (&tool_log, "token file %s: %s", file, why);
+    return NULL;
+  }
+  token[strcspn (token, "\r")] = '\0'; /* the line may end in "\r\n" */
+  if (token_is_valid (token))
+    return token;
+  log_error (&tool_log, "token file %s: the first line must be the token: 1 to "
+             "%d printable ASCII characters without blanks", file, TOKEN_MAX);
+  free (token);
+  return NULL;
+}
+
 static int
 add_token (struct clients *s, const char *file)
 {
-  char token[TOKEN_FILE_MAX];
-  CLEANUP_FREE char *header = NULL;
+  CLEANUP_FREE char *token = NULL, *header = NULL;
 
   if (file == NULL)
     file = getenv ("NBDCLONE_TOKEN_FILE");
   if (file == NULL || *file == '\0')
     return 0;
-  if (token_file_read (file, token) == -1)
+  token = read_token (file);
+  if (token == NULL)
     return -1;
   if (asprintf (&header, "Authorization: Bearer %s", token) == -1) {
     header = NULL;
