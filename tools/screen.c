@@ -122,18 +122,25 @@ add_text (struct line *l, enum style style, const char *text)
 }
 
 void
-line_add (struct line *l, enum style style, const char *fmt, ...)
+line_vadd (struct line *l, enum style style, const char *fmt, va_list args)
 {
   CLEANUP_FREE char *text = NULL;
+
+  if (vasprintf (&text, fmt, args) == -1) {
+    text = NULL;
+    out_of_memory ();
+  }
+  add_text (l, style, text);
+}
+
+void
+line_add (struct line *l, enum style style, const char *fmt, ...)
+{
   va_list args;
 
   va_start (args, fmt);
-  if (vasprintf (&text, fmt, args) == -1)
-    text = NULL;
+  line_vadd (l, style, fmt, args);
   va_end (args);
-  if (text == NULL)
-    out_of_memory ();
-  add_text (l, style, text);
 }
 
 void
@@ -188,24 +195,11 @@ size_words (uint64_t bytes, char buf[WORDS_MAX])
   return buf;
 }
 
-static unsigned
-permille (uint64_t part, uint64_t whole)
-{
-  if (part >= whole)
-    return 1000;
-  return (unsigned)((unsigned __int128)part * 1000 / whole);
-}
-
-unsigned
-whole_percent (uint64_t part, uint64_t whole)
-{
-  return permille (part, whole) / 10;
-}
-
 const char *
 percent_words (uint64_t part, uint64_t whole, char buf[WORDS_MAX])
 {
-  const unsigned n = permille (part, whole);
+  const unsigned n = part >= whole ? 1000
+    : (unsigned)((unsigned __int128)part * 1000 / whole);
 
   snprintf (buf, WORDS_MAX, "%u.%u%%", n / 10, n % 10);
   return buf;

@@ -11,6 +11,7 @@
 #ifndef CLONE_SCREEN_H
 #define CLONE_SCREEN_H
 
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -48,6 +49,9 @@ extern void line_begin (struct line *l, const struct screen *screen,
                         unsigned max);
 extern void line_add (struct line *l, enum style style, const char *fmt, ...)
   __attribute__ ((format (printf, 3, 4)));
+extern void line_vadd (struct line *l, enum style style, const char *fmt,
+                       va_list args)
+  __attribute__ ((format (printf, 3, 0)));
 
 /* A bar of so many columns, of which part/whole is filled. */
 extern void line_add_bar (struct line *l, unsigned columns, uint64_t part,
@@ -62,7 +66,9 @@ extern char *line_end (struct line *l);
 /* Numbers in words.  The result is in buf. */
 #define WORDS_MAX 40
 
-/* "1.5 GiB" */
+/* "1.5 GiB".  Unlike text_size (base/text.h), this shows what is not exact: a
+ * disk has "5 TiB", and "5.0 TiB" is a little more or less.
+ */
 extern const char *size_words (uint64_t bytes, char buf[WORDS_MAX]);
 
 /* "42.3%": 100.0% only if part is the whole. */
@@ -71,8 +77,5 @@ extern const char *percent_words (uint64_t part, uint64_t whole,
 
 /* "12 s", "3:05 min", "1:02:03 h", "4 days" */
 extern const char *time_words (uint64_t seconds, char buf[WORDS_MAX]);
-
-/* 0 to 100, rounded down. */
-extern unsigned whole_percent (uint64_t part, uint64_t whole);
 
 #endif /* CLONE_SCREEN_H */

@@ -10,7 +10,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "base/cleanup.h"
 #include "base/rounding.h"
 #include "client.h"
 #include "clone-status.h"
@@ -47,18 +46,13 @@ static void
 print_text (const struct screen *screen, const char *name, enum style style,
             const char *fmt, ...)
 {
-  CLEANUP_FREE char *text = NULL;
   struct line l;
   va_list args;
 
-  va_start (args, fmt);
-  if (vasprintf (&text, fmt, args) == -1)
-    text = NULL;
-  va_end (args);
-  if (text == NULL)
-    out_of_memory ();
   begin (&l, screen, name);
-  line_add (&l, style, "%s", text);
+  va_start (args, fmt);
+  line_vadd (&l, style, fmt, args);
+  va_end (args);
   print_and_free (line_end (&l));
 }
 

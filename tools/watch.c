@@ -21,6 +21,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/rounding.h"
+#include "base/text.h"
 #include "client.h"
 #include "clone-status.h"
 #include "nbdclone.h"
@@ -164,7 +165,7 @@ static void
 print_change (struct watch *watch, struct watched *w)
 {
   const struct clone_status *s = &w->s;
-  const unsigned percent = whole_percent (s->valid, s->size);
+  const unsigned percent = text_percent (s->valid, s->size);
   char valid[WORDS_MAX], size[WORDS_MAX];
   CLEANUP_FREE char *text = NULL;
   struct line l;
