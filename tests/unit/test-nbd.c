@@ -1129,6 +1129,70 @@ START_TEST (channel_changes_connection)
 }
 END_TEST
 
+/* ---- BACKEND_IF_DATA ---- */
+
+#define IF_DATA (BACKEND_IF_DATA | BACKEND_MAY_TRIM)
+
+/* The server cannot zero.  Of 64 bytes it reports every other one as data, and
+ * all read as zeroes.  How often is it read and written to, and what is the
+ * result, when each of the steps fails or loses the server?
+ */
+static const struct {
+  enum conduct status, read, write;
+  int error;
+  unsigned reads, writes;
+} zero_cases[] = {
+  { GOOD, GOOD, GOOD, 0, 32, 0 },
+  { FAIL, GOOD, GOOD, 0, 1, 0 },      /* all is data */
+  { GOOD, FAIL, GOOD, 0, 32, 32 },    /* to write may repair it */
+  { FAIL, FAIL, GOOD, 0, 1, 1 },
+  { FAIL, FAIL, FAIL, EIO, 1, 1 },
+  { CLOSE, GOOD, GOOD, ENOTCONN, 0, 0 },
+  { GOOD, CLOSE, GOOD, ENOTCONN, 1, 0 },
+  { FAIL, FAIL, CLOSE, ENOTCONN, 1, 1 },
+};
+#define ZERO_CASES (int)(sizeof zero_cases / sizeof zero_cases[0])
+
+/* A caller that waits, or a channel. */
+static int
+zero_if_data_by (struct channel *ch, struct ev_loop *loop)
+{
+  static struct my_io m;
+
+  if (ch == NULL)
+    return backend_zero (b, 64, 0, IF_DATA) == -1 ? errno : 0;
+  m = (struct my_io){
+    .io = { .type = IO_ZERO, .count = 64, .flags = IF_DATA, .done = io_done,
+            .opaque = &m },
+    .loop = loop,
+  };
+  channel_submit (ch, &m.io);
+  return finish (&m);
+}
+
+START_TEST (zero_if_data_fails)
+{
+  struct ev_loop *loop = ev_loop_new (EVFLAG_NOENV);
+  const int i = _i / 2;
+  struct channel *ch = NULL;
+
+  start_server (false, false);
+  open_backend (1, 0);
+  start_backend (false);
+  if (_i % 2)
+    ch = channel_new (b, loop);
+  set (AT_STATUS, zero_cases[i].status);
+  set (AT_READ, zero_cases[i].read);
+  set (AT_WRITE, zero_cases[i].write);
+  ck_assert_int_eq (zero_if_data_by (ch, loop), zero_cases[i].error);
+  ck_assert_uint_eq (came (AT_READ), zero_cases[i].reads);
+  ck_assert_uint_eq (came (AT_WRITE), zero_cases[i].writes);
+  channel_free (ch);
+  ev_loop_destroy (loop);
+  end ();
+}
+END_TEST
+
 /* ---- many at once ---- */
 
 /* Small reads, and writes that are larger than the socket's buffer. */
@@ -1305,6 +1369,7 @@ suite (void)
   tcase_add_test (tc, channel_changes_connection);
   tcase_add_test (tc, driver_leaves);
   tcase_add_test (tc, dies_while_issuing);
+  tcase_add_loop_test (tc, zero_if_data_fails, 0, 2 * ZERO_CASES);
   tcase_add_loop_test (tc, all_get_replies, 1, 4);
   tcase_add_test (tc, interrupt_ends);
   suite_add_tcase (s, tc);
