@@ -213,7 +213,7 @@ struct backend {
   /* Writes that are not multiples of this cost a read-modify-write. */
   uint32_t minimum_block;
   bool readonly;       /* pwrite, zero, trim and flush fail with EPERM */
-  bool can_zero;       /* zero does more than to write zeroes, or may */
+  bool can_zero;       /* zero may be faster than writing zeroes */
   bool can_fast_zero;  /* BACKEND_FAST succeeds at least sometimes */
   bool is_file;        /* a regular file, in a directory */
   bool knows_extents;  /* false: extents reports everything as data */

@@ -6,9 +6,8 @@
  *
  * The last run of data is remembered.  Without that, short questions about a
  * long run take quadratic time where SEEK_HOLE looks at each page of it, as on
- * tmpfs.  Whatever may turn data into a hole calls file_forget_data when it has
- * done so.  A question that began before, and saw data there, does not remember
- * it then.
+ * tmpfs.  Each operation that may turn data into a hole calls file_forget_data
+ * afterwards.  A question that began before that call remembers nothing.
  */
 
 #include <config.h>

@@ -26,9 +26,9 @@
 #define ZERO_PIECE (UINT64_C (1) << 20)
 #define ZERO_GRANULE 4096
 
-/* Is step 2 possible?  It is not where that would allocate space: without
- * BACKEND_MAY_TRIM a zero allocates what was a hole, and a backend without
- * extents cannot tell.
+/* Step 2, or step 3?  Step 2 is left out where it could allocate space: a zero
+ * without BACKEND_MAY_TRIM allocates holes, and a backend that does not report
+ * extents does not say where they are.
  */
 enum zero_how { ZERO_BY_REQUEST, ZERO_BY_READING };
 extern enum zero_how zero_how (const struct backend *b, unsigned flags);

@@ -6,9 +6,9 @@
  *
  * A zero usually takes no time, whatever its length.  But a device that has no
  * command for it writes all the zeroes.  While that lasts the range is owned,
- * and clients wait for it.  So those who own what they zero do it step by step,
- * and own each step alone.  A step is what takes ZERO_STEP_SECONDS, or less, as
- * far as the zeroes before it tell.
+ * and clients wait for it.  So an owner zeroes a long range in steps, and owns
+ * one step at a time.  Judging by earlier zeroes, a step takes at most about
+ * ZERO_STEP_SECONDS.
  *
  * Threads: any number of threads may call these functions at once.
  */

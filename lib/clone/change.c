@@ -334,7 +334,7 @@ change (struct clone *c, struct change ch, uint32_t count)
   int r;
 
   clone_count_request (c);
-  /* Between these a kept answer of block status may be wrong
+  /* While a change is between these two, no answer of block status is kept
    * (kept-extents.h).
    */
   atomic_fetch_add (&c->changes_begun, 1);

@@ -117,10 +117,9 @@ extern void install_set_all (struct install *i, uint64_t start, uint64_t end);
 
 extern void install_release (struct install *i);
 
-/* For bytes that were copied from the source, where nobody asked for zeroes to
- * have space: the length of the run of zeroes, or of data, that buf begins
- * with.  The backend zeroes a run of zeroes with install_zero_flags, so what is
- * a hole in the destination stays one.
+/* For bytes that were copied from the source.  The length of the run of zeroes,
+ * or of data, at the start of buf.  A run of zeroes is zeroed with the flags
+ * that install_zero_flags returns: holes of the destination stay holes.
  */
 extern uint64_t install_zero_run (const struct install *i, const void *buf,
                                   uint64_t count, bool *zero);

@@ -33,8 +33,8 @@ struct news {
   uint64_t then;  /* bytes that were valid at the beginning */
   double begun;   /* when that was; times are those of monotonic_seconds */
   unsigned told;  /* the last tenth that was logged, or needs no message */
-  bool waiting;   /* a later one was reached .. */
-  double reached; /* .. at this time */
+  bool waiting;   /* a later tenth was reached, and is not logged yet */
+  double reached; /* when that was */
 };
 
 extern void news_init (struct news *n, uint64_t size, uint64_t valid,

@@ -134,9 +134,9 @@ worker_no_memory (struct worker *w, const struct plan_range *range,
     hydrate_tell_end (h);
 }
 
-/* On a channel that executes requests at once, holes that take long are done in
- * worker_fill, and their ranges stay owned until it returns.  So it does not go
- * on for longer than this.
+/* A channel to a file or device makes holes inside worker_fill, and their
+ * ranges stay owned until worker_fill returns.  So it returns after this time,
+ * and goes on in the next turn of the loop.
  */
 #define FILL_SECONDS ZERO_STEP_SECONDS
 
