@@ -33,16 +33,17 @@ def scatter(lab, server, size, writes):
     os.unlink(commands)
 
 
-def p14(lab):
-    """block status of a half valid, fragmented clone, against its source"""
-    size = 256 * MIB if lab.quick else 4 * GIB
-    writes = 1250 if lab.quick else 20000
+def fragmented_clone(lab, size, writes, rtt):
+    """The figures of a clone whose source has this RTT, in milliseconds."""
     limit = at_most(3)
-    status = Line("nbdinfo --map", "s", "the source", limit, is_speed=False)
-    copy = Line("nbdcopy to null:", "s", "the source", limit, is_speed=False)
+    where = f", {rtt} ms RTT" if rtt else ""
+    status = Line("nbdinfo --map" + where, "s", "the source", limit,
+                  is_speed=False)
+    copy = Line("nbdcopy to null:" + where, "s", "the source", limit,
+                is_speed=False)
     destination = lab.fresh(".raw")
 
-    with lab.source(fragmented_disk(lab, size)) as source, \
+    with lab.source(fragmented_disk(lab, size), rtt) as source, \
          lab.clone(source, destination, "hydration=off") as clone:
         scatter(lab, clone, size, writes)
 
@@ -69,3 +70,11 @@ def p14(lab):
         yield Experiment([status, copy],
                          [map_clone, map_source, copy_clone, copy_source])
     lab.remove(destination)
+
+
+def p14(lab):
+    """block status of a half valid, fragmented clone, against its source"""
+    size = 256 * MIB if lab.quick else 4 * GIB
+    writes = 1250 if lab.quick else 20000
+    for rtt in 0, 10:
+        yield from fragmented_clone(lab, size, writes, rtt)
